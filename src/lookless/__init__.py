@@ -1,0 +1,91 @@
+"""lookless: look less, at the right depth.
+
+Multimodal language models spend most of a prompt on visual tokens, and in many decoder layers those tokens' attention,
+feed-forward network, or both change nothing that the answer can see. lookless measures where, writes it down as a plan,
+makes the model do less work, and says what that costs and saves::
+
+    import lookless
+
+    loaded = lookless.load_model("reference")
+    scores = lookless.calibrate(loaded, lookless.load_data("reference:chart", split="calibration", limit=20))
+    plan = lookless.v_skip(scores, layers=7)
+    with lookless.apply(loaded.model, plan):
+        ...
+
+Importing this package patches nothing and imports no torch; what needs torch is imported when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from . import flops, methods
+from .errors import LooklessError
+from .geometry import PRESETS, Geometry
+from .methods import v_skip
+from .plan import Full, LayerPlan, Plan, Skip
+from .scores import Scores
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .calibration import calibrate, sweep
+    from .data import Sample, Samples, load_data
+    from .evaluation import Evaluation, evaluate
+    from .loading import Loaded, load_model
+    from .measure import time_prefill
+    from .runtime import Applied, apply
+    from .tracing import Trace, trace
+
+# name -> module; no module is called like what it holds, or importing the one would hide the other
+_LATER = {
+    "Applied": "runtime",
+    "Evaluation": "evaluation",
+    "Loaded": "loading",
+    "Sample": "data",
+    "Samples": "data",
+    "Trace": "tracing",
+    "apply": "runtime",
+    "calibrate": "calibration",
+    "evaluate": "evaluation",
+    "load_data": "data",
+    "load_model": "loading",
+    "sweep": "calibration",
+    "time_prefill": "measure",
+    "trace": "tracing",
+}
+
+__all__ = [
+    "PRESETS",
+    "Applied",
+    "Evaluation",
+    "Full",
+    "Geometry",
+    "LayerPlan",
+    "Loaded",
+    "LooklessError",
+    "Plan",
+    "Sample",
+    "Samples",
+    "Scores",
+    "Skip",
+    "Trace",
+    "__version__",
+    "apply",
+    "calibrate",
+    "evaluate",
+    "flops",
+    "load_data",
+    "load_model",
+    "methods",
+    "sweep",
+    "time_prefill",
+    "trace",
+    "v_skip",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'lookless' has no attribute {name!r}")
+    return getattr(import_module(f".{_LATER[name]}", __name__), name)

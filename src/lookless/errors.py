@@ -1,0 +1,43 @@
+"""What can go wrong, as one tree.
+
+LooklessError
+├── GeometryError         the architecture is unknown, or a configuration lacks a number we need
+├── PlanError             the table itself is wrong: no such layer, a cell set twice, a file of a newer schema
+│   └── PlanMismatchError the table is fine, and made for another architecture than this model's
+├── ScoresError           a scores file that cannot be read, or does not fit what is asked of it
+├── DataError             samples that cannot be read: no file, a truncated image, an unknown key, nothing at all
+└── ModelError            a model that cannot be loaded, or that the runtime does not support
+
+Every message is one sentence or two: what, where, the two values that disagree, and what to do.
+The command line prints it and exits with code 2; nothing else is caught there.
+"""
+
+from __future__ import annotations
+
+
+class LooklessError(Exception):
+    """Base of everything this library raises on purpose."""
+
+
+class GeometryError(LooklessError):
+    """The architecture is unknown, or a configuration lacks a number that is needed."""
+
+
+class PlanError(LooklessError):
+    """A plan that is wrong in itself."""
+
+
+class PlanMismatchError(PlanError):
+    """A plan made for another architecture."""
+
+
+class ScoresError(LooklessError):
+    """Scores that cannot be read or do not fit."""
+
+
+class DataError(LooklessError):
+    """Samples that cannot be read."""
+
+
+class ModelError(LooklessError):
+    """A model that cannot be loaded or is not supported."""

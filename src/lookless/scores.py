@@ -1,0 +1,100 @@
+"""How much each layer matters, measured: one number per sample and layer.
+
+Higher = matters more; methods act on the lowest.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from . import files
+from .errors import ScoresError
+from .geometry import Geometry
+from .version import __version__
+
+SCHEMA_VERSION = 1
+Score = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Scores(BaseModel):
+    """Scores of one kind on one set of samples.
+
+    Attributes:
+        name: what was measured, e.g. ``visual_information_gain``.
+        unit: of each score; divergences are in nats.
+        position: where the model's distribution was read: ``last`` prompt token, or mean over ``answer`` tokens.
+        per_sample: ``[samples][layers]``; kept so that a spread can be shown and a subset taken.
+        geometry: of the model measured.
+        model, revision: which one, a hub id or a folder's name.
+        data, data_hash: which samples, for a reader and for a machine.
+        seconds: what it took.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    unit: str = "nats"
+    position: str = "last"
+    per_sample: tuple[tuple[Score, ...], ...] = Field(min_length=1)
+    geometry: Geometry
+    model: str | None = None
+    revision: str | None = None
+    data: str | None = None
+    data_hash: str | None = None
+    seconds: float | None = None
+    lookless_version: str = __version__
+
+    @model_validator(mode="after")
+    def _one_score_per_layer(self) -> Scores:
+        for i, row in enumerate(self.per_sample):
+            if len(row) != self.geometry.layers:
+                raise ValueError(f"sample {i} has {len(row)} scores and the model {self.geometry.layers} layers")
+        return self
+
+    @property
+    def samples(self) -> int:
+        return len(self.per_sample)
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Per layer, over samples."""
+        return tuple(fmean(column) for column in zip(*self.per_sample, strict=True))
+
+    @property
+    def spread(self) -> tuple[float, ...]:
+        """Per layer, the standard deviation over samples; zero for a single sample."""
+        return tuple(stdev(c) if len(c) > 1 else 0.0 for c in zip(*self.per_sample, strict=True))
+
+    @property
+    def error(self) -> tuple[float, ...]:
+        """Per layer, the standard error of the mean."""
+        return tuple(s / math.sqrt(self.samples) for s in self.spread)
+
+    def lowest(self, count: int) -> tuple[int, ...]:
+        """The ``count`` layers with the lowest mean, in ascending order of layer; ties go to the deeper layer.
+
+        Deeper first because a tie is almost always at zero, and what a deep layer changes has fewer readers left.
+
+        Raises:
+            ScoresError: ``count`` is negative or larger than the number of layers.
+        """
+        if not 0 <= count <= self.geometry.layers:
+            raise ScoresError(f"{count} layers were asked for and the model has {self.geometry.layers}.")
+        mean = self.mean
+        return tuple(sorted(sorted(range(len(mean)), key=lambda layer: (mean[layer], -layer))[:count]))
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``path`` whole or not at all."""
+        files.write_text(Path(path), files.dump(self))
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Scores:
+        """Raises: ScoresError: no such file, an unknown key, or a newer schema."""
+        return files.load(Path(path), cls, ScoresError, SCHEMA_VERSION)
