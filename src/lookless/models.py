@@ -1,0 +1,94 @@
+"""Model families: one row each. Where the decoder is, and how visual tokens are known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .errors import ModelError
+from .geometry import Geometry
+
+#: Decoders whose layer is the Llama block: norm, attention with separate q, k, v, o projections, norm, gated FFN.
+DECODERS = ("llama", "mistral", "qwen2")
+#: Implementations whose masks the row sets know how to cut.
+ATTENTION = ("sdpa", "eager")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a multimodal model keeps what the runtime needs; paths are attribute names joined by dots.
+
+    Attributes:
+        inner: the module that merges image features into the text; it sees ``input_ids``.
+        decoder: the language model below it, with ``layers`` and ``norm``.
+        visual_ids: attributes of the configuration that hold the ids of visual placeholder tokens.
+    """
+
+    inner: str
+    decoder: str
+    visual_ids: tuple[str, ...]
+
+
+FAMILIES: dict[str, Family] = {
+    "llava": Family("model", "model.language_model", ("image_token_id",)),
+    "llava_next": Family("model", "model.language_model", ("image_token_id",)),
+}
+
+
+@dataclass(frozen=True)
+class Located:
+    """The parts of one model: see :class:`Family`."""
+
+    inner: nn.Module
+    decoder: nn.Module
+    visual_ids: tuple[int, ...]
+    geometry: Geometry
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        layers = self.decoder.layers
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+
+def geometry_of(model: nn.Module) -> Geometry:
+    """The geometry of a loaded model."""
+    return Geometry.from_config(model.config)
+
+
+def locate(model: nn.Module) -> Located:
+    """The parts of ``model`` that the runtime works on.
+
+    Raises:
+        ModelError: the family, its decoder or its attention implementation is not supported; says what is.
+    """
+    config: Any = getattr(model, "config", None)
+    model_type = getattr(config, "model_type", type(model).__name__)
+    family = FAMILIES.get(model_type)
+    if family is None:
+        raise ModelError(f"models of type {model_type!r} are not supported; supported are {', '.join(FAMILIES)}.")
+    text = config.get_text_config()
+    if text.model_type not in DECODERS:
+        raise ModelError(
+            f"{model_type} over a {text.model_type!r} decoder is not supported; "
+            f"supported decoders are {', '.join(DECODERS)}."
+        )
+    if getattr(text, "use_sliding_window", True) and getattr(text, "sliding_window", None) is not None:
+        raise ModelError(
+            f"this {text.model_type} decoder slides a window of {text.sliding_window} tokens over its keys, which the "
+            f"runtime does not know; set sliding_window to None if prompts are shorter than that."
+        )
+    if text._attn_implementation not in ATTENTION:
+        raise ModelError(
+            f"attention implementation {text._attn_implementation!r} is not supported; load the model with "
+            f"attn_implementation={ATTENTION[0]!r}."
+        )
+    ids = (getattr(config, name, None) for name in family.visual_ids)
+    return Located(
+        inner=model.get_submodule(family.inner),
+        decoder=model.get_submodule(family.decoder),
+        visual_ids=tuple(i for i in ids if i is not None),
+        geometry=geometry_of(model),
+    )

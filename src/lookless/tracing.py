@@ -1,0 +1,63 @@
+"""What really ran: the rows each operator of each layer was called with, counted at the modules themselves.
+
+The counters hang on the projections, not on the runtime, so they tell the same of a stock model, of a planned one, and
+of a plan that silently does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from .models import locate
+
+#: operator -> the module whose input rows are its rows
+OPERATORS = {"query": "self_attn.q_proj", "key": "self_attn.k_proj", "ffn": "mlp"}
+
+
+@dataclass
+class Trace:
+    """``layers[l][operator]``: rows over all calls and all prompts so far; operators are :data:`OPERATORS`."""
+
+    layers: list[dict[str, int]]
+
+    def clear(self) -> None:
+        for layer in self.layers:
+            layer.update(dict.fromkeys(layer, 0))
+
+
+@contextmanager
+def trace(model: nn.Module) -> Iterator[Trace]:
+    """Count rows while the block runs::
+
+        with lookless.apply(model, plan), lookless.trace(model) as t:
+            model(**inputs)
+        t.layers[0]["query"]
+
+    Raises:
+        ModelError: the model's family is not supported.
+    """
+    layers = locate(model).layers
+    counted = Trace([dict.fromkeys(OPERATORS, 0) for _ in layers])
+
+    def counter(layer: dict[str, int], operator: str) -> Callable[..., None]:
+        def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x: Tensor = args[0] if args else next(iter(kwargs.values()))
+            layer[operator] += x.shape[:-1].numel()
+
+        return count
+
+    hooks = [
+        layer.get_submodule(path).register_forward_pre_hook(counter(row, operator), with_kwargs=True)
+        for layer, row in zip(layers, counted.layers, strict=True)
+        for operator, path in OPERATORS.items()
+    ]
+    try:
+        yield counted
+    finally:
+        for hook in hooks:
+            hook.remove()
