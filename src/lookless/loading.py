@@ -1,0 +1,108 @@
+"""A model with its processor, by name; and samples turned into its inputs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import reference
+from .data import Sample
+from .errors import ModelError
+from .models import locate
+
+DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in eval mode, its processor, and where they came from."""
+
+    model: nn.Module
+    processor: Any
+    name: str
+    revision: str | None
+
+    def inputs(self, samples: Sequence[Sample], *, answers: Sequence[str] | None = None) -> dict[str, Any]:
+        """``samples`` as one padded batch of the model's arguments, on its device; prompts end where it answers.
+
+        Raises:
+            ModelError: the processor has no chat template.
+        """
+        if self.processor.chat_template is None:
+            raise ModelError(f"the processor of {self.name} has no chat template, so questions cannot be put to it.")
+        texts = [self._prompt(sample) for sample in samples]
+        images = [list(sample.images) for sample in samples]
+        batch = self.processor(
+            text=texts,
+            images=images if any(images) else None,
+            padding=True,
+            return_tensors="pt",
+            # Templates write the beginning-of-sequence token themselves where the tokenizer would add a second.
+            add_special_tokens=not texts[0].startswith(self.processor.tokenizer.bos_token or "\0"),
+        )
+        parameter = next(self.model.parameters())
+        return dict(batch.to(parameter.device, dtype=parameter.dtype))
+
+    def _prompt(self, sample: Sample) -> str:
+        content = [{"type": "image"}] * len(sample.images) + [{"type": "text", "text": sample.question}]
+        text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        return str(text)
+
+    @torch.no_grad()
+    def answer(self, samples: Sequence[Sample], *, max_new_tokens: int) -> list[str]:
+        """The model's greedy answers, stripped."""
+        inputs = self.inputs(samples)
+        tokenizer = self.processor.tokenizer
+        ids = self.model.generate(  # type: ignore[operator]
+            **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+        )
+        new = ids[:, inputs["input_ids"].shape[1] :]
+        return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def load_model(name: str, *, dtype: str = "auto", device: str = "cpu", revision: str | None = None) -> Loaded:
+    """``reference``, a local folder, or a hub id.
+
+    Raises:
+        ModelError: it is not there, cannot be read, or its family is not supported.
+    """
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
+    where = str(reference.MODEL) if name == "reference" else name
+    if looks_local(where) and not (Path(where) / "config.json").is_file():
+        raise ModelError(f"{where} is not a model's folder: it has no config.json.")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before the import: it tells of each missing extra
+    import transformers
+
+    # The reference is stored in bfloat16 to be small, and run in float32, which every CPU does well.
+    chosen = torch.float32 if name == "reference" and dtype == "auto" else DTYPES[dtype]
+    try:
+        config = transformers.AutoConfig.from_pretrained(where, revision=revision)
+        model = transformers.AutoModelForImageTextToText.from_pretrained(where, revision=revision, dtype=chosen)
+        processor = transformers.AutoProcessor.from_pretrained(where, revision=revision)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as problem:
+        raise ModelError(f"{name} cannot be loaded: {_first_line(problem)}") from None
+    locate(model)
+    if getattr(processor, "tokenizer", None) is None:
+        raise ModelError(f"{name} has no processor with a tokenizer and an image processor beside its weights.")
+    processor.tokenizer.padding_side = "left"  # so that a batch of prompts ends, and is answered, in one column
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    return Loaded(model.eval().to(device), processor, name, getattr(config, "_commit_hash", None))
+
+
+def looks_local(where: str) -> bool:
+    """Whether ``where`` can only be a folder here: it exists, or it is no hub id (``name`` or ``owner/name``)."""
+    path = Path(where)
+    return path.exists() or path.is_absolute() or where.startswith((".", "~")) or len(path.parts) > 2
+
+
+def _first_line(problem: BaseException) -> str:
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    return (lines[0] if lines else type(problem).__name__).rstrip(".") + "."

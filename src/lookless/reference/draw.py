@@ -1,0 +1,141 @@
+"""Worlds to pixels, and the boxes a dense label is read from. Pillow only; fonts are those matplotlib ships."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .worlds import COLOURS, IMAGE_SIZE, Chart, Scene, Sign, Thing, World
+
+SCALE = 2  # drawn this many times larger and averaged down, which smooths the edges
+BASELINE = 88  # y of the bottom of every bar, pixels
+UNIT = 8  # height of one unit of a bar, pixels
+AXIS = 8  # x of the value axis, pixels
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, right and bottom excluded
+
+
+@lru_cache(maxsize=512)
+def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return ImageFont.truetype(str(folder / f"{name}.ttf"), size)
+
+
+def text_size(text: str, font: str, size: int) -> tuple[int, int]:
+    """Width and height in pixels of ``text``'s advance box."""
+    face = _font(font, size)
+    ascent, descent = face.getmetrics()
+    return math.ceil(face.getlength(text)), ascent + descent
+
+
+def character_boxes(sign: Sign) -> tuple[Box, ...]:
+    """The inked box of each character of ``sign``."""
+    face = _font(sign.font, sign.size)
+    boxes = []
+    for i, character in enumerate(sign.text):
+        start = sign.x + face.getlength(sign.text[:i])
+        left, top, right, bottom = face.getbbox(character)
+        boxes.append((round(start + left), round(sign.y + top), round(start + right), round(sign.y + bottom)))
+    return tuple(boxes)
+
+
+def bar_boxes(chart: Chart) -> tuple[Box, ...]:
+    """The box of each bar of ``chart``, left to right."""
+    pitch = (IMAGE_SIZE - AXIS - 4) / len(chart.bars)
+    boxes = []
+    for i, (_, value) in enumerate(chart.bars):
+        left = round(AXIS + 4 + i * pitch + (pitch - chart.width) / 2)
+        boxes.append((left, BASELINE - value * UNIT, left + chart.width, BASELINE))
+    return tuple(boxes)
+
+
+def _outline(shape: str) -> list[tuple[float, float]]:
+    """Corners of ``shape`` in the unit disc, y down."""
+
+    def around(corners: int, start: float, radii: tuple[float, ...]) -> list[tuple[float, float]]:
+        turn = 2 * math.pi / corners
+        return [
+            (radii[i % len(radii)] * math.cos(start + i * turn), radii[i % len(radii)] * math.sin(start + i * turn))
+            for i in range(corners)
+        ]
+
+    if shape == "square":
+        return [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)]
+    if shape == "triangle":
+        return [(0, -1), (1, 0.85), (-1, 0.85)]
+    if shape == "star":
+        return around(10, -math.pi / 2, (1.0, 0.42))
+    if shape == "diamond":
+        return [(0, -1), (0.75, 0), (0, 1), (-0.75, 0)]
+    if shape == "cross":
+        a, b = 0.33, 0.95
+        return [
+            (-a, -b),
+            (a, -b),
+            (a, -a),
+            (b, -a),
+            (b, a),
+            (a, a),
+            (a, b),
+            (-a, b),
+            (-a, a),
+            (-b, a),
+            (-b, -a),
+            (-a, -a),
+        ]
+    if shape == "heart":
+        points = []
+        for i in range(24):
+            t = 2 * math.pi * i / 24
+            x = 16 * math.sin(t) ** 3
+            y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
+            points.append((x / 17, -y / 17))
+        return points
+    raise ValueError(f"no outline for shape {shape!r}")
+
+
+_OUTLINES = {s: _outline(s) for s in ("square", "triangle", "star", "diamond", "cross", "heart")}
+
+
+def _draw_thing(pen: ImageDraw.ImageDraw, thing: Thing, background: tuple[int, int, int]) -> None:
+    fill = COLOURS[thing.colour]
+    x, y, r = SCALE * thing.x, SCALE * thing.y, SCALE * thing.radius
+    if thing.shape in ("circle", "ring"):
+        pen.ellipse((x - r, y - r, x + r, y + r), fill=fill)
+        if thing.shape == "ring":
+            inner = r * 0.5
+            pen.ellipse((x - inner, y - inner, x + inner, y + inner), fill=background)
+    else:
+        pen.polygon([(x + r * a, y + r * b) for a, b in _OUTLINES[thing.shape]], fill=fill)
+
+
+def draw(world: World) -> Image.Image:
+    """``world`` as an RGB image of ``IMAGE_SIZE`` x ``IMAGE_SIZE`` pixels."""
+    image = Image.new("RGB", (IMAGE_SIZE * SCALE, IMAGE_SIZE * SCALE), world.background)
+    pen = ImageDraw.Draw(image)
+    if isinstance(world, Scene):
+        for thing in world.things:
+            _draw_thing(pen, thing, world.background)
+    elif isinstance(world, Chart):
+        axis = (90, 90, 90)
+        for value in range(11):
+            y = SCALE * (BASELINE - value * UNIT)
+            pen.line((SCALE * (AXIS - 3), y, SCALE * AXIS, y), fill=axis, width=SCALE)
+        pen.line((SCALE * AXIS, SCALE * 6, SCALE * AXIS, SCALE * BASELINE), fill=axis, width=SCALE)
+        pen.line((SCALE * AXIS, SCALE * BASELINE, SCALE * 94, SCALE * BASELINE), fill=axis, width=SCALE)
+        for (colour, _), (left, top, right, bottom) in zip(world.bars, bar_boxes(world), strict=True):
+            pen.rectangle((SCALE * left, SCALE * top, SCALE * right - 1, SCALE * bottom - 1), fill=COLOURS[colour])
+    image = image.reduce(SCALE)
+    if isinstance(world, Sign):
+        pen = ImageDraw.Draw(image)
+        width, height = text_size(world.text, world.font, world.size)
+        pen.rectangle((world.x - 3, world.y - 2, world.x + width + 2, world.y + height + 1), fill=world.paper)
+        pen.text((world.x, world.y), world.text, font=_font(world.font, world.size), fill=world.ink)
+    pixels = np.asarray(image, dtype=np.int16)
+    noise = np.random.Generator(np.random.SFC64(world.grain)).integers(-8, 9, pixels.shape, dtype=np.int16)
+    return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))

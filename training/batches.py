@@ -1,0 +1,113 @@
+"""Worlds to tensors.
+
+Many questions share one image: the image (or its words) is a prefix that every question sees, and no question
+sees another. Each question so stands exactly as it does at test time, at a tenth of the cost, and no answer can be
+read off an earlier one.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from describe import DESCRIBE, converse, describe, sample_world, state
+from labels import SIDE, dense_labels
+from lookless.reference.draw import draw
+from lookless.reference.worlds import World
+from tokens import Words
+
+VISUAL = SIDE * SIDE
+MEAN, STD = 127.5, 127.5  # the processor's image_mean and image_std of 0.5
+PREFIX_WORDS = 64  # the longest scene in words fits
+TALK = 128  # tokens of questions and answers behind one prefix
+TARGETS = 40  # answer tokens that are scored behind one prefix, at most; describing needs most
+SHARED, NOWHERE = 0, -1  # segments: seen by every question; padding
+
+
+@dataclass
+class Batch:
+    """``ids, positions, segments`` int64 ``[batch, sequence]``; ``where, targets`` int64 ``[batch, TARGETS]``,
+    target -100 where unused; ``pixels`` float ``[batch, 3, 96, 96]`` or None;
+    ``visual_at`` is where the visual tokens begin."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    segments: torch.Tensor
+    where: torch.Tensor
+    targets: torch.Tensor
+    pixels: torch.Tensor | None
+    visual_at: int
+
+
+def pixels_of(worlds: list[World]) -> torch.Tensor:
+    images = np.stack([np.asarray(draw(w)) for w in worlds])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().sub_(MEAN).div_(STD)
+
+
+def patch_batch(rng: random.Random, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels and dense labels ``[batch, VISUAL, heads]``; text is the slow one to learn and is shown most."""
+    from lookless.reference.worlds import sample_chart, sample_scene, sample_sign
+
+    worlds = [rng.choices((sample_scene, sample_sign, sample_chart), (3, 6, 1))[0](rng) for _ in range(size)]
+    return pixels_of(worlds), torch.from_numpy(np.stack([dense_labels(w) for w in worlds]))
+
+
+def _said(words: Words, answer: str) -> list[int]:
+    """`` answer`` in tokens; descriptions are put together from words, as hardly one recurs."""
+    return words.words(f" {answer}") if len(answer) > 12 else words(f" {answer}")
+
+
+def talk_batch(
+    rng: random.Random, words: Words, size: int, *, images: bool, describing: float, facts: float, stating: float
+) -> Batch:
+    """``size`` worlds with as many questions as fit; a share ``describing`` of them is described first."""
+    head = [words.bos, *words("USER: ")]
+    prefix = len(head) + (VISUAL if images else PREFIX_WORDS)
+    start = len(head) + VISUAL  # where questions begin at test time, whatever stands before them
+    length = prefix + TALK
+    ids = np.full((size, length), words.pad)
+    positions = np.zeros((size, length), dtype=np.int64)
+    segments = np.full((size, length), NOWHERE)
+    where = np.zeros((size, TARGETS), dtype=np.int64)
+    targets = np.full((size, TARGETS), -100)
+    image_id = words.tokenizer.convert_tokens_to_ids("<image>")
+    worlds = []
+    for b in range(size):
+        world = sample_world(rng)
+        worlds.append(world)
+        said = describe(world)
+        shown = [*head, *([image_id] * VISUAL if images else words.words(said)[: prefix - len(head)])]
+        ids[b, : len(shown)] = shown
+        positions[b, : len(shown)] = range(len(shown))
+        segments[b, : len(shown)] = SHARED
+        talk = [
+            (words(f"\n{question} ASSISTANT:"), [*_said(words, answer), words.eos])
+            for question, answer in converse(world, rng, turns=9, facts=facts)
+        ]
+        if rng.random() < describing:
+            talk.insert(0, (words(f"\n{rng.choice(DESCRIBE)} ASSISTANT:"), [*_said(words, said), words.eos]))
+        if rng.random() < stating:
+            stated = (state(world, rng) for _ in range(25))
+            talk = [(words(f"\n{beginning}"), words(f" {end}")) for beginning, end in stated]
+        at, scored = prefix, 0
+        for turn, (asked, answered) in enumerate(talk, start=1):
+            tokens = asked + answered
+            if at + len(tokens) > length or scored + len(answered) > TARGETS:
+                continue
+            here = slice(at, at + len(tokens))
+            ids[b, here] = tokens
+            positions[b, here] = range(start, start + len(tokens))
+            segments[b, here] = turn
+            first = at + len(asked) - 1
+            where[b, scored : scored + len(answered)] = range(first, first + len(answered))
+            targets[b, scored : scored + len(answered)] = answered
+            at += len(tokens)
+            scored += len(answered)
+    return Batch(
+        *(torch.from_numpy(a.astype(np.int64)) for a in (ids, positions, segments, where, targets)),
+        pixels_of(worlds) if images else None,
+        len(head),
+    )

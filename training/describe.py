@@ -1,0 +1,78 @@
+"""A world in words: what the decoder reads before it has eyes, and what it says when asked to describe."""
+
+from __future__ import annotations
+
+import random
+
+from lookless.reference.questions import FRUIT, TASKS, WARMTH
+from lookless.reference.worlds import Chart, Scene, Sign, World, sample_chart, sample_scene, sample_sign
+
+PATCH = 8  # pixels; the tower's patch, so that rows and columns in words are rows and columns of visual tokens
+ORDINALS = ("first", "second", "third", "fourth", "fifth")
+DESCRIBE = ("describe the image.", "what is in the picture?", "say all you see.")
+
+
+def describe(world: World) -> str:
+    """Everything a question can ask for, in reading order."""
+    if isinstance(world, Scene):
+        things = (f"{t.phrase} at row {t.y // PATCH} column {t.x // PATCH}" for t in world.things)
+        return "scene: " + ", ".join(things)
+    if isinstance(world, Sign):
+        return "sign: " + ", ".join(f"{o} {c}" for o, c in zip(ORDINALS, world.text, strict=False))
+    return "chart: " + ", ".join(f"{colour} bar {value}" for colour, value in world.bars)
+
+
+def fact(rng: random.Random) -> tuple[str, str]:
+    """Knowledge that no image shows."""
+    colour = rng.choice(sorted(FRUIT))
+    if rng.random() < 0.5:
+        return f"which fruit is {colour}?", FRUIT[colour]
+    return f"is {colour} warm or cool?", WARMTH[colour]
+
+
+def sample_world(rng: random.Random) -> World:
+    """Scenes carry four of the six tasks and are drawn most often."""
+    return rng.choices((sample_scene, sample_sign, sample_chart), weights=(6, 2, 2))[0](rng)
+
+
+def state(world: World, rng: random.Random) -> tuple[str, str]:
+    """The beginning of a true statement and the one way it can end.
+
+    Looking one thing up is the circuit that every task needs and the slowest to appear. Statements ask for it in a
+    third of a question's tokens and right behind the key, so it appears several times sooner.
+    """
+    if isinstance(world, Sign):
+        place = rng.randrange(len(world.text))
+        return f"the {ORDINALS[place]} character is", world.text[place]
+    if isinstance(world, Chart):
+        colour, value = rng.choice(world.bars)
+        return (f"the {colour} bar is", str(value)) if rng.random() < 0.7 else (f"the bar of value {value} is", colour)
+    thing, kind = rng.choice(world.things), rng.random()
+    if kind < 0.45 and sum(t.shape == thing.shape for t in world.things) == 1:
+        return f"the {thing.shape} is", thing.colour
+    if kind < 0.8 and sum(t.colour == thing.colour for t in world.things) == 1:
+        return f"the {thing.colour} object is a", thing.shape
+    if sum(t.phrase == thing.phrase for t in world.things) == 1:
+        place = f"row {thing.y // PATCH} column {thing.x // PATCH}"
+        return f"the {thing.phrase} is at", place
+    return "the number of objects is", str(len(world.things))
+
+
+_ASKS = {
+    Scene: [(TASKS[t][1], w) for t, w in (("existence", 2), ("attribute", 3), ("counting", 4), ("spatial", 4))],
+    Sign: [(TASKS["text"][1], 1)],
+    Chart: [(TASKS["chart"][1], 1)],
+}
+
+
+def converse(world: World, rng: random.Random, turns: int, facts: float) -> list[tuple[str, str]]:
+    """``turns`` questions with answers about ``world``; a share ``facts`` of them needs no image."""
+    if isinstance(world, Sign):
+        turns = 2  # all its questions have one answer
+    asks, weights = zip(*_ASKS[type(world)], strict=True)
+    talk = []
+    while len(talk) < turns:
+        asked = fact(rng) if rng.random() < facts else rng.choices(asks, weights)[0](world, rng)
+        if asked is not None:
+            talk.append(asked)
+    return talk
