@@ -1,0 +1,154 @@
+"""What a plan costs in answers: accuracy, retention, and fidelity to the dense model's own answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+from scipy.stats import bootstrap
+
+from .calibration import shown
+from .data import Samples
+from .loading import Loaded
+from .plan import Plan
+from .runtime import apply
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+
+class Answer(BaseModel):
+    """One question and how it was answered; ``plan`` is None where no plan was evaluated."""
+
+    model_config = ConfigDict(frozen=True)
+
+    question: str
+    expected: str
+    dense: str
+    plan: str | None = None
+
+
+class Estimate(BaseModel):
+    """A value and its 95 % interval, by resampling questions."""
+
+    model_config = ConfigDict(frozen=True)
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.1%} [{self.low:.1%}, {self.high:.1%}]"
+
+
+class Evaluation(BaseModel):
+    """A model on one set of samples, dense and with a plan.
+
+    Attributes:
+        accuracy_dense, accuracy_plan: share of answers that match exactly, case and a final full stop aside.
+        retention: ``accuracy_plan / accuracy_dense``; None if the dense model has no answer right.
+        fidelity: share of the plan's answers that are the dense model's, right or wrong; needs no labels.
+        answers: each question with both answers.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    data: str
+    model: str
+    samples: int
+    accuracy_dense: Estimate
+    accuracy_plan: Estimate | None = None
+    retention: Estimate | None = None
+    fidelity: Estimate | None = None
+    answers: tuple[Answer, ...]
+
+
+def normal(answer: str) -> str:
+    """What is compared: case, outer blanks and a final full stop do not count."""
+    return answer.strip().removesuffix(".").casefold()
+
+
+def evaluate(
+    loaded: Loaded,
+    samples: Samples,
+    plan: Plan | None = None,
+    *,
+    batch: int = 25,
+    max_new_tokens: int = 16,
+    progress: bool = True,
+) -> Evaluation:
+    """Answer every sample greedily, dense and under ``plan``, and compare.
+
+    Raises:
+        PlanMismatchError: the plan is for another architecture.
+    """
+    dense = _answers(loaded, samples, None, batch, max_new_tokens, progress)
+    planned = None if plan is None else _answers(loaded, samples, plan, batch, max_new_tokens, progress)
+    expected = [normal(sample.answer) for sample in samples]
+    right = np.array([normal(d) == e for d, e in zip(dense, expected, strict=True)], dtype=float)
+    answers = [
+        Answer(question=s.question, expected=s.answer, dense=d, plan=None if planned is None else planned[i])
+        for i, (s, d) in enumerate(zip(samples, dense, strict=True))
+    ]
+    base = Evaluation(
+        data=samples.name,
+        model=loaded.name,
+        samples=len(samples),
+        accuracy_dense=mean_estimate(right),
+        answers=tuple(answers),
+    )
+    if planned is None:
+        return base
+    kept = np.array([normal(p) == e for p, e in zip(planned, expected, strict=True)], dtype=float)
+    same = np.array([normal(p) == normal(d) for p, d in zip(planned, dense, strict=True)], dtype=float)
+    return base.model_copy(
+        update={
+            "accuracy_plan": mean_estimate(kept),
+            "retention": retention_estimate(kept, right),
+            "fidelity": mean_estimate(same),
+        }
+    )
+
+
+def _answers(
+    loaded: Loaded, samples: Samples, plan: Plan | None, batch: int, max_new_tokens: int, progress: bool
+) -> list[str]:
+    items = samples.items
+    chunks = [items[i : i + batch] for i in range(0, len(items), batch)]
+    what = f"{'dense' if plan is None else 'plan'} answers to {samples.name}"
+    with nullcontext() if plan is None else apply(loaded.model, plan):
+        return [
+            a for chunk in shown(chunks, what, progress) for a in loaded.answer(chunk, max_new_tokens=max_new_tokens)
+        ]
+
+
+def mean_estimate(values: np.ndarray) -> Estimate:
+    """The mean of ``values`` with its bootstrap interval."""
+    return _estimate((values,), lambda v, axis=-1: v.mean(axis=axis))
+
+
+def retention_estimate(plan: np.ndarray, dense: np.ndarray) -> Estimate | None:
+    """Ratio of the means, resampled in pairs: the same questions in both, so what they share cancels."""
+    if not dense.any():
+        return None
+    # A resample in which the dense model gets nothing right has no ratio; any accuracy worth keeping rules it out.
+    return _estimate((plan, dense), lambda p, d, axis=-1: p.mean(axis=axis) / np.maximum(d.mean(axis=axis), 1e-9))
+
+
+def _estimate(columns: Sequence[np.ndarray], statistic: object) -> Estimate:
+    value = float(statistic(*columns))  # type: ignore[operator]
+    if len(columns[0]) < 2:
+        return Estimate(value=value, low=value, high=value)
+    interval = bootstrap(
+        tuple(columns),
+        statistic,
+        n_resamples=RESAMPLES,
+        paired=len(columns) > 1,
+        vectorized=True,
+        confidence_level=CONFIDENCE,
+        method="percentile",  # BCa is undefined where every resample is the same, as at 100 %
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Estimate(value=value, low=float(interval.low), high=float(interval.high))

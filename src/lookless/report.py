@@ -1,0 +1,140 @@
+"""Results for eyes: tables for a terminal, figures that explain themselves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from .plan import Plan, Skip
+from .scores import Scores
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from .data import Sample
+    from .evaluation import Answer, Evaluation
+
+INK, MUTED, KEPT, SKIPPED = "#1b2733", "#8793a0", "#2f6fb3", "#e3a23b"
+BAR = "█"
+
+
+def plan_table(plan: Plan) -> Table:
+    """One row per layer."""
+    made = plan.provenance
+    source = ", ".join(f"{k} {v}" for k, v in sorted(made.knobs.items()))
+    about = [made.method or "hand-made", source, f"model {made.model}" if made.model else ""]
+    if made.data:
+        about.append(f"calibrated on {made.samples} samples of {made.data}")
+    table = Table(title="what visual tokens do in each layer", caption="; ".join(a for a in about if a))
+    for column in ("layer", "attention", "ffn"):
+        table.add_column(column, justify="right" if column == "layer" else "left")
+    for i, row in enumerate(plan.layers):
+        cells = (f"[yellow]{c}[/]" if c == Skip() else str(c) for c in (row.attention, row.ffn))
+        table.add_row(str(i), *cells)
+    return table
+
+
+def scores_table(scores: Scores) -> Table:
+    """Mean, spread and a bar per layer; the lowest are the layers a method acts on."""
+    table = Table(
+        title=f"{scores.name.replace('_', ' ')} ({scores.unit}), {scores.samples} samples of {scores.data}",
+        caption="bars are on a logarithmic scale; a layer without a bar changes nothing the answer can see",
+    )
+    table.add_column("layer", justify="right")
+    table.add_column("mean", justify="right")
+    table.add_column("± over samples", justify="right")
+    table.add_column("")
+    mean, spread = scores.mean, scores.spread
+    top = max(mean)
+    for layer, (m, s) in enumerate(zip(mean, spread, strict=True)):
+        decades = 5.0  # from the largest down
+        share = 0.0 if m <= 0 else max(0.0, 1 + math.log10(m / top) / decades)
+        table.add_row(str(layer), f"{m:.5f}", f"{s:.5f}", BAR * round(24 * share))
+    return table
+
+
+def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
+    """One row per data set."""
+    table = Table(title="answers kept", caption="intervals: 95 %, by resampling questions")
+    for column in ("data", "questions", "dense accuracy", "plan accuracy", "retention", "fidelity"):
+        table.add_column(column, justify="left" if column == "data" else "right")
+    for e in evaluations:
+        columns = (e.accuracy_dense, e.accuracy_plan, e.retention, e.fidelity)
+        table.add_row(e.data, str(e.samples), *("-" if c is None else str(c) for c in columns))
+    return table
+
+
+def profile_figure(scores: Mapping[str, Scores], plans: Mapping[str, Plan]) -> Figure:
+    """Score per layer, one panel per task: a dot per sample, the mean as a line, skipped layers shaded."""
+    figure, panels = _panels(len(scores), height=2.5)
+    floor = 1e-6
+    for axes, (task, s) in zip(panels, scores.items(), strict=True):
+        for layer in plans[task].skipped("attention"):
+            axes.axvspan(layer - 0.5, layer + 0.5, color=SKIPPED, alpha=0.28, lw=0)
+        layers = range(s.geometry.layers)
+        for row in s.per_sample:
+            axes.plot(layers, [max(v, floor) for v in row], ".", color=KEPT, alpha=0.25, ms=4)
+        axes.plot(layers, [max(v, floor) for v in s.mean], "-o", color=INK, ms=3.5, lw=1.4)
+        axes.set_yscale("log")
+        axes.set_ylim(floor / 1.6, max(10.0, *(max(row) for row in s.per_sample)) * 1.5)
+        axes.set_title(task, loc="left", fontsize=10, color=INK)
+        axes.set_xticks(list(layers)[:: max(1, s.geometry.layers // 12)])
+        axes.set_xlim(-0.6, s.geometry.layers - 0.4)
+    first = next(iter(scores.values()))
+    figure.supxlabel("decoder layer", fontsize=10)
+    figure.supylabel(f"{first.name.replace('_', ' ')} ({first.unit})", fontsize=10)
+    figure.suptitle(
+        "How far the answer moves when visual tokens stop attending in one layer\n"
+        f"line: mean; dots: {first.samples} samples; shaded: skipped by the plan; values under {floor:g} drawn there",
+        fontsize=11,
+    )
+    return figure
+
+
+def examples_figure(task: str, samples: Sequence[Sample], answers: Sequence[Answer]) -> Figure:
+    """Test images with question, expected answer, dense answer and plan answer; disagreements in colour."""
+    figure, panels = _panels(len(samples), height=2.9, columns=4)
+    for axes, sample, answer in zip(panels, samples, answers, strict=True):
+        if sample.images:
+            axes.imshow(sample.images[0], interpolation="nearest")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for side in axes.spines.values():
+            side.set_visible(False)
+        axes.set_title(_wrapped(answer.question), fontsize=9, color=INK)
+        same = answer.dense == answer.plan
+        told = f"expected {answer.expected}\ndense {answer.dense}   plan {answer.plan}"
+        axes.set_xlabel(told, fontsize=9, color=INK if same else "#b3322f")
+    figure.suptitle(f"{task}: test images, answered by the dense model and under the plan", fontsize=11)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write ``figure`` as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def _panels(count: int, height: float, columns: int = 3) -> tuple[Figure, list[Any]]:
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(3.3 * columns, height * rows + 0.7), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    panels = list(grid.flat)
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    for axes in panels[:count]:
+        axes.tick_params(labelsize=8, colors=MUTED)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels[:count]
+
+
+def _wrapped(text: str, width: int = 30) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, width))
