@@ -1,0 +1,196 @@
+"""The command line, as a person uses it: results on standard output, one sentence and exit code 2 for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from lookless import Plan, Scores, Skip, load_data
+from lookless.cli import app
+from lookless.models import geometry_of
+from lookless.plan import FILE_NAME
+
+runner = CliRunner()
+
+
+def run(*arguments):
+    return runner.invoke(app, [str(a) for a in arguments], prog_name="lookless")
+
+
+def fails(*arguments) -> str:
+    """The one sentence of a refused command."""
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("lookless: ")
+    return lines[0]
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "chart.png"
+    load_data("reference:chart", limit=1).items[0].images[0].save(path)
+    return path
+
+
+@pytest.fixture
+def plan(tmp_path, reference):
+    made = Plan.full(geometry_of(reference.model)).at([5, 8, 11], attention=Skip()).made_by(method="test")
+    made.save_pretrained(tmp_path / "plan")
+    return tmp_path / "plan"
+
+
+def test_help_has_an_example_everywhere():
+    assert "lookless demo" in run("--help").output
+    for command in ("demo", "calibrate", "plan v-skip", "show", "eval", "generate", "flops"):
+        result = run(*command.split(), "--help")
+        assert result.exit_code == 0
+        assert f"Example: lookless {command}" in result.output, command
+        assert "--json" in result.output, command
+    assert run("--version").output.strip()
+
+
+def test_calibrate_plan_show_eval_generate(tmp_path, image):
+    scores, plan = tmp_path / "scores.json", tmp_path / "made"
+    done = run("calibrate", "reference", "--data", "reference:chart", "--samples", 3, "--out", scores)
+    assert done.exit_code == 0, done.output
+    assert "visual information gain" in done.output
+    assert Scores.load(scores).samples == 3
+    done = run("plan", "v-skip", "--scores", scores, "--layers", 7, "--out", plan)
+    assert done.exit_code == 0, done.output
+    assert len(Plan.from_pretrained(plan).skipped("attention")) == 7
+    assert done.output.count("skip") >= 7
+    assert run("show", plan).output == done.output
+    shown = run("eval", "reference", "--data", "reference:chart", "--limit", 6, "--plan", plan)
+    assert shown.exit_code == 0, shown.output
+    assert "retention" in shown.output
+    told = run("generate", "reference", "--image", image, "--prompt", "which bar is the tallest?", "--plan", plan)
+    assert told.exit_code == 0, told.output
+    assert told.stdout.strip()
+
+
+def test_json_is_json_and_nothing_else(tmp_path, image, plan):
+    scores = tmp_path / "s.json"
+    for arguments, key in (
+        (("calibrate", "reference", "--data", "reference:text", "--samples", 2, "--out", scores), "per_sample"),
+        (("plan", "v-skip", "--scores", scores, "--layers", 2, "--out", tmp_path / "p"), "layers"),
+        (("show", plan), "layers"),
+        (("eval", "reference", "--data", "reference:text", "--limit", 2, "--plan", plan), "retention"),
+        (("generate", "reference", "--image", image, "--prompt", "which bar is the tallest?"), "answer"),
+        (("flops", "--geometry", "LLaVA-1.5-7B", "--visual", 576, "--text", 66.6), "dense"),
+    ):
+        result = run(*arguments, "--json")
+        assert result.exit_code == 0, result.output
+        assert key in json.loads(result.stdout), arguments
+
+
+def test_flops_prints_the_papers_figures(plan):
+    told = run("flops", "--geometry", "llava-1.5-7b", "--visual", 576, "--text", 66.6, "--method", "v-skip", "--layers", 19)
+    assert "8.54" in told.output
+    assert "7.69" in told.output
+    assert "12 layers and the model has 32" in fails(
+        "flops", "--geometry", "LLaVA-1.5-7B", "--visual", 576, "--text", 66, "--plan", plan
+    )
+
+
+def test_jsonl_of_ones_own(tmp_path, image, plan):
+    (tmp_path / "mine.jsonl").write_text(
+        json.dumps({"image": image.name, "question": "which bar is the tallest?", "answer": "red"})
+    )
+    done = run("eval", "reference", "--data", tmp_path / "mine.jsonl", "--plan", plan, "--json")
+    assert json.loads(done.stdout)["samples"] == 1
+
+
+def test_a_local_folder_is_a_model(tmp_path, image):
+    """The shipped model's folder, given by path, goes through the loading every other model does."""
+    from lookless import reference as shipped
+
+    told = [
+        run("generate", name, "--image", image, "--prompt", "which bar is the tallest?", "--dtype", "float32").stdout
+        for name in ("reference", shipped.MODEL)
+    ]
+    assert told[0] == told[1]
+
+
+def test_refusals_are_one_sentence(tmp_path, image, plan):
+    flops = ("flops", "--visual", 1, "--text", 1)
+    assert "choose one of LLaVA-1.5-7B" in fails(*flops, "--geometry", "gpt")
+    seven = (*flops, "--geometry", "LLaVA-1.5-7B")
+    assert "either --plan or --method" in fails(*seven, "--plan", plan, "--method", "v-skip")
+    assert "needs --layers" in fails(*seven, "--method", "v-skip")
+    assert "33 layers and the model has 32" in fails(*seven, "--method", "v-skip", "--layers", 33)
+    assert "no method 'x'" in fails(*seven, "--method", "x", "--layers", 3)
+    assert "does not exist" in fails("show", tmp_path)
+    assert "has no config.json" in fails("eval", tmp_path, "--data", "reference")
+    assert "no reference task" in fails("eval", "reference", "--data", "reference:poems")
+    assert "does not exist" in fails("generate", "reference", "--image", tmp_path / "no.png", "--prompt", "x")
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(image.read_bytes()[:200])
+    assert "damaged" in fails("generate", "reference", "--image", cut, "--prompt", "x")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "mystery"}')
+    assert "cannot be loaded" in fails("eval", tmp_path / "model", "--data", "reference")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "bert"}')
+    assert "cannot be loaded" in fails("eval", tmp_path / "model", "--data", "reference")
+
+
+def test_plans_that_do_not_fit(tmp_path, reference):
+    Plan.full(9).at([0], attention=Skip()).save_pretrained(tmp_path / "nine")
+    eval_with = ("eval", "reference", "--data", "reference:chart", "--limit", 2, "--plan")
+    assert "9 layers and the model has 12" in fails(*eval_with, tmp_path / "nine")
+    other = geometry_of(reference.model).model_copy(update={"hidden": 4096})
+    Plan.full(other).save_pretrained(tmp_path / "other")
+    assert "another architecture" in fails(*eval_with, tmp_path / "other")
+    newer = json.loads(Plan.full(12).to_json()) | {"schema_version": 2}
+    (tmp_path / "nine" / FILE_NAME).write_text(json.dumps(newer))
+    assert "upgrade lookless" in fails(*eval_with, tmp_path / "nine")
+
+
+def test_what_was_there_stays(tmp_path, image):
+    """A command that fails leaves the files it would have written as they were."""
+    scores, plan = tmp_path / "scores.json", tmp_path / "plan"
+    run("calibrate", "reference", "--data", "reference:chart", "--samples", 2, "--out", scores)
+    run("plan", "v-skip", "--scores", scores, "--layers", 2, "--out", plan)
+    before = scores.read_bytes(), (plan / FILE_NAME).read_bytes()
+    assert "asked to skip 13 layers and the model has 12" in fails(
+        "plan", "v-skip", "--scores", scores, "--layers", 13, "--out", plan
+    )
+    (tmp_path / "words.jsonl").write_text('{"question": "q", "answer": "a"}')
+    assert "has an image" in fails("calibrate", "reference", "--data", tmp_path / "words.jsonl", "--out", scores)
+    (tmp_path / "empty.jsonl").write_text("")
+    assert "holds no sample" in fails("calibrate", "reference", "--data", tmp_path / "empty.jsonl", "--out", scores)
+    assert "not one of last, answer" in fails(
+        "calibrate", "reference", "--data", "reference", "--out", scores, "--position", "first"
+    )
+    assert (scores.read_bytes(), (plan / FILE_NAME).read_bytes()) == before
+    assert "is a folder" in fails("calibrate", "reference", "--data", "reference", "--out", plan)
+    assert "is a file" in fails("plan", "v-skip", "--scores", scores, "--layers", 2, "--out", scores)
+    assert "cannot be made" in fails("plan", "v-skip", "--scores", scores, "--layers", 2, "--out", scores / "below")
+
+
+def test_typos_exit_with_two():
+    assert run("calibrat").exit_code == 2
+    assert run("flops", "--geometry", "LLaVA-1.5-7B", "--visual", "many", "--text", 3).exit_code == 2
+
+
+def test_as_a_process(tmp_path):
+    """Once from outside: no traceback, and nothing but the sentence on standard error."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lookless", "eval", "reference", "--data", "nowhere.jsonl"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("lookless: nowhere.jsonl cannot be read as data (No such file or directory)")
+    assert done.stderr.count("\n") == 1

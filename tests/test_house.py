@@ -1,0 +1,98 @@
+"""The shape of the house: imports run one way, and nothing above the line needs torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lookless
+
+SOURCE = Path(lookless.__file__).parent
+#: From the ground up: a module may import those before it, never those after.
+ORDER = [
+    "version",
+    "errors",
+    "files",
+    "geometry",
+    "plan",
+    "scores",
+    "flops",
+    "methods",
+    "reference",
+    "data",
+    # ------------------- no torch above
+    "models",
+    "rows",
+    "operators",
+    "runtime",
+    "tracing",
+    "loading",
+    "calibration",
+    "evaluation",
+    "measure",
+    "report",
+    "demo",
+    "cli",
+    "__main__",
+]
+TORCH_FREE = ORDER[: ORDER.index("models")]
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of the package that ``path`` imports when it is imported; what is for type checkers does not count."""
+    package = path.relative_to(SOURCE).parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+            base = [part for part in base if part]
+            found |= {base[0]} if base else {alias.name for alias in node.names}
+    return found
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return parts[0]
+
+
+FILES = [p for p in SOURCE.rglob("*.py") if p != SOURCE / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_run_one_way(path):
+    mine = name_of(path)
+    assert mine in ORDER, f"{mine} has no place in the house"
+    for other in imports(path) - {mine}:
+        assert ORDER.index(other) < ORDER.index(mine), f"{mine} imports {other}, which stands above it"
+
+
+def test_torch_free_part():
+    modules = ["lookless", *(f"lookless.{name}" for name in TORCH_FREE)]
+    code = f"import sys\nfor m in {modules}: __import__(m)\nsys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_import_patches_nothing():
+    code = (
+        "import transformers.models.llama.modeling_llama as m, torch\n"
+        "before = {k: v for k, v in vars(m.LlamaDecoderLayer).items()}, dict(vars(torch.nn.Module))\n"
+        "import lookless.cli, lookless.runtime, lookless.calibration\n"
+        "assert before == ({k: v for k, v in vars(m.LlamaDecoderLayer).items()}, dict(vars(torch.nn.Module)))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_all_is_there_and_sorted():
+    assert lookless.__all__ == sorted(lookless.__all__)
+    for name in lookless.__all__:
+        assert getattr(lookless, name) is not None
+    assert callable(lookless.apply)
+    import lookless.evaluation  # imports its neighbours  # noqa: F401
+
+    assert callable(lookless.apply), "a submodule hides the function of the same name"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        lookless.nothing  # noqa: B018

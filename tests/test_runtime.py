@@ -1,0 +1,301 @@
+"""The fast path is the slow reference, the full plan is the stock model, and everything is given back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from slow import slow
+from tiny import BATCHES, IMAGE, LAYERS, VARIANTS, VISUAL, batch, prompt, tiny_llava
+from transformers import DynamicCache, StaticCache
+
+from lookless import Geometry, LayerPlan, Plan, Skip, apply, trace
+from lookless.errors import ModelError, PlanMismatchError
+from lookless.models import geometry_of
+
+TOLERANCE = 1e-4  # of the logits' scale, float32
+
+FULL = Plan.full(LAYERS)
+PLANS = {
+    "attention": FULL.at([0, 2, 3], attention=Skip()),
+    "ffn": FULL.at([1, 2, 4], ffn=Skip()),
+    "freeze": FULL.at([1, 2], attention=Skip(), ffn=Skip()),
+    "mixed": FULL.at([0, 1], attention=Skip()).at([1, 3], ffn=Skip()),
+    "everything": FULL.at(range(LAYERS), attention=Skip(), ffn=Skip()),
+}
+
+
+def close(fast: torch.Tensor, reference: torch.Tensor, scale: torch.Tensor) -> None:
+    difference = (fast - reference).abs().max().item()
+    assert difference < TOLERANCE * scale.abs().max().item(), difference
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def model(request):
+    return tiny_llava(request.param)
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("inputs", BATCHES.values(), ids=BATCHES)
+@torch.no_grad()
+def test_prefill_is_the_slow_reference(model, plan, inputs):
+    arguments = inputs()
+    real = arguments["attention_mask"].bool()
+    with slow(model, plan):
+        reference = model(**arguments).logits[real]
+    with apply(model, plan):
+        fast = model(**arguments).logits[real]
+    close(fast, reference, reference)
+    stock = model(**arguments).logits[real]
+    assert (stock - reference).abs().max() > 100 * TOLERANCE  # the plan does something that the test would see
+
+
+@pytest.mark.parametrize("inputs", ["one image", "two images", "padded left"])
+@torch.no_grad()
+def test_eager_attention_is_the_slow_reference(inputs):
+    model = tiny_llava(attention="eager")
+    arguments = BATCHES[inputs]()
+    real = arguments["attention_mask"].bool()
+    with slow(model, PLANS["mixed"]):
+        reference = model(**arguments).logits[real]
+    with apply(model, PLANS["mixed"]):
+        close(model(**arguments).logits[real], reference, reference)
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("inputs", ["one image", "two images", "padded left"])
+@torch.no_grad()
+def test_32_decoded_tokens_are_the_slow_reference(model, plan, inputs):
+    """Prefill and 32 steps over the cache: the logits of every step."""
+    arguments = BATCHES[inputs]()
+    options = {"max_new_tokens": 32, "min_new_tokens": 32, "do_sample": False, "pad_token_id": 0}
+    options |= {"return_dict_in_generate": True, "output_logits": True, "suppress_tokens": [IMAGE]}
+    with slow(model, plan):
+        reference = model.generate(**arguments, **options)
+    with apply(model, plan):
+        fast = model.generate(**arguments, **options)
+    assert torch.equal(fast.sequences, reference.sequences)
+    close(torch.stack(fast.logits), torch.stack(reference.logits), torch.stack(reference.logits))
+
+
+@torch.no_grad()
+def test_cached_generation_is_uncached(model):
+    arguments = BATCHES["padded left"]()
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "suppress_tokens": [IMAGE]}
+    with apply(model, PLANS["mixed"]):
+        cached = model.generate(**arguments, **options)
+        uncached = model.generate(**arguments, **options, use_cache=False)
+    assert torch.equal(cached, uncached)
+
+
+@torch.no_grad()
+def test_beams_and_static_cache(model):
+    arguments = BATCHES["one image"]()
+    for options in ({"num_beams": 3}, {"cache_implementation": "static"}):
+        options = {**options, "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "suppress_tokens": [IMAGE]}
+        with slow(model, PLANS["mixed"]):
+            reference = model.generate(**arguments, **options)
+        with apply(model, PLANS["mixed"]):
+            fast = model.generate(**arguments, **options)
+        assert torch.equal(fast, reference), options
+
+
+@pytest.mark.parametrize("second", [prompt("image", 6, seed=7), prompt(4, "image", 5, seed=7), prompt(5, seed=7)])
+@torch.no_grad()
+def test_second_turn_over_a_warm_cache(model, second):
+    """A chunk with (or without) a new image behind a cached first turn."""
+    plan = PLANS["mixed"]
+    first = BATCHES["one image"]()
+    turn = batch(second, seed=5)
+    turn["attention_mask"] = torch.ones(1, first["input_ids"].shape[1] + len(second), dtype=torch.int64)
+    logits = {}
+    for name, way in (("slow", slow), ("fast", apply)):
+        cache = DynamicCache(config=model.config.get_text_config())
+        with way(model, plan):
+            model(**first, past_key_values=cache)
+            logits[name] = model(**turn, past_key_values=cache).logits
+    close(logits["fast"], logits["slow"], logits["slow"])
+
+
+@torch.no_grad()
+def test_prefill_into_a_static_cache(model):
+    arguments = BATCHES["one image"]()
+    logits = []
+    for way in (slow, apply):
+        cache = StaticCache(config=model.config.get_text_config(), max_cache_len=64)
+        with way(model, PLANS["mixed"]):
+            logits.append(model(**arguments, past_key_values=cache).logits)
+    close(logits[1], logits[0], logits[0])
+
+
+@torch.no_grad()
+def test_a_chunk_that_is_all_image(model):
+    """Chunked prefill can cut a prompt so that a chunk holds no text at all."""
+    plan = PLANS["everything"]
+    whole = BATCHES["one image"]()
+    with apply(model, plan):
+        expected = model(**whole).logits[:, -7:]
+        cache = DynamicCache(config=model.config.get_text_config())
+        for start, end in ((0, 5), (5, 5 + VISUAL), (5 + VISUAL, 12 + VISUAL)):
+            chunk = {"input_ids": whole["input_ids"][:, start:end], "attention_mask": whole["attention_mask"][:, :end]}
+            if start == 5:
+                chunk["pixel_values"] = whole["pixel_values"]
+            logits = model(**chunk, past_key_values=cache).logits
+    close(logits, expected, expected)
+
+
+@torch.no_grad()
+def test_full_plan_touches_nothing(model):
+    arguments = BATCHES["padded left"]()
+    before = {name: dict(module.__dict__) for name, module in model.named_modules()}
+    stock = model(**arguments).logits
+    with apply(model, Plan.full(geometry_of(model))):
+        for name, module in model.named_modules():
+            assert dict(module.__dict__) == before[name], name
+            assert "forward" not in module.__dict__
+        assert torch.equal(model(**arguments).logits, stock)
+
+
+@torch.no_grad()
+def test_no_image_is_the_stock_model(model):
+    arguments = batch(prompt(9), prompt(5, seed=2))
+    stock = model(**arguments).logits
+    with apply(model, PLANS["everything"]):
+        assert torch.equal(model(**arguments).logits, stock)
+
+
+@torch.no_grad()
+def test_originals_are_restored_after_an_exception(model):
+    arguments = BATCHES["one image"]()
+    stock = model(**arguments).logits
+    hooks = len(model.model._forward_pre_hooks)
+    with pytest.raises(ZeroDivisionError), apply(model, PLANS["mixed"]):
+        model(**arguments)
+        raise ZeroDivisionError
+    for name, module in model.named_modules():
+        assert "forward" not in module.__dict__, name
+    assert len(model.model._forward_pre_hooks) == hooks
+    assert torch.equal(model(**arguments).logits, stock)
+
+
+@torch.no_grad()
+def test_a_failed_pass_leaves_no_rows_behind(model):
+    """An error inside the model must not make the next, text-only call run with the last call's rows."""
+    handle = apply(model, PLANS["mixed"])
+    arguments = BATCHES["one image"]()
+    broken = model.model.language_model.layers[-1].mlp.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(**arguments)
+    broken.remove()
+    assert handle.rows is None
+    handle.remove()
+    handle.remove()  # twice is once
+
+
+def test_another_librarys_forward_is_given_back(model):
+    layer = model.model.language_model.layers[0]
+    wrapped = lambda *args, **kwargs: type(layer).forward(layer, *args, **kwargs)  # noqa: E731
+    layer.forward = wrapped
+    try:
+        with apply(model, PLANS["attention"]):
+            assert layer.forward is not wrapped
+        assert layer.forward is wrapped
+    finally:
+        del layer.forward
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+@torch.no_grad()
+def test_trace_is_what_the_plan_predicts(model, plan):
+    with apply(model, plan), trace(model) as counted:
+        model(**BATCHES["two images"]())
+    assert counted.layers == list(plan.rows(visual=2 * VISUAL, text=13))
+
+
+@torch.no_grad()
+def test_padding_is_no_row(model):
+    """Rows spared are visual ones; of the rest, only real tokens are computed in a skipped layer."""
+    arguments = BATCHES["padded left"]()
+    plan = PLANS["everything"]
+    with apply(model, plan), trace(model) as counted:
+        model(**arguments)
+    text = int((arguments["attention_mask"].bool() & (arguments["input_ids"] != IMAGE)).sum())
+    assert {row["query"] for row in counted.layers} == {text}
+    assert {row["ffn"] for row in counted.layers} == {text}
+
+
+@torch.no_grad()
+def test_decode_steps_run_in_full(model):
+    with apply(model, PLANS["everything"]), trace(model) as counted:
+        cache = DynamicCache(config=model.config.get_text_config())
+        model(**BATCHES["one image"](), past_key_values=cache)
+        counted.clear()
+        model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+    assert all(row == {"query": 1, "key": 1, "ffn": 1} for row in counted.layers)
+
+
+@torch.no_grad()
+def test_hidden_states_are_not_changed_in_place(model):
+    """What output_hidden_states hands out must not be overwritten by a later layer's in-place add."""
+    arguments = BATCHES["one image"]()
+    for way in (slow, apply):
+        with way(model, PLANS["freeze"]):
+            states = model(**arguments, output_hidden_states=True).hidden_states
+        if way is slow:
+            reference = states
+    for fast, expected in zip(states, reference, strict=True):
+        close(fast, expected, expected)
+
+
+def test_gradients_flow():
+    model = tiny_llava()
+    arguments = BATCHES["one image"]()
+    gradients = []
+    for way in (slow, apply):
+        model.zero_grad()
+        with way(model, PLANS["mixed"]):
+            model(**arguments).logits[:, -1].logsumexp(-1).sum().backward()
+        gradients.append(model.model.language_model.layers[0].mlp.up_proj.weight.grad.clone())
+    close(gradients[1], gradients[0], gradients[0])
+
+
+@torch.no_grad()
+def test_bfloat16_within_its_own_error():
+    model = tiny_llava().to(torch.bfloat16)
+    arguments = BATCHES["padded left"]()
+    arguments["pixel_values"] = arguments["pixel_values"].to(torch.bfloat16)
+    real = arguments["attention_mask"].bool()
+    with slow(model, PLANS["attention"]):
+        reference = model(**arguments).logits[real].float()
+    with apply(model, PLANS["attention"]):
+        fast = model(**arguments).logits[real].float()
+    assert (fast - reference).abs().max() < 0.05 * reference.abs().max()
+
+
+def test_refusals():
+    model = tiny_llava()
+    with pytest.raises(PlanMismatchError, match=r"7 layers and the model has 5"):
+        apply(model, Plan.full(7).at([0], attention=Skip()))
+    other = geometry_of(model).model_copy(update={"intermediate": 128})
+    with pytest.raises(PlanMismatchError, match="another architecture"):
+        apply(model, Plan.full(other).at([0], attention=Skip()))
+    handle = apply(model, PLANS["mixed"])
+    with pytest.raises(ModelError, match="already applied"):
+        apply(model, PLANS["mixed"])
+    with pytest.raises(ModelError, match="input_ids"):
+        model(inputs_embeds=torch.zeros(1, 4, 64))
+    handle.remove()
+    model.config.model_type = "paligemma"
+    with pytest.raises(ModelError, match=r"'paligemma' are not supported; supported are llava"):
+        apply(model, PLANS["mixed"])
+    model = tiny_llava()
+    model.set_attn_implementation("flex_attention")
+    with pytest.raises(ModelError, match="flex_attention"):
+        apply(model, PLANS["mixed"])
+
+
+def test_geometry_is_the_models():
+    geometry = geometry_of(tiny_llava())
+    assert geometry == Geometry(
+        model_type="llava", layers=5, hidden=64, intermediate=96, heads=4, kv_heads=2, head_dim=16
+    )
+    assert PLANS["mixed"].layers[1] == LayerPlan(attention=Skip(), ffn=Skip())
