@@ -15,11 +15,11 @@ from lookless import Plan, Skip
 
 @contextmanager
 def slow(model, plan: Plan) -> Iterator[None]:
-    """``plan`` on ``model`` the slow way: each skipped operator's output is zeroed where the input is an image token."""
+    """``plan`` the slow way: each skipped operator's output is zeroed where the input is an image token."""
     visual: list[torch.Tensor | None] = [None]
 
-    def see(_, __, kwargs):
-        ids = kwargs.get("input_ids")
+    def see(_, args, kwargs):
+        ids = args[0] if args else kwargs.get("input_ids")
         visual[0] = None if ids is None else ids == model.config.image_token_id
 
     def throw_away(_, __, output):

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from slow import slow
-from tiny import BATCHES, tiny_llava
 
 from lookless import LayerPlan, Plan, Skip, calibrate, data, load_data, sweep
 from lookless.calibration import kl
 from lookless.errors import DataError
 from lookless.models import geometry_of
+from slow import slow
+from tiny import BATCHES, tiny_llava
 
 
 class TinyLoaded(SimpleNamespace):

@@ -93,7 +93,9 @@ def test_json_is_json_and_nothing_else(tmp_path, image, plan):
 
 
 def test_flops_prints_the_papers_figures(plan):
-    told = run("flops", "--geometry", "llava-1.5-7b", "--visual", 576, "--text", 66.6, "--method", "v-skip", "--layers", 19)
+    told = run(
+        "flops", "--geometry", "llava-1.5-7b", "--visual", 576, "--text", 66.6, "--method", "v-skip", "--layers", 19
+    )
     assert "8.54" in told.output
     assert "7.69" in told.output
     assert "12 layers and the model has 32" in fails(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import LAYERS, VISUAL, batch, prompt, tiny_llava
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -12,6 +11,7 @@ from lookless import PRESETS, Geometry, Plan, Skip, apply
 from lookless.errors import GeometryError, PlanError
 from lookless.flops import layer, prefill
 from lookless.models import geometry_of
+from tiny import LAYERS, VISUAL, batch, prompt, tiny_llava
 
 SEVEN = Geometry.preset("LLaVA-1.5-7B")
 V, T = 576, 66.6  # methods' tables of LLaVA-1.5 fit a mean of 66.6 text tokens
@@ -125,6 +125,6 @@ def test_geometry_from_configs():
         Geometry.from_config({"model_type": "x"})
     with pytest.raises(GeometryError, match="mixture-of-experts"):
         Geometry.from_config({**flat, "num_experts": 8})
-    with pytest.raises(GeometryError, match="choose one of LLaVA-1.5-7B"):
+    with pytest.raises(GeometryError, match=r"choose one of LLaVA-1\.5-7B"):
         Geometry.preset("llava")
     assert Geometry.from_config(flat).fingerprint != Geometry.from_config({**flat, "hidden_size": 16}).fingerprint

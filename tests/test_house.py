@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ def test_imports_run_one_way(path):
 
 def test_torch_free_part():
     modules = ["lookless", *(f"lookless.{name}" for name in TORCH_FREE)]
-    code = f"import sys\nfor m in {modules}: __import__(m)\nsys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = f"import sys\nfor m in {modules}: __import__(m)\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -86,12 +87,12 @@ def test_import_patches_nothing():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_all_is_there_and_sorted():
-    assert lookless.__all__ == sorted(lookless.__all__)
+def test_all_is_there():
+    assert len(lookless.__all__) == len(set(lookless.__all__))
     for name in lookless.__all__:
         assert getattr(lookless, name) is not None
     assert callable(lookless.apply)
-    import lookless.evaluation  # imports its neighbours  # noqa: F401
+    import_module("lookless.evaluation")  # which imports its neighbours
 
     assert callable(lookless.apply), "a submodule hides the function of the same name"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -16,7 +16,7 @@ from lookless.data import Sample, Samples
 
 CARD = json.loads((reference.MODEL / "scores.json").read_text())
 QUESTIONS = 200
-#: A guesser who knows the tasks but not the image: the most common answer of each, and a margin of three standard errors.
+#: A guesser who knows the tasks but not the image: the most common answer of each; the margin is three standard errors.
 BLIND = {"existence": 0.5, "attribute": 0.2, "counting": 0.22, "spatial": 0.42, "text": 0.0, "chart": 0.3}
 MARGIN = 0.11
 
@@ -56,10 +56,8 @@ def test_prompt_is_what_training_used(reference):
     from lookless.reference.questions import pose
 
     for task in ("chart", "spatial"):
-        world, question, answer = pose(task, random.Random("prompt"))
-        trained = talk_batch(
-            random.Random("prompt"), words, 1, images=True, describing=0.0, facts=0.0, stating=0.0
-        )
+        world, _, _ = pose(task, random.Random("prompt"))
+        trained = talk_batch(random.Random("prompt"), words, 1, images=True, describing=0.0, facts=0.0, stating=0.0)
         sample = load_data(f"reference:{task}", limit=1).items[0]
         inputs = reference.inputs([sample])
         prefix = trained.visual_at + 144

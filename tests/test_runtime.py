@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from slow import slow
-from tiny import BATCHES, IMAGE, LAYERS, VARIANTS, VISUAL, batch, prompt, tiny_llava
 from transformers import DynamicCache, StaticCache
 
 from lookless import Geometry, LayerPlan, Plan, Skip, apply, trace
 from lookless.errors import ModelError, PlanMismatchError
 from lookless.models import geometry_of
+from slow import slow
+from tiny import BATCHES, IMAGE, LAYERS, VARIANTS, VISUAL, batch, next_batch, prompt, tiny_llava, tiny_llava_next
 
 TOLERANCE = 1e-4  # of the logits' scale, float32
 
@@ -47,6 +47,23 @@ def test_prefill_is_the_slow_reference(model, plan, inputs):
     close(fast, reference, reference)
     stock = model(**arguments).logits[real]
     assert (stock - reference).abs().max() > 100 * TOLERANCE  # the plan does something that the test would see
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+@torch.no_grad()
+def test_llava_next_is_the_slow_reference(plan):
+    """Images of different resolution have different numbers of visual tokens."""
+    model, arguments = tiny_llava_next(), next_batch()
+    real = arguments["attention_mask"].bool()
+    with slow(model, plan):
+        reference = model(**arguments).logits[real]
+    with apply(model, plan):
+        close(model(**arguments).logits[real], reference, reference)
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "suppress_tokens": [IMAGE]}
+    with slow(model, plan):
+        expected = model.generate(**arguments, **options)
+    with apply(model, plan):
+        assert torch.equal(model.generate(**arguments, **options), expected)
 
 
 @pytest.mark.parametrize("inputs", ["one image", "two images", "padded left"])
@@ -169,8 +186,7 @@ def test_originals_are_restored_after_an_exception(model):
     stock = model(**arguments).logits
     hooks = len(model.model._forward_pre_hooks)
     with pytest.raises(ZeroDivisionError), apply(model, PLANS["mixed"]):
-        model(**arguments)
-        raise ZeroDivisionError
+        model(**arguments, past_key_values=1 / 0)
     for name, module in model.named_modules():
         assert "forward" not in module.__dict__, name
     assert len(model.model._forward_pre_hooks) == hooks

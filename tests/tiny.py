@@ -8,6 +8,8 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
     MistralConfig,
     Qwen2Config,
     SiglipVisionConfig,
@@ -64,14 +66,50 @@ def tiny_llava(variant: str = "clip-llama", attention: str = "sdpa") -> LlavaFor
         vision_feature_layer=-1,
         vision_feature_select_strategy=strategy,
     )
-    model = LlavaForConditionalGeneration(config).eval()
+    model = _contrasted(LlavaForConditionalGeneration(config).eval())
+    model.set_attn_implementation(attention)
+    return model
+
+
+def _contrasted(model):
     # Random weights of the default 0.02 give attention without contrast; larger ones make every operator count.
     with torch.no_grad():
         for parameter in model.model.language_model.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(5)
-    model.set_attn_implementation(attention)
     return model
+
+
+def tiny_llava_next() -> LlavaNextForConditionalGeneration:
+    """Any-resolution tiling: an image of 32 x 32 is 16 tokens of the whole, 16 of one tile, and a newline per row."""
+    vision, text, strategy = VARIANTS["clip-mistral"]
+    torch.manual_seed(0)
+    config = LlavaNextConfig(
+        vision_config=vision.to_dict(),
+        text_config=text.to_dict(),
+        image_token_index=IMAGE,
+        image_grid_pinpoints=[[32, 32], [32, 64]],
+        vision_feature_layer=-1,
+        vision_feature_select_strategy=strategy,
+    )
+    return _contrasted(LlavaNextForConditionalGeneration(config).eval())
+
+
+def next_batch() -> dict[str, torch.Tensor]:
+    """Two prompts of different length, with images of different resolution: 16 + 20 and 16 + 36 visual tokens."""
+    generator = torch.Generator().manual_seed(2)
+    text = torch.randint(1, IMAGE, (30,), generator=generator)
+    first = torch.cat((text[:5], torch.full((36,), IMAGE), text[5:12]))
+    second = torch.cat((text[12:15], torch.full((52,), IMAGE), text[15:19]))
+    ids = torch.full((2, max(len(first), len(second))), PAD)
+    ids[0, -len(first) :], ids[1, -len(second) :] = first, second
+    tiles = torch.randn(2, 3, 3, 32, 32, generator=generator)
+    return {
+        "input_ids": ids,
+        "attention_mask": (ids != PAD).long(),
+        "pixel_values": tiles,
+        "image_sizes": torch.tensor([[32, 32], [32, 64]]),
+    }
 
 
 def prompt(*parts: int | str, seed: int = 0) -> torch.Tensor:

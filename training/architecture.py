@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -47,4 +48,12 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenera
         vision_feature_layer=-1,  # the tower ends where its training ended; no layer is computed for nothing
         vision_feature_select_strategy="default",
     )
-    return LlavaForConditionalGeneration(config)
+    model = LlavaForConditionalGeneration(config)
+    with torch.no_grad():
+        # Tokens start as large as what visual tokens become, and branches at nothing: at the default of 0.02 the
+        # layers drown the embeddings before the first step.
+        model.model.language_model.embed_tokens.weight.normal_()
+        for layer in model.model.language_model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    return model

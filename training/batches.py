@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from describe import DESCRIBE, converse, describe, sample_world, state
-from labels import SIDE, dense_labels
+from labels import HEADS, SIDE, dense_labels
 from lookless.reference.draw import draw
 from lookless.reference.worlds import World
 from tokens import Words
@@ -31,7 +31,8 @@ SHARED, NOWHERE = 0, -1  # segments: seen by every question; padding
 class Batch:
     """``ids, positions, segments`` int64 ``[batch, sequence]``; ``where, targets`` int64 ``[batch, TARGETS]``,
     target -100 where unused; ``pixels`` float ``[batch, 3, 96, 96]`` or None;
-    ``visual_at`` is where the visual tokens begin."""
+    ``visual_at`` is where the visual tokens begin; ``shown`` int64 ``[batch, patches]`` are the patches shown, None for
+    all of them or where there is no image."""
 
     ids: torch.Tensor
     positions: torch.Tensor
@@ -40,6 +41,7 @@ class Batch:
     targets: torch.Tensor
     pixels: torch.Tensor | None
     visual_at: int
+    shown: torch.Tensor | None
 
 
 def pixels_of(worlds: list[World]) -> torch.Tensor:
@@ -55,34 +57,60 @@ def patch_batch(rng: random.Random, size: int) -> tuple[torch.Tensor, torch.Tens
     return pixels_of(worlds), torch.from_numpy(np.stack([dense_labels(w) for w in worlds]))
 
 
+def focus_on(world: World, rng: random.Random, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """``count`` patches in reading order, and which of them are not random: those at which things are counted."""
+    centres = np.flatnonzero(dense_labels(world)[:, list(HEADS).index("centre")]).tolist()
+    others = [patch for patch in range(VISUAL) if patch not in centres]
+    patches = np.array(sorted(centres + rng.sample(others, count - len(centres))))
+    return patches, np.isin(patches, centres)
+
+
 def _said(words: Words, answer: str) -> list[int]:
     """`` answer`` in tokens; descriptions are put together from words, as hardly one recurs."""
     return words.words(f" {answer}") if len(answer) > 12 else words(f" {answer}")
 
 
 def talk_batch(
-    rng: random.Random, words: Words, size: int, *, images: bool, describing: float, facts: float, stating: float
+    rng: random.Random,
+    words: Words,
+    size: int,
+    *,
+    images: bool,
+    describing: float,
+    facts: float,
+    stating: float,
+    focus: int = VISUAL,
+    extras: bool = True,
+    room: int = TALK,
 ) -> Batch:
-    """``size`` worlds with as many questions as fit; a share ``describing`` of them is described first."""
+    """``size`` worlds with as many questions as fit in ``room`` tokens; a share ``describing`` is described first,
+    a share ``stating`` gets statements and no questions. Of each image ``focus`` patches are shown; without ``extras``
+    only those at which something is."""
     head = [words.bos, *words("USER: ")]
-    prefix = len(head) + (VISUAL if images else PREFIX_WORDS)
+    prefix = len(head) + (focus if images else PREFIX_WORDS)
     start = len(head) + VISUAL  # where questions begin at test time, whatever stands before them
-    length = prefix + TALK
+    length = prefix + room
     ids = np.full((size, length), words.pad)
     positions = np.zeros((size, length), dtype=np.int64)
     segments = np.full((size, length), NOWHERE)
     where = np.zeros((size, TARGETS), dtype=np.int64)
     targets = np.full((size, TARGETS), -100)
     image_id = words.tokenizer.convert_tokens_to_ids("<image>")
+    patches = np.zeros((size, focus), dtype=np.int64)
     worlds = []
     for b in range(size):
         world = sample_world(rng)
         worlds.append(world)
         said = describe(world)
-        shown = [*head, *([image_id] * VISUAL if images else words.words(said)[: prefix - len(head)])]
+        shown = [*head, *([image_id] * focus if images else words.words(said)[: prefix - len(head)])]
         ids[b, : len(shown)] = shown
         positions[b, : len(shown)] = range(len(shown))
         segments[b, : len(shown)] = SHARED
+        if images and focus < VISUAL:
+            patches[b], centres = focus_on(world, rng, focus)
+            positions[b, len(head) : prefix] = len(head) + patches[b]
+            if not extras:
+                segments[b, len(head) : prefix] = np.where(centres, SHARED, NOWHERE)
         talk = [
             (words(f"\n{question} ASSISTANT:"), [*_said(words, answer), words.eos])
             for question, answer in converse(world, rng, turns=9, facts=facts)
@@ -110,4 +138,5 @@ def talk_batch(
         *(torch.from_numpy(a.astype(np.int64)) for a in (ids, positions, segments, where, targets)),
         pixels_of(worlds) if images else None,
         len(head),
+        torch.from_numpy(patches) if images and focus < VISUAL else None,
     )

@@ -11,13 +11,14 @@ import platform
 from pathlib import Path
 
 import torch
+from transformers import CLIPImageProcessorPil, GenerationConfig, LlavaProcessor
+
 from architecture import build_model
 from describe import PATCH
 from lookless import evaluate, load_data, reference
 from lookless.loading import load_model
 from lookless.reference.worlds import IMAGE_SIZE
 from tokens import CHAT_TEMPLATE, build_tokenizer
-from transformers import CLIPImageProcessorPil, GenerationConfig, LlavaProcessor
 
 QUESTIONS = 500
 TARGETS = {"existence": 0.95, "attribute": 0.95, "counting": 0.9, "spatial": 0.95, "text": 0.85, "chart": 0.9}
@@ -77,7 +78,10 @@ def main() -> None:
     rows = "\n".join(f"| {t} | {accuracy[t]:.1%} | {TARGETS[t]:.0%} |" for t in accuracy)
     trained = "\n".join(f"| {s['stage']} | {s['steps']} | {s['seconds'] / 60:.0f} min |" for s in told)
     card = template.format(
-        scores=rows, stages=trained, questions=arguments.questions, machine=arguments.machine,
+        scores=rows,
+        stages=trained,
+        questions=arguments.questions,
+        machine=arguments.machine,
         parameters=f"{sum(p.numel() for p in loaded.model.parameters()) / 1e6:.1f}",
     )
     (reference.MODEL / "README.md").write_text(card)

@@ -27,7 +27,12 @@ CHAT_TEMPLATE = (
 
 def corpus() -> list[str]:
     rng = random.Random("tokenizer")
-    lines = [*["USER: x ASSISTANT: x"] * 50, *DESCRIBE, *ORDINALS, *["the first character is a bar of value is at the number of objects is"] * 50]
+    lines = [
+        *["USER: x ASSISTANT: x"] * 50,
+        *DESCRIBE,
+        *ORDINALS,
+        *["the first character is a bar of value is at the number of objects is"] * 50,
+    ]
     for _ in range(3000):
         for sample, ask in TASKS.values():
             world = sample(rng)

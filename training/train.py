@@ -32,8 +32,8 @@ from labels import HEADS
 from tokens import Words, build_tokenizer
 
 SEED = 2026
+FOCUS, FOCUS_STATING_STEPS = 8, 500
 STATING_STEPS = 1000  # of the text stage: statements alone, until looking up has appeared
-
 
 
 class Reader(nn.Module):
@@ -90,7 +90,11 @@ def text_loss(model, b: Batch):
 
 
 def image_loss(model, b: Batch):
-    visual = model.model.multi_modal_projector(visual_features(model, b.pixels))
+    with torch.no_grad():  # the tower stays as it is, as in LLaVA; Muon's steps are of one size and would wear it down
+        features = visual_features(model, b.pixels)
+    visual = model.model.multi_modal_projector(features)
+    if b.shown is not None:
+        visual = visual.gather(1, b.shown[..., None].expand(-1, -1, visual.shape[-1]))
     embeds = model.model.language_model.embed_tokens(b.ids)
     after = b.visual_at + visual.shape[1]
     embeds = torch.cat((embeds[:, : b.visual_at], visual.to(embeds.dtype), embeds[:, after:]), dim=1)
@@ -99,15 +103,18 @@ def image_loss(model, b: Batch):
 
 def optimizers(parts: list[nn.Module], muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices between hidden states, AdamW for embeddings, heads, norms and the patch convolution."""
-    muon, adam = [], []
+    muon, adam, tokens = [], [], []
     for part in parts:
         for name, p in part.named_parameters():
             if p.requires_grad:
                 between = p.ndim == 2 and "embed" not in name and "head" not in name
-                (muon if between else adam).append(p)
+                (muon if between else tokens if "embed_tokens" in name else adam).append(p)
+    groups = [{"params": adam}]
+    if tokens:  # they are of size one, and move accordingly
+        groups.append({"params": tokens, "lr": 5 * adam_lr})
     return [
         torch.optim.Muon(muon, lr=muon_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(adam, lr=adam_lr, weight_decay=0.0, betas=(0.9, 0.98)),
+        torch.optim.AdamW(groups, lr=adam_lr, weight_decay=0.0, betas=(0.9, 0.98)),
     ]
 
 
@@ -208,16 +215,37 @@ def stage_align(model, words, folder, steps):
     projector = model.model.multi_modal_projector.requires_grad_(True)
     run = Run(folder, "align", steps, {"projector": projector}, optimizers([projector], 4e-3, 4e-3))
     run.train(
-        lambda rng, step: talk_batch(rng, words, 16, images=True, describing=0.7, facts=0.0, stating=0.3),
+        lambda rng, step: talk_batch(rng, words, 16, images=True, describing=0.7, facts=0.0, stating=1.0),
         lambda b: image_loss(model, b),
     )
     model.requires_grad_(True)
 
 
+def stage_focus(model, words, folder, steps):
+    model.model.vision_tower.requires_grad_(False)
+    run = Run(folder, "focus", steps, {"model": model}, optimizers([model], 3e-3, 2e-3))
+    run.train(
+        lambda rng, step: talk_batch(
+            rng,
+            words,
+            32,
+            images=True,
+            describing=0.0,
+            facts=0.03,
+            stating=1.0 if step < FOCUS_STATING_STEPS else 0.25,
+            focus=FOCUS,
+            extras=step >= FOCUS_STATING_STEPS,
+            room=64,
+        ),
+        lambda b: image_loss(model, b),
+    )
+
+
 def stage_joint(model, words, folder, steps):
+    model.model.vision_tower.requires_grad_(False)
     run = Run(folder, "joint", steps, {"model": model}, optimizers([model], 2e-3, 1e-3))
     run.train(
-        lambda rng, step: talk_batch(rng, words, 16, images=True, describing=0.15, facts=0.03, stating=0.2),
+        lambda rng, step: talk_batch(rng, words, 16, images=True, describing=0.1, facts=0.03, stating=0.25),
         lambda b: image_loss(model, b),
     )
 
@@ -225,10 +253,11 @@ def stage_joint(model, words, folder, steps):
 STAGES = {
     "tower": (stage_tower, 2000),
     "text": (stage_text, 3000),
-    "align": (stage_align, 300),
+    "align": (stage_align, 100),
+    "focus": (stage_focus, 1500),
     "joint": (stage_joint, 3000),
 }
-NEEDS = {"tower": (), "text": (), "align": ("tower", "text"), "joint": ("tower", "text", "align")}
+NEEDS = {"tower": (), "text": (), "align": ("tower", "text"), "focus": ("tower", "text", "align"), "joint": ("focus",)}
 
 
 def load_earlier(model, folder: Path, stage: str) -> None:
@@ -238,6 +267,7 @@ def load_earlier(model, folder: Path, stage: str) -> None:
         "decoder": model.model.language_model,
         "head": model.lm_head,
         "projector": model.model.multi_modal_projector,
+        "model": model,
     }
     for earlier in NEEDS[stage]:
         path = folder / f"{earlier}.pt"

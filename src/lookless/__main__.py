@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from .cli import app
 
 
 def main() -> None:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would tell of every extra that is not installed
     app(prog_name="lookless")
 
 

@@ -124,7 +124,7 @@ def demo(
     out.print(demonstration.demo_table(result))
     out.print(
         f"[bold]{out_dir}[/]: visual_information_gain.png shows which layers are saturated, TASK/examples.png what was "
-        f"asked and answered; plans, scores and answers are beside them. Look at a plan: lookless show {out_dir}/chart/plan",
+        f"asked and answered; plans, scores and answers are beside them. Next: lookless show {out_dir}/chart/plan",
         soft_wrap=True,
     )
 

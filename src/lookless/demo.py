@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 import transformers
 from pydantic import BaseModel, ConfigDict
+from rich import box
 from rich.table import Table
 
 from . import files, flops, report
@@ -139,33 +139,45 @@ def _measure(loaded: Loaded, task: str, plan: Plan, test: Samples, out: Path) ->
 
 
 def demo_table(demo: Demo) -> Table:
-    """One row per task, dense beside plan."""
+    """One row per task, dense beside plan; fits 80 columns."""
+    prompt = f"{demo.visual_tokens} visual tokens of about {demo.visual_tokens + demo.text_tokens:.0f}"
     table = Table(
-        title=f"V-Skip on the reference model: visual attention skipped in {LAYERS} of 12 layers, chosen per task",
+        title=f"V-Skip on the reference model: visual attention skipped in {LAYERS} of 12 layers",
         caption=(
-            f"{demo.test_samples} test questions a task, exact match; retention = plan / dense, 95 % interval; "
-            f"same answer = agreement with the dense model; FLOPs kept and prefill are of the decoder, "
-            f"{demo.visual_tokens} visual tokens of about {demo.visual_tokens + demo.text_tokens:.0f}; ms per prompt, "
-            f"batch of {demo.timed_prompts}, dense and plan in turn, median of 10, {demo.dtype}, {demo.threads} threads"
+            f"right: exact match on {demo.test_samples} test questions, dense > plan; retained: plan / dense, with its "
+            f"95 % interval; same: agreement with the dense model's answers; FLOPs kept and prefill: of the decoder, "
+            f"{prompt}; ms per prompt in a batch of {demo.timed_prompts}, dense and plan in turn, median of 10, "
+            f"{demo.dtype}, {demo.threads} threads"
         ),
+        box=box.SIMPLE_HEAD,
+        caption_justify="left",
     )
-    heads = ("task", "skipped layers", "dense", "plan", "retention", "same answer", "FLOPs kept", "dense ms", "plan ms")
-    for head in heads:
-        table.add_column(head, justify="left" if head in ("task", "skipped layers") else "right")
+    for head in ("task", "right", "retained", "same", "FLOPs\nkept", "prefill ms", "layers skipped"):
+        table.add_column(head, justify="left" if head in ("task", "layers skipped") else "right", no_wrap=True)
     for row in demo.rows:
+        kept = row.retention
         table.add_row(
             row.task,
-            " ".join(map(str, row.skipped_layers)),
-            f"{row.accuracy_dense.value:.0%}",
-            f"{row.accuracy_plan.value:.0%}",
-            "-" if row.retention is None else str(row.retention),
-            f"{row.fidelity.value:.0%}",
+            f"{_percent(row.accuracy_dense.value)} > {_percent(row.accuracy_plan.value)}%",
+            "-" if kept is None else f"{_percent(kept.value)}% [{_percent(kept.low)}-{_percent(kept.high)}]",
+            f"{_percent(row.fidelity.value)}%",
             f"{row.flops_kept:.1%}",
-            f"{row.prefill_dense_ms:.2f}",
-            f"{row.prefill_plan_ms:.2f}",
+            f"{row.prefill_dense_ms:.1f} > {row.prefill_plan_ms:.1f}",
+            spans(row.skipped_layers),
         )
     return table
 
 
-def demo_json(demo: Demo) -> str:
-    return json.dumps(demo.model_dump(mode="json"), indent=2)
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}"
+
+
+def spans(layers: Sequence[int]) -> str:
+    """Ascending layers with runs written as ranges: ``0 3-5``."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

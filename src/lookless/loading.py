@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +77,10 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu", revision:
     where = str(reference.MODEL) if name == "reference" else name
     if looks_local(where) and not (Path(where) / "config.json").is_file():
         raise ModelError(f"{where} is not a model's folder: it has no config.json.")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before the import: it tells of each missing extra
     import transformers
+
+    if not sys.stderr.isatty():  # a bar is for eyes; in a log or a pipe it is noise
+        transformers.utils.logging.disable_progress_bar()
 
     # The reference is stored in bfloat16 to be small, and run in float32, which every CPU does well.
     chosen = torch.float32 if name == "reference" and dtype == "auto" else DTYPES[dtype]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +98,7 @@ def profile_figure(scores: Mapping[str, Scores], plans: Mapping[str, Plan]) -> F
 
 def examples_figure(task: str, samples: Sequence[Sample], answers: Sequence[Answer]) -> Figure:
     """Test images with question, expected answer, dense answer and plan answer; disagreements in colour."""
-    figure, panels = _panels(len(samples), height=2.9, columns=4)
+    figure, panels = _panels(len(samples), height=3.1, columns=4)
     for axes, sample, answer in zip(panels, samples, answers, strict=True):
         if sample.images:
             axes.imshow(sample.images[0], interpolation="nearest")
@@ -107,7 +108,8 @@ def examples_figure(task: str, samples: Sequence[Sample], answers: Sequence[Answ
             side.set_visible(False)
         axes.set_title(_wrapped(answer.question), fontsize=9, color=INK)
         same = answer.dense == answer.plan
-        told = f"expected {answer.expected}\ndense {answer.dense}   plan {answer.plan}"
+        dense, planned = (textwrap.shorten(a or "", 28, placeholder="…") for a in (answer.dense, answer.plan))
+        told = f"expected {answer.expected}\ndense {dense}\nplan {planned}"
         axes.set_xlabel(told, fontsize=9, color=INK if same else "#b3322f")
     figure.suptitle(f"{task}: test images, answered by the dense model and under the plan", fontsize=11)
     return figure
@@ -135,6 +137,4 @@ def _panels(count: int, height: float, columns: int = 3) -> tuple[Figure, list[A
 
 
 def _wrapped(text: str, width: int = 30) -> str:
-    import textwrap
-
     return "\n".join(textwrap.wrap(text, width))
