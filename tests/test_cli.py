@@ -141,7 +141,9 @@ def test_refusals_are_one_sentence(tmp_path, image, plan):
     (tmp_path / "model" / "config.json").write_text('{"model_type": "mystery"}')
     assert "cannot be loaded" in fails("eval", tmp_path / "model", "--data", "reference")
     (tmp_path / "model" / "config.json").write_text('{"model_type": "bert"}')
-    assert "cannot be loaded" in fails("eval", tmp_path / "model", "--data", "reference")
+    assert "models of type 'bert' are not supported; supported are llava" in fails(
+        "eval", tmp_path / "model", "--data", "reference"
+    )
 
 
 def test_plans_that_do_not_fit(tmp_path, reference):

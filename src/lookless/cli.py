@@ -117,7 +117,7 @@ def demo(
 
     _writable(out_dir, folder=True)
     with err.status("starting") as status:
-        result = demonstration.run_demo(out_dir, say=lambda text: status.update(text))
+        result = demonstration.run_demo(out_dir, say=status.update if err.is_terminal else err.print)
     if as_json:
         _print_json(result)
         return

@@ -107,7 +107,7 @@ def run_demo(out: Path, *, test_samples: int = TEST_SAMPLES, say: Callable[[str]
 
 
 def _measure(loaded: Loaded, task: str, plan: Plan, test: Samples, out: Path) -> tuple[Row, float, float]:
-    evaluation = evaluate(loaded, test, plan)
+    evaluation = evaluate(loaded, test, plan, progress=False)
     files.write_text(out / task / "evaluation.json", files.dump(evaluation))
     shown = test.items[:SHOWN]
     figure = report.examples_figure(task, shown, evaluation.answers[:SHOWN])

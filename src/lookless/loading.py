@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from . import reference
 from .data import Sample
 from .errors import ModelError
-from .models import locate
+from .models import family_of, locate
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -86,9 +87,11 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu", revision:
     chosen = torch.float32 if name == "reference" and dtype == "auto" else DTYPES[dtype]
     try:
         config = transformers.AutoConfig.from_pretrained(where, revision=revision)
+        family_of(config)  # before gigabytes are read
         model = transformers.AutoModelForImageTextToText.from_pretrained(where, revision=revision, dtype=chosen)
         processor = transformers.AutoProcessor.from_pretrained(where, revision=revision)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as problem:
+        model = model.eval().to(device)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AssertionError, SafetensorError) as problem:
         raise ModelError(f"{name} cannot be loaded: {_first_line(problem)}") from None
     locate(model)
     if getattr(processor, "tokenizer", None) is None:
@@ -96,7 +99,7 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu", revision:
     processor.tokenizer.padding_side = "left"  # so that a batch of prompts ends, and is answered, in one column
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    return Loaded(model.eval().to(device), processor, name, getattr(config, "_commit_hash", None))
+    return Loaded(model, processor, name, getattr(config, "_commit_hash", None))
 
 
 def looks_local(where: str) -> bool:

@@ -58,14 +58,13 @@ def geometry_of(model: nn.Module) -> Geometry:
     return Geometry.from_config(model.config)
 
 
-def locate(model: nn.Module) -> Located:
-    """The parts of ``model`` that the runtime works on.
+def family_of(config: Any) -> Family:
+    """The row of :data:`FAMILIES` for a model's configuration; needs no weights.
 
     Raises:
-        ModelError: the family, its decoder or its attention implementation is not supported; says what is.
+        ModelError: the family or its decoder is not supported; says what is.
     """
-    config: Any = getattr(model, "config", None)
-    model_type = getattr(config, "model_type", type(model).__name__)
+    model_type = getattr(config, "model_type", type(config).__name__)
     family = FAMILIES.get(model_type)
     if family is None:
         raise ModelError(f"models of type {model_type!r} are not supported; supported are {', '.join(FAMILIES)}.")
@@ -80,9 +79,21 @@ def locate(model: nn.Module) -> Located:
             f"this {text.model_type} decoder slides a window of {text.sliding_window} tokens over its keys, which the "
             f"runtime does not know; set sliding_window to None if prompts are shorter than that."
         )
-    if text._attn_implementation not in ATTENTION:
+    return family
+
+
+def locate(model: nn.Module) -> Located:
+    """The parts of ``model`` that the runtime works on.
+
+    Raises:
+        ModelError: the family, its decoder or its attention implementation is not supported; says what is.
+    """
+    config: Any = getattr(model, "config", model)
+    family = family_of(config)
+    attention = config.get_text_config()._attn_implementation
+    if attention not in ATTENTION:
         raise ModelError(
-            f"attention implementation {text._attn_implementation!r} is not supported; load the model with "
+            f"attention implementation {attention!r} is not supported; load the model with "
             f"attn_implementation={ATTENTION[0]!r}."
         )
     ids = (getattr(config, name, None) for name in family.visual_ids)

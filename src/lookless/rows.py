@@ -111,7 +111,9 @@ class Gathered:
         return x[self.prompt, self.row] if x.shape[0] > 1 else x[0, self.row]
 
     def add(self, x: Tensor, update: Tensor) -> Tensor:
-        return x.index_put((self.prompt, self.row), update.to(x.dtype), accumulate=True)
+        x = x.clone()
+        x[self.prompt, self.row] += update
+        return x
 
     def attend(
         self, attention: Attention, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
