@@ -57,7 +57,7 @@ def test_prompt_is_what_training_used(reference):
 
     for task in ("chart", "spatial"):
         world, _, _ = pose(task, random.Random("prompt"))
-        trained = talk_batch(random.Random("prompt"), words, 1, images=True, describing=0.0, facts=0.0, stating=0.0)
+        trained = talk_batch(random.Random("prompt"), words, 1, describing=0.0, facts=0.0, stating=0.0)
         sample = load_data(f"reference:{task}", limit=1).items[0]
         inputs = reference.inputs([sample])
         prefix = trained.visual_at + 144

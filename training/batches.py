@@ -1,6 +1,6 @@
 """Worlds to tensors.
 
-Many questions share one image: the image (or its words) is a prefix that every question sees, and no question
+Many questions share one image: the image is a prefix that every question sees, and no question
 sees another. Each question so stands exactly as it does at test time, at a tenth of the cost, and no answer can be
 read off an earlier one.
 """
@@ -21,7 +21,6 @@ from tokens import Words
 
 VISUAL = SIDE * SIDE
 MEAN, STD = 127.5, 127.5  # the processor's image_mean and image_std of 0.5
-PREFIX_WORDS = 64  # the longest scene in words fits
 TALK = 128  # tokens of questions and answers behind one prefix
 TARGETS = 40  # answer tokens that are scored behind one prefix, at most; describing needs most
 SHARED, NOWHERE = 0, -1  # segments: seen by every question; padding
@@ -30,16 +29,16 @@ SHARED, NOWHERE = 0, -1  # segments: seen by every question; padding
 @dataclass
 class Batch:
     """``ids, positions, segments`` int64 ``[batch, sequence]``; ``where, targets`` int64 ``[batch, TARGETS]``,
-    target -100 where unused; ``pixels`` float ``[batch, 3, 96, 96]`` or None;
+    target -100 where unused; ``pixels`` float ``[batch, 3, 96, 96]``;
     ``visual_at`` is where the visual tokens begin; ``shown`` int64 ``[batch, patches]`` are the patches shown, None for
-    all of them or where there is no image."""
+    all of them."""
 
     ids: torch.Tensor
     positions: torch.Tensor
     segments: torch.Tensor
     where: torch.Tensor
     targets: torch.Tensor
-    pixels: torch.Tensor | None
+    pixels: torch.Tensor
     visual_at: int
     shown: torch.Tensor | None
 
@@ -65,6 +64,19 @@ def focus_on(world: World, rng: random.Random, count: int) -> tuple[np.ndarray, 
     return patches, np.isin(patches, centres)
 
 
+def _talk(
+    world: World, rng: random.Random, words: Words, describing: float, facts: float, stating: float
+) -> list[tuple[list[int], list[int]]]:
+    """Tokens given and tokens to be answered, of each turn about ``world``."""
+    if rng.random() < stating:
+        stated = (state(world, rng) for _ in range(25))
+        return [(words(f"\n{beginning}"), words(f" {end}")) for beginning, end in stated]
+    talk = converse(world, rng, turns=9, facts=facts)
+    if rng.random() < describing:
+        talk.insert(0, (rng.choice(DESCRIBE), describe(world)))
+    return [(words(f"\n{question} ASSISTANT:"), [*_said(words, answer), words.eos]) for question, answer in talk]
+
+
 def _said(words: Words, answer: str) -> list[int]:
     """`` answer`` in tokens; descriptions are put together from words, as hardly one recurs."""
     return words.words(f" {answer}") if len(answer) > 12 else words(f" {answer}")
@@ -75,7 +87,6 @@ def talk_batch(
     words: Words,
     size: int,
     *,
-    images: bool,
     describing: float,
     facts: float,
     stating: float,
@@ -87,7 +98,7 @@ def talk_batch(
     a share ``stating`` gets statements and no questions. Of each image ``focus`` patches are shown; without ``extras``
     only those at which something is."""
     head = [words.bos, *words("USER: ")]
-    prefix = len(head) + (focus if images else PREFIX_WORDS)
+    prefix = len(head) + focus
     start = len(head) + VISUAL  # where questions begin at test time, whatever stands before them
     length = prefix + room
     ids = np.full((size, length), words.pad)
@@ -101,26 +112,16 @@ def talk_batch(
     for b in range(size):
         world = sample_world(rng)
         worlds.append(world)
-        said = describe(world)
-        shown = [*head, *([image_id] * focus if images else words.words(said)[: prefix - len(head)])]
-        ids[b, : len(shown)] = shown
-        positions[b, : len(shown)] = range(len(shown))
-        segments[b, : len(shown)] = SHARED
-        if images and focus < VISUAL:
+        ids[b, :prefix] = [*head, *[image_id] * focus]
+        positions[b, :prefix] = range(prefix)
+        segments[b, :prefix] = SHARED
+        if focus < VISUAL:
             patches[b], centres = focus_on(world, rng, focus)
             positions[b, len(head) : prefix] = len(head) + patches[b]
             if not extras:
                 segments[b, len(head) : prefix] = np.where(centres, SHARED, NOWHERE)
-        talk = [
-            (words(f"\n{question} ASSISTANT:"), [*_said(words, answer), words.eos])
-            for question, answer in converse(world, rng, turns=9, facts=facts)
-        ]
-        if rng.random() < describing:
-            talk.insert(0, (words(f"\n{rng.choice(DESCRIBE)} ASSISTANT:"), [*_said(words, said), words.eos]))
-        if rng.random() < stating:
-            stated = (state(world, rng) for _ in range(25))
-            talk = [(words(f"\n{beginning}"), words(f" {end}")) for beginning, end in stated]
         at, scored = prefix, 0
+        talk = _talk(world, rng, words, describing, facts, stating)
         for turn, (asked, answered) in enumerate(talk, start=1):
             tokens = asked + answered
             if at + len(tokens) > length or scored + len(answered) > TARGETS:
@@ -136,7 +137,7 @@ def talk_batch(
             scored += len(answered)
     return Batch(
         *(torch.from_numpy(a.astype(np.int64)) for a in (ids, positions, segments, where, targets)),
-        pixels_of(worlds) if images else None,
+        pixels_of(worlds),
         len(head),
-        torch.from_numpy(patches) if images and focus < VISUAL else None,
+        torch.from_numpy(patches) if focus < VISUAL else None,
     )

@@ -1,4 +1,4 @@
-"""A world in words: what the decoder reads before it has eyes, and what it says when asked to describe."""
+"""A world in words: descriptions, statements, and talk of many questions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def fact(rng: random.Random) -> tuple[str, str]:
 
 def sample_world(rng: random.Random) -> World:
     """Scenes carry four of the six tasks and are drawn most often."""
-    return rng.choices((sample_scene, sample_sign, sample_chart), weights=(6, 2, 2))[0](rng)
+    return rng.choices((sample_scene, sample_sign, sample_chart), weights=(6, 3, 1))[0](rng)
 
 
 def state(world: World, rng: random.Random) -> tuple[str, str]:
@@ -59,7 +59,7 @@ def state(world: World, rng: random.Random) -> tuple[str, str]:
 
 
 _ASKS = {
-    Scene: [(TASKS[t][1], w) for t, w in (("existence", 2), ("attribute", 3), ("counting", 4), ("spatial", 4))],
+    Scene: [(TASKS[t][1], w) for t, w in (("existence", 1), ("attribute", 1), ("counting", 4), ("spatial", 3))],
     Sign: [(TASKS["text"][1], 1)],
     Chart: [(TASKS["chart"][1], 1)],
 }

@@ -150,10 +150,11 @@ def demo_table(demo: Demo) -> Table:
             f"{demo.dtype}, {demo.threads} threads"
         ),
         box=box.SIMPLE_HEAD,
+        pad_edge=False,
         caption_justify="left",
     )
-    for head in ("task", "right", "retained", "same", "FLOPs\nkept", "prefill ms", "layers skipped"):
-        table.add_column(head, justify="left" if head in ("task", "layers skipped") else "right", no_wrap=True)
+    for head in ("task", "right", "retained", "same", "FLOPs\nkept", "prefill\nms", "layers\nskipped"):
+        table.add_column(head, justify="left" if head in ("task", "layers\nskipped") else "right", no_wrap=True)
     for row in demo.rows:
         kept = row.retention
         table.add_row(

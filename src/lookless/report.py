@@ -73,6 +73,7 @@ def profile_figure(scores: Mapping[str, Scores], plans: Mapping[str, Plan]) -> F
     """Score per layer, one panel per task: a dot per sample, the mean as a line, skipped layers shaded."""
     figure, panels = _panels(len(scores), height=2.5)
     floor = 1e-6
+    top = max(10 * floor, *(max(row) for s in scores.values() for row in s.per_sample))
     for axes, (task, s) in zip(panels, scores.items(), strict=True):
         for layer in plans[task].skipped("attention"):
             axes.axvspan(layer - 0.5, layer + 0.5, color=SKIPPED, alpha=0.28, lw=0)
@@ -81,7 +82,7 @@ def profile_figure(scores: Mapping[str, Scores], plans: Mapping[str, Plan]) -> F
             axes.plot(layers, [max(v, floor) for v in row], ".", color=KEPT, alpha=0.25, ms=4)
         axes.plot(layers, [max(v, floor) for v in s.mean], "-o", color=INK, ms=3.5, lw=1.4)
         axes.set_yscale("log")
-        axes.set_ylim(floor / 1.6, max(10.0, *(max(row) for row in s.per_sample)) * 1.5)
+        axes.set_ylim(floor / 1.6, top * 2)  # one scale for all tasks: they are to be compared
         axes.set_title(task, loc="left", fontsize=10, color=INK)
         axes.set_xticks(list(layers)[:: max(1, s.geometry.layers // 12)])
         axes.set_xlim(-0.6, s.geometry.layers - 0.4)
