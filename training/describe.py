@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from lookless.reference.questions import FRUIT, TASKS, WARMTH
+from lookless.reference.questions import FRUIT, TASKS, WARMTH, pose
 from lookless.reference.worlds import Chart, Scene, Sign, World, sample_chart, sample_scene, sample_sign
 
 PATCH = 8  # pixels; the tower's patch, so that rows and columns in words are rows and columns of visual tokens
@@ -32,7 +32,10 @@ def fact(rng: random.Random) -> tuple[str, str]:
 
 def sample_world(rng: random.Random) -> World:
     """Scenes carry four of the six tasks and are drawn most often."""
-    return rng.choices((sample_scene, sample_sign, sample_chart), weights=(6, 3, 1))[0](rng)
+    kind = rng.choices(("scene", "crowd", "sign", "chart"), weights=(3, 4, 4, 1))[0]
+    if kind == "crowd":  # one count is as common as another, as in the test; scenes at random seldom hold four alike
+        return pose("counting", rng)[0]
+    return {"scene": sample_scene, "sign": sample_sign, "chart": sample_chart}[kind](rng)
 
 
 def state(world: World, rng: random.Random) -> tuple[str, str]:
@@ -59,7 +62,7 @@ def state(world: World, rng: random.Random) -> tuple[str, str]:
 
 
 _ASKS = {
-    Scene: [(TASKS[t][1], w) for t, w in (("existence", 1), ("attribute", 1), ("counting", 4), ("spatial", 3))],
+    Scene: [(TASKS[t][1], w) for t, w in (("existence", 1), ("attribute", 1), ("counting", 5), ("spatial", 2))],
     Sign: [(TASKS["text"][1], 1)],
     Chart: [(TASKS["chart"][1], 1)],
 }

@@ -1,6 +1,6 @@
 """Where the reference model needs its visual work; writes docs/reference_model.md.
 
-Each operator of each layer is skipped by itself (KL of the next token, as in calibration), then all layers of an operator
+Each operator of each layer is skipped by itself (KL of the next token), then all layers of an operator
 at once (answers kept). It says how this model is like the papers' and how it is not.
 """
 
@@ -33,8 +33,8 @@ def main() -> None:
     lines = [
         "# Where the reference model needs its visual work",
         "",
-        "Written by `python training/operator_profile.py`. KL in nats, full model to the model with one operator of one layer",
-        f"skipped for visual tokens, next token at the last prompt position, {SAMPLES} calibration images a task, float32.",
+        "Written by `python training/operator_profile.py`. KL in nats, the full model to the model with one operator",
+        f"of one layer skipped for visual tokens; next token at the last prompt token, {SAMPLES} images a task, fp32.",
         "",
         "## Mean over the six tasks",
         "",
@@ -53,7 +53,7 @@ def main() -> None:
         "",
         "## All layers at once",
         "",
-        "Share of the dense model's right answers kept when the operator is skipped in every layer, or in the last half,",
+        "Share of the dense model's right answers kept when the operator is skipped in every layer or the last half,",
         f"{QUESTIONS} test questions a task.",
         "",
         "| task | dense accuracy | " + " | ".join(f"{e}, {w}" for e in EDITS for w in ("all", "last half")) + " |",

@@ -63,6 +63,9 @@ def _told(command: Command) -> Command:
             raise typer.Exit(2) from None
         except (BrokenPipeError, KeyboardInterrupt):
             raise typer.Exit(130) from None
+        except OSError as problem:  # a full disk, a folder that may not be written
+            typer.echo(f"lookless: {problem}", err=True)
+            raise typer.Exit(2) from None
 
     return run  # type: ignore[return-value]
 
