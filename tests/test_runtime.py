@@ -172,6 +172,12 @@ def test_full_plan_touches_nothing(model):
         assert torch.equal(model(**arguments).logits, stock)
 
 
+def test_layers_without_a_skip_are_not_touched(model):
+    with apply(model, PLANS["attention"]):
+        touched = [i for i, layer in enumerate(model.model.language_model.layers) if "forward" in layer.__dict__]
+    assert touched == [0, 2, 3]
+
+
 @torch.no_grad()
 def test_no_image_is_the_stock_model(model):
     arguments = batch(prompt(9), prompt(5, seed=2))

@@ -25,12 +25,11 @@ Attention = Callable[..., tuple[Tensor, Any]]
 class Runs:
     """Text rows that are the same ``spans`` (start, end) in every prompt of the batch, with nothing padded.
 
-    ``past`` keys stand in the cache before row 0. Compact tensors are ``[batch, rows, ...]``.
+    Compact tensors are ``[batch, rows, ...]``.
     """
 
     spans: tuple[tuple[int, int], ...]
     batch: int
-    past: int
     _masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     @property
@@ -55,8 +54,11 @@ class Runs:
         self, attention: Attention, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> Tensor:
         """Attention of compact ``query`` ``[batch, rows, head, head_dim]`` over ``key, value``
-        ``[batch, head, keys, head_dim]``; ``mask`` is the stock one, ``[batch, 1, sequence, keys]`` or None if
-        causal. Returns compact ``[batch, rows, head * head_dim]``."""
+        ``[batch, head, keys, head_dim]``. Returns compact ``[batch, rows, head * head_dim]``.
+
+        ``mask`` is the stock layer's, ``[batch, 1, sequence, keys]``. None means what it means there: row i reads keys
+        0 to i, and keys behind the prompt are a static cache's empty places. Where a cache is warm there is a mask.
+        """
         outputs, at = [], 0
         for start, end in self.spans:
             q = query[:, at : at + end - start].transpose(1, 2)
@@ -64,8 +66,7 @@ class Runs:
             if mask is not None:
                 k, v, m = key, value, mask[:, :, start:end]
             else:  # a row reads the keys up to itself: those behind the run are never scored
-                last = self.past + end
-                k, v, m = key[:, :, :last], value[:, :, :last], self._causal(start, end, query.device)
+                k, v, m = key[:, :, :end], value[:, :, :end], self._causal(start, end, query.device)
             out, _ = attention(module, q, k, v, m, dropout=0.0, scaling=module.scaling)
             outputs.append(out.flatten(2))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
@@ -75,12 +76,10 @@ class Runs:
 
         PyTorch's ``is_causal`` is aligned to the top left, which is right for a run at the very beginning only.
         """
-        first = self.past + start
-        if first == 0 or end - start == 1:
+        if start == 0 or end - start == 1:
             return None
         if (start, end) not in self._masks:
-            rows = torch.arange(first, self.past + end, device=device)
-            keys = torch.arange(self.past + end, device=device)
+            rows, keys = torch.arange(start, end, device=device), torch.arange(end, device=device)
             self._masks[start, end] = (keys[None, :] <= rows[:, None])[None, None]
         return self._masks[start, end]
 
@@ -93,14 +92,12 @@ class Gathered:
         prompt, row: where each compact row stands, both int64 ``[rows]``.
         slot: its place among the rows of its own prompt, int64 ``[rows]``.
         shape: (batch, most rows of one prompt), the rectangle attention runs on.
-        past: keys in the cache before row 0.
     """
 
     prompt: Tensor
     row: Tensor
     slot: Tensor
     shape: tuple[int, int]
-    past: int
     _masks: dict[int, Tensor] = field(default_factory=dict)
 
     @property
@@ -141,7 +138,7 @@ class Gathered:
             where = torch.zeros(batch, most, dtype=torch.int64, device=device)
             where[self.prompt, self.slot] = self.row
             if mask is None:
-                cut = (torch.arange(keys, device=device) <= self.past + where[..., None])[:, None]
+                cut = (torch.arange(keys, device=device) <= where[..., None])[:, None]
             else:
                 wide = mask.expand(batch, *mask.shape[1:])
                 cut = wide.gather(2, where[:, None, :, None].expand(-1, wide.shape[1], -1, wide.shape[3]))
@@ -152,13 +149,12 @@ class Gathered:
 RowSet = Runs | Gathered
 
 
-def text_rows(visual: Tensor, real: Tensor | None, past: int) -> RowSet | None:
+def text_rows(visual: Tensor, real: Tensor | None) -> RowSet | None:
     """The text rows of a batch of prompts, or None if no row is visual and there is nothing to spare.
 
     Args:
         visual: bool ``[batch, sequence]``, true where the token is a visual placeholder.
         real: bool ``[batch, sequence]``, false where the token is padding; None if nothing is.
-        past: how many tokens stand in the cache before these.
     """
     if not visual.any():
         return None
@@ -166,9 +162,9 @@ def text_rows(visual: Tensor, real: Tensor | None, past: int) -> RowSet | None:
     if (real is None or bool(real.all())) and bool((text == text[:1]).all()):
         edges = text[0].int().diff(prepend=text.new_zeros(1).int(), append=text.new_zeros(1).int())
         starts, ends = (edges == 1).nonzero().flatten().tolist(), (edges == -1).nonzero().flatten().tolist()
-        return Runs(tuple(zip(starts, ends, strict=True)), visual.shape[0], past)
+        return Runs(tuple(zip(starts, ends, strict=True)), visual.shape[0])
     if real is not None:
         text = text & real
     prompt, row = text.nonzero(as_tuple=True)
     slot = text.cumsum(1)[prompt, row] - 1
-    return Gathered(prompt, row, slot, (visual.shape[0], max(1, int(text.sum(1).max()))), past)
+    return Gathered(prompt, row, slot, (visual.shape[0], max(1, int(text.sum(1).max()))))

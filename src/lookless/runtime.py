@@ -124,6 +124,4 @@ def rows_of(located: Located, given: dict[str, Any]) -> RowSet | None:
     visual = torch.isin(ids, torch.tensor(located.visual_ids, device=ids.device))
     mask = given.get("attention_mask")
     real = mask[:, -ids.shape[1] :].bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
-    cache = given.get("past_key_values")
-    past = int(cache.get_seq_length()) if cache is not None else 0
-    return text_rows(visual, real, past)
+    return text_rows(visual, real)
