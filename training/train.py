@@ -66,7 +66,7 @@ def stage_joint(model, words, folder, steps):
     )
 
 
-STAGES = {"tower": (stage_tower, 2000), "focus": (stage_focus, 1500), "joint": (stage_joint, 3000)}
+STAGES = {"tower": (stage_tower, 2000), "focus": (stage_focus, 1500), "joint": (stage_joint, 3400)}
 NEEDS = {"tower": None, "focus": "tower", "joint": "focus"}
 
 
