@@ -54,7 +54,7 @@ def test_evaluate_dense_and_full_plan(reference):
 
 
 def test_evaluate_sees_a_harmful_plan(reference):
-    samples = load_data("reference:spatial", limit=40)
+    samples = load_data("reference:counting", limit=60)
     blind = Plan.full(geometry_of(reference.model)).at(range(12), attention=Skip(), ffn=Skip())
     result = evaluate(reference, samples, blind, progress=False)
     assert result.fidelity.value == pytest.approx(

@@ -144,7 +144,7 @@ def demo_table(demo: Demo) -> Table:
     table = Table(
         title=f"V-Skip on the reference model: visual attention skipped in {LAYERS} of 12 layers",
         caption=(
-            f"right: exact match on {demo.test_samples} test questions, dense > plan; retained: plan / dense, with its "
+            f"right: exact match on {demo.test_samples} test questions, dense→plan; retained: plan / dense, with its "
             f"95 % interval; same: agreement with the dense model's answers; FLOPs kept and prefill: of the decoder, "
             f"{prompt}; ms per prompt in a batch of {demo.timed_prompts}, dense and plan in turn, median of 10, "
             f"{demo.dtype}, {demo.threads} threads"
@@ -153,17 +153,17 @@ def demo_table(demo: Demo) -> Table:
         pad_edge=False,
         caption_justify="left",
     )
-    for head in ("task", "right", "retained", "same", "FLOPs\nkept", "prefill\nms", "layers\nskipped"):
+    for head in ("task", "right\n%", "retained", "same", "FLOPs\nkept", "prefill\nms", "layers\nskipped"):
         table.add_column(head, justify="left" if head in ("task", "layers\nskipped") else "right", no_wrap=True)
     for row in demo.rows:
         kept = row.retention
         table.add_row(
             row.task,
-            f"{_percent(row.accuracy_dense.value)} > {_percent(row.accuracy_plan.value)}%",
+            f"{_percent(row.accuracy_dense.value)}→{_percent(row.accuracy_plan.value)}",
             "-" if kept is None else f"{_percent(kept.value)}% [{_percent(kept.low)}-{_percent(kept.high)}]",
             f"{_percent(row.fidelity.value)}%",
             f"{row.flops_kept:.1%}",
-            f"{row.prefill_dense_ms:.1f} > {row.prefill_plan_ms:.1f}",
+            f"{row.prefill_dense_ms:.1f}→{row.prefill_plan_ms:.1f}",
             spans(row.skipped_layers),
         )
     return table
