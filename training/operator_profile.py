@@ -18,14 +18,16 @@ EDITS = {
     "ffn": {"ffn": Skip()},
     "both": {"attention": Skip(), "ffn": Skip()},
 }
-READING = """How to read it, and what this model is not. As in the papers, visual attention matters early and saturates with depth, and
-how far differs by task: counting needs it most. Unlike the papers' models, this one needs little visual work in the decoder
-altogether: its tower was trained on dense labels (what each patch shows, which place a character has, how tall a bar is), so
-a patch carries nearly all that a question asks for, and text tokens read it from any layer. Even frozen visual tokens
-keep most answers. So a plan's *price* and *speed* can be studied on it, and that skipping where the scores are
-low is safe; how fast answers are lost when a method errs cannot, except on counting and text. In the papers visual FFNs matter
-more than visual attention (V-Skip, Table 8: FFN-Skip loses first); here neither does. What would bring it nearer: a decoder
-that has read text first, a tower with sparser supervision, and questions that join several objects."""
+READING = """\
+How to read it, and what this model is not. As in the papers, visual attention matters early and saturates with
+depth, and how far differs by task: counting needs it most. Unlike the papers' models, this one needs little
+visual work in the decoder altogether: its tower was trained on dense labels (what each patch shows, which place
+a character has, how tall a bar is), so a patch carries nearly all that a question asks for, and text tokens
+read it from any layer. Even frozen visual tokens keep most answers. So a plan's *price* and *speed* can be
+studied on it, and that skipping where the scores are low is safe; how fast answers are lost when a method errs
+cannot, except on counting and text. In the papers visual FFNs matter more than visual attention (V-Skip, Table
+8: FFN-Skip loses first); here neither does. What would bring it nearer: a decoder that has read text first, a
+tower with sparser supervision, and questions that join several objects."""
 PAGE = Path(__file__).parents[1] / "docs" / "reference_model.md"
 
 
