@@ -79,6 +79,7 @@ def test_time_is_measured_for_each_plan(reference):
     assert len(dense.each_ms) == len(plan.each_ms) == 7
     assert 0 < plan.median_ms < dense.median_ms  # a tenth of the FFN rows is left
     assert "forward" not in reference.model.model.language_model.layers[0].__dict__
+    assert not reference.model.model.language_model._forward_pre_hooks
 
 
 def test_text_only_questions_are_answered(reference):

@@ -315,6 +315,17 @@ def test_refusals():
         apply(model, PLANS["mixed"])
 
 
+def test_decoders_that_only_look_alike_are_refused():
+    model = tiny_llava()
+    model.config.text_config.model_type = "gemma"
+    with pytest.raises(ModelError, match=r"llava over a 'gemma' decoder .* llama, mistral, qwen2"):
+        apply(model, PLANS["mixed"])
+    model = tiny_llava("clip-mistral")
+    model.config.text_config.sliding_window = 4096
+    with pytest.raises(ModelError, match="slides a window of 4096 tokens"):
+        apply(model, PLANS["mixed"])
+
+
 def test_geometry_is_the_models():
     geometry = geometry_of(tiny_llava())
     assert geometry == Geometry(

@@ -1,0 +1,94 @@
+"""Tables and figures say what the data says; the demo leaves what it promises."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from matplotlib.colors import to_hex
+from PIL import Image
+from rich.console import Console
+
+from lookless import Geometry, Plan, Scores, Skip, load_data, v_skip
+from lookless.demo import Demo, demo_table, run_demo, spans
+from lookless.evaluation import Answer
+from lookless.reference import TASKS
+from lookless.report import examples_figure, plan_table, profile_figure, save_figure, scores_table
+
+SMALL = Geometry(model_type="llava", layers=4, hidden=8, intermediate=16, heads=2, kv_heads=2, head_dim=4)
+SCORES = Scores(
+    name="visual_information_gain", per_sample=((1.0, 0.1, 0.0, 1e-3), (3.0, 0.3, 0.0, 1e-3)), geometry=SMALL, data="d"
+)
+
+
+def text(table, width=100):
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+def test_plan_table_has_a_row_per_layer_and_its_source():
+    told = text(plan_table(v_skip(SCORES, layers=2)))
+    rows = [line.split("│")[1:4] for line in told.splitlines() if "│" in line]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["0", "full", "full"],
+        ["1", "full", "full"],
+        ["2", "skip", "full"],
+        ["3", "skip", "full"],
+    ]
+    assert "v-skip" in told
+    assert "2 samples of d" in told
+
+
+def test_scores_table_draws_no_bar_for_nothing():
+    lines = [line for line in text(scores_table(SCORES)).splitlines() if "│" in line]
+    bars = [line.count("█") for line in lines]
+    assert bars[0] == 24
+    assert bars[0] > bars[1] > bars[3] > bars[2] == 0
+    assert "2.00000" in lines[0]
+
+
+def test_profile_figure_shades_what_the_plan_skips(tmp_path):
+    plan = Plan.full(SMALL).at([1, 3], attention=Skip())
+    figure = profile_figure({"a": SCORES, "b": SCORES}, {"a": plan, "b": Plan.full(SMALL)})
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in panels] == ["a", "b"]
+    assert [sorted(p.get_x() + 0.5 for p in axes.patches) for axes in panels] == [[1, 3], []]
+    mean = panels[0].lines[-1].get_ydata()
+    assert list(mean) == pytest.approx([2.0, 0.2, 1e-6, 1e-3])  # zero is drawn at the floor, as the title says
+    save_figure(figure, tmp_path / "new" / "profile.png")
+    assert Image.open(tmp_path / "new" / "profile.png").size[0] > 800
+
+
+def test_examples_figure_marks_disagreement():
+    samples = load_data("reference:chart", limit=2).items
+    answers = [Answer(question="q", expected="3", dense="3", plan=p) for p in ("3", "4")]
+    panels = [axes for axes in examples_figure("chart", samples, answers).axes if axes.get_visible()]
+    assert [axes.get_xlabel() for axes in panels] == ["expected 3\ndense 3\nplan 3", "expected 3\ndense 3\nplan 4"]
+    colours = [to_hex(axes.xaxis.label.get_color()) for axes in panels]
+    assert colours[0] != colours[1]
+
+
+def test_spans():
+    assert [spans(x) for x in ((), (3,), (0, 1), (0, 2, 3, 4, 7))] == ["", "3", "0-1", "0 2-4 7"]
+
+
+@pytest.mark.long
+def test_demo_leaves_what_it_promises(tmp_path):
+    told = []
+    demo = run_demo(tmp_path, test_samples=8, say=told.append)
+    assert [row.task for row in demo.rows] == list(TASKS)
+    for row in demo.rows:
+        assert len(row.skipped_layers) == 7
+        assert 0.8 < row.flops_kept < 0.9
+        assert row.prefill_dense_ms > 0
+        folder = tmp_path / row.task
+        assert Plan.from_pretrained(folder / "plan").skipped("attention") == row.skipped_layers
+        assert Scores.load(folder / "scores.json").samples == 20
+        assert len(json.loads((folder / "evaluation.json").read_text())["answers"]) == 8
+        assert Image.open(folder / "examples.png").size[0] > 800
+        assert any(row.task in line for line in told)
+    assert Demo.model_validate_json((tmp_path / "demo.json").read_text()) == demo
+    assert (tmp_path / "visual_information_gain.png").exists()
+    assert "…" not in text(demo_table(demo), width=80)  # the table fits a terminal of 80 columns
