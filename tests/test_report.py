@@ -46,7 +46,7 @@ def test_scores_table_draws_no_bar_for_nothing():
     bars = [line.count("█") for line in lines]
     assert bars[0] == 24
     assert bars[0] > bars[1] > bars[3] > bars[2] == 0
-    assert "2.00000" in lines[0]
+    assert "2.0e+00" in lines[0]
 
 
 def test_profile_figure_shades_what_the_plan_skips(tmp_path):

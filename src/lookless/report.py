@@ -54,7 +54,7 @@ def scores_table(scores: Scores) -> Table:
     for layer, (m, s) in enumerate(zip(mean, spread, strict=True)):
         decades = 5.0  # from the largest down
         share = 0.0 if m <= 0 else max(0.0, 1 + math.log10(m / top) / decades)
-        table.add_row(str(layer), f"{m:.5f}", f"{s:.5f}", BAR * round(24 * share))
+        table.add_row(str(layer), f"{m:.1e}", f"{s:.1e}", BAR * round(24 * share))
     return table
 
 
