@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from .errors import PlanError
 from .geometry import Geometry
-from .plan import Plan, Skip
+from .plan import Plan
 
 
 @dataclass(frozen=True)
@@ -71,22 +71,9 @@ def prefill(
     plan = plan or Plan.full(geometry)
     plan.check(geometry)
     n = visual + text
-    skipped_pairs = text * n if before is None else before * before + (text - before) * n
-    total = visual_only = 0.0
-    for row in plan.layers:
-        asks = row.attention != Skip()
-        transforms = row.ffn != Skip()
-        total += layer(
-            geometry,
-            query=n if asks else text,
-            key=n,
-            pairs=None if asks else skipped_pairs,
-            ffn=n if transforms else text,
-        )
-        visual_only += layer(
-            geometry,
-            query=visual if asks else 0,
-            key=visual,
-            ffn=visual if transforms else 0,
-        )
+    text_pairs = None if before is None else before * before + (text - before) * n
+    total = sum(
+        layer(geometry, **rows, pairs=None if rows["query"] == n else text_pairs) for rows in plan.rows(visual, text)
+    )
+    visual_only = sum(layer(geometry, **rows) for rows in plan.rows(visual, 0))
     return Prefill(total=total, visual=visual_only)

@@ -182,8 +182,12 @@ class Plan(_Frozen):
         """The layers whose ``column`` is :class:`Skip`."""
         return tuple(i for i, row in enumerate(self.layers) if getattr(row, column) == Skip())
 
-    def rows(self, visual: int, text: int) -> tuple[dict[str, int], ...]:
-        """Per layer, how many tokens of a prompt are ``query``, ``key`` and ``ffn`` rows under this plan."""
+    def rows(self, visual: float, text: float) -> tuple[dict[str, float], ...]:
+        """Per layer, how many tokens of a prompt are ``query``, ``key`` and ``ffn`` rows under this plan.
+
+        The prices of :mod:`lookless.flops` are of these rows, and ``lookless.trace`` counts them. Means over prompts
+        may be fractions.
+        """
         n = visual + text
         return tuple(
             {
