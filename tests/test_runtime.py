@@ -230,7 +230,10 @@ def test_another_librarys_forward_is_given_back(model):
 def test_trace_is_what_the_plan_predicts(model, plan):
     with apply(model, plan), trace(model) as counted:
         model(**BATCHES["two images"]())
-    assert counted.layers == list(plan.rows(visual=2 * VISUAL, text=13))
+        assert counted.layers == list(plan.rows(visual=2 * VISUAL, text=13))
+        counted.clear()
+        model(**BATCHES["batch alike"]())
+    assert counted.layers == [{k: 2 * v for k, v in row.items()} for row in plan.rows(visual=VISUAL, text=12)]
 
 
 @torch.no_grad()
