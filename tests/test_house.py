@@ -18,6 +18,7 @@ ORDER = [
     "version",
     "errors",
     "files",
+    "progress",
     "geometry",
     "plan",
     "scores",

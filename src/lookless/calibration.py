@@ -9,13 +9,11 @@ about 1 + L/2.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from .data import Samples
@@ -24,12 +22,12 @@ from .loading import Loaded
 from .models import Located, locate
 from .operators import run_layer
 from .plan import LayerPlan, Skip
+from .progress import shown
 from .rows import RowSet
 from .runtime import rows_of
 from .scores import Scores
 
 Position = Literal["last", "answer"]
-Item = TypeVar("Item")
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
@@ -178,9 +176,3 @@ def _prompt(loaded: Loaded, sample: Any, position: Position) -> tuple[dict[str, 
     mask = inputs["attention_mask"]
     extended = {**inputs, "input_ids": ids, "attention_mask": mask.new_ones(ids.shape)}
     return extended, slice(length - 1, ids.shape[1] - 1)
-
-
-def shown(items: Iterable[Item], what: str, progress: bool) -> Iterable[Item]:
-    """``items``, with a progress bar on standard error that is gone when it is done."""
-    console = Console(stderr=True)
-    return track(items, what, console=console, transient=True, disable=not progress or not console.is_terminal)

@@ -72,7 +72,6 @@ def run_demo(out: Path, *, test_samples: int = TEST_SAMPLES, say: Callable[[str]
 
     ``say`` is told what is being done, a sentence at a time.
     """
-    out.mkdir(parents=True, exist_ok=True)
     say("loading the reference model")
     loaded = load_model("reference")
     scores: dict[str, Scores] = {}
@@ -116,7 +115,7 @@ def _measure(loaded: Loaded, task: str, plan: Plan, test: Samples, out: Path) ->
     inputs = loaded.inputs(test.items[:TIMED_PROMPTS])
     located = locate(loaded.model)
     real = inputs["attention_mask"].bool()
-    seen = torch.isin(inputs["input_ids"], torch.tensor(located.visual_ids)) & real
+    seen = located.visual(inputs["input_ids"]) & real
     prompts = len(real)
     visual, text = float(seen.sum()) / prompts, float((real & ~seen).sum()) / prompts
     dense_ms, plan_ms = time_prefill(loaded, inputs, [None, plan])

@@ -9,10 +9,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from scipy.stats import bootstrap
 
-from .calibration import shown
 from .data import Samples
 from .loading import Loaded
 from .plan import Plan
+from .progress import shown
 from .runtime import apply
 
 RESAMPLES = 2000
@@ -86,8 +86,8 @@ def evaluate(
     """
     dense = _answers(loaded, samples, None, batch, max_new_tokens, progress)
     planned = None if plan is None else _answers(loaded, samples, plan, batch, max_new_tokens, progress)
-    expected = [normal(sample.answer) for sample in samples]
-    right = np.array([normal(d) == e for d, e in zip(dense, expected, strict=True)], dtype=float)
+    expected = [sample.answer for sample in samples]
+    right = _agree(dense, expected)
     answers = [
         Answer(question=s.question, expected=s.answer, dense=d, plan=None if planned is None else planned[i])
         for i, (s, d) in enumerate(zip(samples, dense, strict=True))
@@ -101,13 +101,12 @@ def evaluate(
     )
     if planned is None:
         return base
-    kept = np.array([normal(p) == e for p, e in zip(planned, expected, strict=True)], dtype=float)
-    same = np.array([normal(p) == normal(d) for p, d in zip(planned, dense, strict=True)], dtype=float)
+    kept = _agree(planned, expected)
     return base.model_copy(
         update={
             "accuracy_plan": mean_estimate(kept),
             "retention": retention_estimate(kept, right),
-            "fidelity": mean_estimate(same),
+            "fidelity": mean_estimate(_agree(planned, dense)),
         }
     )
 
@@ -122,6 +121,11 @@ def _answers(
         return [
             a for chunk in shown(chunks, what, progress) for a in loaded.answer(chunk, max_new_tokens=max_new_tokens)
         ]
+
+
+def _agree(answers: Sequence[str], others: Sequence[str]) -> np.ndarray:
+    """1.0 where two answers are the same, ``[questions]``."""
+    return np.array([normal(a) == normal(b) for a, b in zip(answers, others, strict=True)], dtype=float)
 
 
 def mean_estimate(values: np.ndarray) -> Estimate:

@@ -29,7 +29,7 @@ class Loaded:
     name: str
     revision: str | None
 
-    def inputs(self, samples: Sequence[Sample], *, answers: Sequence[str] | None = None) -> dict[str, Any]:
+    def inputs(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """``samples`` as one padded batch of the model's arguments, on its device; prompts end where it answers.
 
         Raises:

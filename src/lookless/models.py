@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .errors import ModelError
 from .geometry import Geometry
@@ -51,6 +52,10 @@ class Located:
         layers = self.decoder.layers
         assert isinstance(layers, nn.ModuleList)
         return layers
+
+    def visual(self, ids: Tensor) -> Tensor:
+        """Bool, as ``ids``: which tokens are visual placeholders."""
+        return torch.isin(ids, torch.tensor(self.visual_ids, device=ids.device))
 
 
 def geometry_of(model: nn.Module) -> Geometry:

@@ -11,7 +11,6 @@ import inspect
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .errors import ModelError
@@ -51,6 +50,7 @@ class Applied:
             if isinstance(layer.__dict__.get("forward"), _PlannedForward):
                 raise ModelError("a plan is already applied to this model: call remove() on it, or join both with `|`.")
         inner = self._located.inner
+        self._signature = inspect.signature(inner.forward)  # once, and not at every decode step
         self._hooks = [
             inner.register_forward_pre_hook(self._enter, with_kwargs=True),
             inner.register_forward_hook(self._leave, always_call=True),
@@ -62,7 +62,7 @@ class Applied:
                 self._planned.append(planned)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        given = self._signature.bind_partial(*args, **kwargs).arguments
         given = {**given, **given.get("kwargs", {})}
         self.rows = rows_of(self._located, given)
 
@@ -121,7 +121,6 @@ def rows_of(located: Located, given: dict[str, Any]) -> RowSet | None:
         )
     if ids.shape[1] == 1:
         return None
-    visual = torch.isin(ids, torch.tensor(located.visual_ids, device=ids.device))
     mask = given.get("attention_mask")
     real = mask[:, -ids.shape[1] :].bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
-    return text_rows(visual, real)
+    return text_rows(located.visual(ids), real)
