@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from . import files
 from .plan import Plan, Skip
 from .scores import Scores
 
@@ -117,9 +119,10 @@ def examples_figure(task: str, samples: Sequence[Sample], answers: Sequence[Answ
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write ``figure`` as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    """Write ``figure`` as PNG, whole or not at all."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=130, format="png")
+    files.write_bytes(path, drawn.getvalue())
 
 
 def _panels(count: int, height: float, columns: int = 3) -> tuple[Figure, list[Any]]:

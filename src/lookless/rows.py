@@ -98,7 +98,7 @@ class Gathered:
     row: Tensor
     slot: Tensor
     shape: tuple[int, int]
-    _masks: dict[int, Tensor] = field(default_factory=dict)
+    _cut: tuple[Tensor | None, Tensor] | None = None  # the last stock mask and its rows; layers share one
 
     @property
     def count(self) -> int:
@@ -132,8 +132,7 @@ class Gathered:
 
     def _mask(self, mask: Tensor | None, keys: int, device: torch.device) -> Tensor:
         """``mask``'s rows for the rectangle, ``[batch, 1, most, keys]``; slots without a row repeat row 0's."""
-        known = 0 if mask is None else id(mask)
-        if known not in self._masks:
+        if self._cut is None or self._cut[0] is not mask:
             batch, most = self.shape
             where = torch.zeros(batch, most, dtype=torch.int64, device=device)
             where[self.prompt, self.slot] = self.row
@@ -142,8 +141,8 @@ class Gathered:
             else:
                 wide = mask.expand(batch, *mask.shape[1:])
                 cut = wide.gather(2, where[:, None, :, None].expand(-1, wide.shape[1], -1, wide.shape[3]))
-            self._masks = {known: cut}
-        return self._masks[known]
+            self._cut = (mask, cut)
+        return self._cut[1]
 
 
 RowSet = Runs | Gathered
