@@ -16,7 +16,7 @@ import torch
 from describe import DESCRIBE, converse, describe, sample_world, state
 from labels import HEADS, SIDE, dense_labels
 from lookless.reference.draw import draw
-from lookless.reference.worlds import World
+from lookless.reference.worlds import World, sample_chart, sample_scene, sample_sign
 from tokens import Words
 
 VISUAL = SIDE * SIDE
@@ -50,8 +50,6 @@ def pixels_of(worlds: list[World]) -> torch.Tensor:
 
 def patch_batch(rng: random.Random, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixels and dense labels ``[batch, VISUAL, heads]``; text is the slow one to learn and is shown most."""
-    from lookless.reference.worlds import sample_chart, sample_scene, sample_sign
-
     worlds = [rng.choices((sample_scene, sample_sign, sample_chart), (3, 6, 1))[0](rng) for _ in range(size)]
     return pixels_of(worlds), torch.from_numpy(np.stack([dense_labels(w) for w in worlds]))
 

@@ -1,6 +1,7 @@
 """The reference model and its tasks: a small LLaVA, trained by ``training/``, and images this package draws itself.
 
-Images and questions are a function of split, task and index; splits share no seed, so no image.
+Images and questions are a function of split, task and index; splits share no seed, so no image, and training
+draws from seeds of its own.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ from .questions import TASKS, pose
 
 #: The folder of the shipped model, loadable by ``AutoModelForImageTextToText.from_pretrained``.
 MODEL = Path(__file__).parent / "model"
-SPLITS = ("calibration", "test")  # training draws from seeds of its own
 
-__all__ = ["MODEL", "SPLITS", "TASKS", "question"]
+__all__ = ["MODEL", "TASKS", "question"]
 
 
 def question(task: str, split: str, index: int) -> tuple[Image.Image, str, str]:
