@@ -20,6 +20,7 @@ ORDER = [
     "files",
     "progress",
     "geometry",
+    "cells",
     "plan",
     "scores",
     "flops",
@@ -27,9 +28,14 @@ ORDER = [
     "reference",
     "data",
     # ------------------- no torch above
+    "towers",
     "models",
     "rows",
+    "prompts",
+    "cache",
     "operators",
+    "ranks",
+    "passes",
     "runtime",
     "tracing",
     "loading",
@@ -41,7 +47,7 @@ ORDER = [
     "cli",
     "__main__",
 ]
-TORCH_FREE = ORDER[: ORDER.index("models")]
+TORCH_FREE = ORDER[: ORDER.index("towers")]
 
 
 def imports(path: Path) -> set[str]:

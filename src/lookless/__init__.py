@@ -21,10 +21,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import flops, methods
+from .cells import Filter, Full, Keep, Neurons, Sink, Skip, Top, Window
 from .errors import LooklessError
 from .geometry import PRESETS, Geometry
 from .methods import v_skip
-from .plan import Full, LayerPlan, Plan, Skip
+from .plan import LayerPlan, Plan
 from .scores import Scores
 from .version import __version__
 
@@ -59,17 +60,23 @@ __all__ = [
     "PRESETS",
     "Applied",
     "Evaluation",
+    "Filter",
     "Full",
     "Geometry",
+    "Keep",
     "LayerPlan",
     "Loaded",
     "LooklessError",
+    "Neurons",
     "Plan",
     "Sample",
     "Samples",
     "Scores",
+    "Sink",
     "Skip",
+    "Top",
     "Trace",
+    "Window",
     "__version__",
     "apply",
     "calibrate",

@@ -11,20 +11,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from .cells import RANKS, Keep, Neurons, Skip, Window
 from .data import Samples
-from .errors import DataError
+from .errors import DataError, ScoresError
+from .geometry import Geometry
 from .loading import Loaded
 from .models import Located, locate
-from .operators import run_layer
-from .plan import LayerPlan, Skip
+from .passes import Pass
+from .plan import COLUMNS, LayerPlan, Plan
 from .progress import shown
-from .rows import RowSet
-from .runtime import rows_of
+from .prompts import Prompts
+from .runtime import prompts_of
 from .scores import Scores
 
 Position = Literal["last", "answer"]
@@ -41,46 +44,61 @@ class Dense:
 
     Attributes:
         inputs: the input of each layer, ``[1, sequence, hidden]``, and the rest of its arguments.
+        added: what the model adds behind each layer, ``[1, sequence, hidden]``, None where nothing: Qwen3-VL's
+            DeepStack.
         log_probs: of the next token at the rows read, float32 ``[rows read, vocabulary]``.
-        rows: the text rows.
+        prompts: makes the state of one pass.
         read: the rows of the prompt at which the answer is read.
     """
 
     inputs: tuple[tuple[Tensor, dict[str, Any]], ...]
+    added: tuple[Tensor | None, ...]
     log_probs: Tensor
-    rows: RowSet
+    prompts: Callable[[], Prompts]
     read: slice
 
 
 @torch.no_grad()
 def run_dense(model: nn.Module, located: Located, inputs: dict[str, Any], read: slice) -> Dense | None:
     """Run ``model`` on one prompt in full and keep what entered each layer; None if nothing in it is visual."""
-    rows = rows_of(located, inputs)
-    if rows is None:
+    if prompts_of(located, inputs) is None:
         return None
-    saved: list[tuple[Tensor, dict[str, Any]]] = []
-    last: list[Tensor] = []
+    entered: list[tuple[Tensor, dict[str, Any]]] = []
+    left: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        saved.append((args[0] if args else kwargs["hidden_states"], dict(kwargs)))
+        entered.append((args[0] if args else kwargs["hidden_states"], dict(kwargs)))
 
     hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in located.layers]
-    hooks.append(located.layers[-1].register_forward_hook(lambda _, __, out: last.append(out)))
+    hooks += [layer.register_forward_hook(lambda _, __, out: left.append(out)) for layer in located.layers]
     try:
         located.inner(**inputs, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
-    return Dense(tuple(saved), _log_probs(model, located, last[0], read), rows, read)
+    added = [None if x is out else x - out for (x, _), out in zip(entered[1:], left[:-1], strict=True)]
+    log_probs = _log_probs(model, located, left[-1], read)
+
+    return Dense(tuple(entered), (*added, None), log_probs, partial(_visual_prompts, located, inputs), read)
+
+
+def _visual_prompts(located: Located, inputs: dict[str, Any]) -> Prompts:
+    prompts = prompts_of(located, inputs)
+    assert prompts is not None
+    return prompts
 
 
 @torch.no_grad()
-def run_from(model: nn.Module, located: Located, dense: Dense, layer: int, cells: LayerPlan) -> Tensor:
-    """Log-probabilities as in :class:`Dense`, with ``cells`` in force in ``layer`` and nowhere else."""
-    x, arguments = dense.inputs[layer]
-    x = run_layer(located.layers[layer], cells, dense.rows, x, **arguments)
-    for later, (_, arguments) in zip(located.layers[layer + 1 :], dense.inputs[layer + 1 :], strict=True):
-        x = later(x, **arguments)
+def run_from(model: nn.Module, located: Located, dense: Dense, layer: int, plan: Plan) -> Tensor:
+    """Log-probabilities as in :class:`Dense`, under ``plan``, which changes nothing before ``layer``."""
+    if any(RANKS[rank].reads == "previous" for rank in plan.layers[layer].ranks):
+        layer -= 1
+    x, _ = dense.inputs[layer]
+    running = Pass(plan.live(), dense.prompts())
+    steps = zip(located.layers, dense.inputs, dense.added, strict=True)
+    for index, (module, (_, arguments), added) in list(enumerate(steps))[layer:]:
+        x = running.run(module, index, x, **arguments)
+        x = x if added is None else x + added
     return _log_probs(model, located, x, dense.read)
 
 
@@ -123,6 +141,7 @@ def sweep(
             f"none of the {len(samples)} samples of {samples.name} has an image: there is nothing to measure."
         )
     started = time.perf_counter()
+    plans = [_one_row(located.geometry, layer, cells) for layer in range(len(located.layers))]
     table = []
     for sample in shown(with_images, f"{name} on {samples.name}", progress):
         inputs, read = _prompt(loaded, sample, position)
@@ -134,8 +153,8 @@ def sweep(
             )
         table.append(
             tuple(
-                float(distance(dense.log_probs, run_from(model, located, dense, layer, cells)).mean())
-                for layer in range(len(located.layers))
+                float(distance(dense.log_probs, run_from(model, located, dense, layer, plan)).mean())
+                for layer, plan in enumerate(plans)
             )
         )
     return Scores(
@@ -151,18 +170,68 @@ def sweep(
     )
 
 
-def calibrate(loaded: Loaded, samples: Samples, *, position: Position = "last", progress: bool = True) -> Scores:
-    """Visual information gain of each layer: KL(full || visual attention of the layer skipped), in nats.
+def _one_row(geometry: Geometry, layer: int, cells: LayerPlan) -> Plan:
+    return Plan.full(geometry).at([layer], **{column: getattr(cells, column) for column in COLUMNS})
 
-    V-Skip (arXiv 2606.08511), Eq. 3. The text does not say where the distribution is read; by lineage (ShortV, VTW) it
-    is the next token at the last prompt position, ``position="last"``. ``"answer"`` reads it at every token of the full
-    model's greedy answer, which sees what later answer tokens look up.
+
+def reverse_kl(p: Tensor, q: Tensor) -> Tensor:
+    """KL(q || p): ShortV's and VTW's direction, whose code puts the changed model first."""
+    return kl(q, p)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A sweep with a name: what is changed in one layer, and how the answer's move is told."""
+
+    what: str
+    cells: LayerPlan
+    distance: Callable[[Tensor, Tensor], Tensor] = kl
+
+
+_SKIP = Skip()
+MEASURES: dict[str, Measure] = {
+    "visual_information_gain": Measure("visual attention skipped (V-Skip, Eq. 3)", LayerPlan(attention=_SKIP)),
+    "ffn_effect": Measure("visual FFN skipped", LayerPlan(ffn=_SKIP)),
+    "freeze_effect": Measure("both skipped", LayerPlan(attention=_SKIP, ffn=_SKIP)),
+    "layer_contribution": Measure("both skipped (ShortV's LC)", LayerPlan(attention=_SKIP, ffn=_SKIP), reverse_kl),
+    "reading_effect": Measure("text does not read visual keys", LayerPlan(visible=_SKIP)),
+    "withdrawal": Measure("image withdrawn from this layer on (VTW)", LayerPlan(keep=Keep(0)), reverse_kl),
+    "window_effect": Measure("visual attention in a window (RedundancyLens)", LayerPlan(attention=Window(256))),
+    "neuron_effect": Measure("a fifth of the neurons (RedundancyLens)", LayerPlan(ffn=Neurons(0.2, probe=0.1))),
+}
+
+
+def calibrate(
+    loaded: Loaded,
+    samples: Samples,
+    *,
+    measure: str = "visual_information_gain",
+    position: Position = "last",
+    progress: bool = True,
+) -> Scores:
+    """How much each layer matters, in nats, by one of :data:`MEASURES`.
+
+    By default the visual information gain, KL(full || visual attention of the layer skipped): V-Skip (arXiv
+    2606.08511), Eq. 3. The text does not say where the distribution is read; by lineage (ShortV, VTW) it is the next
+    token at the last prompt position, ``position="last"``. ``"answer"`` reads it at every token of the full model's
+    greedy answer, which sees what later answer tokens look up.
 
     Raises:
+        ScoresError: no such measure.
         DataError: no sample has an image.
     """
-    skip = LayerPlan(attention=Skip())
-    return sweep(loaded, samples, skip, name="visual_information_gain", position=position, progress=progress)
+    if measure not in MEASURES:
+        raise ScoresError(f"no measure is called {measure!r}; choose one of {', '.join(MEASURES)}.")
+    chosen = MEASURES[measure]
+    return sweep(
+        loaded,
+        samples,
+        chosen.cells,
+        name=measure,
+        distance=chosen.distance,
+        position=position,
+        progress=progress,
+    )
 
 
 def _prompt(loaded: Loaded, sample: Any, position: Position) -> tuple[dict[str, Any], slice]:
@@ -173,6 +242,9 @@ def _prompt(loaded: Loaded, sample: Any, position: Position) -> tuple[dict[str, 
         return inputs, slice(length - 1, length)
     with torch.no_grad():
         ids = loaded.model.generate(**inputs, max_new_tokens=32, do_sample=False)  # type: ignore[operator]
-    mask = inputs["attention_mask"]
-    extended = {**inputs, "input_ids": ids, "attention_mask": mask.new_ones(ids.shape)}
+    # Whatever else is told of each token (Qwen's token types) says text of those that were answered.
+    per_token = {k: v for k, v in inputs.items() if isinstance(v, Tensor) and v.shape == inputs["input_ids"].shape}
+    more = ids.shape[1] - length
+    extended = {**inputs, **{k: torch.nn.functional.pad(v, (0, more)) for k, v in per_token.items()}}
+    extended |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     return extended, slice(length - 1, ids.shape[1] - 1)

@@ -364,7 +364,8 @@ def flops(
 
 def _by_count(method: str, layers: int | None, geometry: Any) -> Plan:
     """A plan that costs what ``method`` costs; which layers it skips does not matter to the price."""
-    from .plan import Plan, Skip
+    from .cells import Skip
+    from .plan import Plan
 
     if method != "v-skip":
         raise PlanError(f"no method {method!r} can be priced; choose v-skip.")

@@ -13,11 +13,13 @@ and dq = dk = d this is 8nd^2 + 4n^2d + 6ndm, the dense layer of ShortV (arXiv 2
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .cells import Full, Neurons, Skip, Top, Window
 from .errors import PlanError
 from .geometry import Geometry
-from .plan import Plan
+from .plan import LayerPlan, Plan
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,17 @@ class Prefill:
         return self.visual / 1e12
 
 
-def layer(geometry: Geometry, *, query: float, key: float, ffn: float, pairs: float | None = None) -> float:
+def layer(
+    geometry: Geometry, *, query: float, key: float, ffn: float, pairs: float | None = None, probe: float = 0
+) -> float:
     """FLOPs of one layer in which so many rows ask, are read, and are transformed.
 
-    ``pairs`` is how many (query, key) pairs are scored; by default each query row with each key row.
+    ``pairs`` is how many (query, key) pairs are scored; by default each query row with each key row. ``ffn`` counts a
+    row that uses a part of the neurons as that part. ``probe`` rows pass the first two of the FFN's three matrices.
     """
     g, pairs = geometry, query * key if pairs is None else pairs
     projections = 4 * query * g.hidden * g.query_width + 4 * key * g.hidden * g.key_width
-    return projections + 4 * pairs * g.query_width + 6 * ffn * g.hidden * g.intermediate
+    return projections + 4 * pairs * g.query_width + (6 * ffn + 4 * probe) * g.hidden * g.intermediate
 
 
 def prefill(
@@ -58,22 +63,49 @@ def prefill(
 ) -> Prefill:
     """FLOPs of the prefill of one prompt with ``visual`` and ``text`` tokens (means over a data set may be fractions).
 
-    ``before`` is how many of the text tokens stand before the (one) image. The papers count every text query over
-    all keys of the prompt; where visual rows are skipped, the runtime computes the queries before the image over the
-    keys before it only, and given ``before`` that is what is counted.
+    What the plan's table says is priced, dead work included, as the papers do; ``plan.live()`` prices what runs.
+
+    ``before`` is how many of the text tokens stand before the (one) image. The papers count every query over all keys
+    it may be shown, and a :class:`~lookless.cells.Window` to the token. Given ``before``, what the runtime computes for
+    one unpadded prompt is counted: text before the image is scored with the keys before it only, and a window in
+    blocks.
 
     Raises:
         PlanMismatchError: the plan is for another architecture.
-        PlanError: a negative count.
+        PlanError: a negative count, or the plan is not static.
     """
     if visual < 0 or text < 0 or not 0 <= (before or 0) <= text:
         raise PlanError(f"token counts must not be negative: visual {visual}, text {text}, of it before {before}.")
     plan = plan or Plan.full(geometry)
     plan.check(geometry)
-    n = visual + text
-    text_pairs = None if before is None else before * before + (text - before) * n
-    total = sum(
-        layer(geometry, **rows, pairs=None if rows["query"] == n else text_pairs) for rows in plan.rows(visual, text)
+    return Prefill(
+        total=sum(_layers(geometry, plan, visual, text, before)), visual=sum(_layers(geometry, plan, visual, 0, None))
     )
-    visual_only = sum(layer(geometry, **rows) for rows in plan.rows(visual, 0))
-    return Prefill(total=total, visual=visual_only)
+
+
+def _layers(g: Geometry, plan: Plan, visual: float, text: float, before: float | None) -> Iterator[float]:
+    """FLOPs of each layer under ``plan``."""
+    for rows, (row, alive, asking) in zip(plan.rows(visual, text), plan.parts(visual), strict=True):
+        ffn, probe = rows["ffn"], 0.0
+        if isinstance(row.ffn, Neurons) and alive:
+            ffn += alive * row.ffn.channels(g.intermediate) / g.intermediate
+            probe = row.ffn.probes(alive)
+        pairs = _pairs(row, alive, asking, text, before)
+        yield layer(g, query=rows["query"], key=rows["key"], ffn=ffn, pairs=pairs, probe=probe)
+
+
+def _pairs(row: LayerPlan, alive: float, asking: float, text: float, before: float | None) -> float:
+    """(query, key) pairs scored in one layer: of text, and of the ``asking`` among the ``alive`` visual tokens."""
+    n, seen = alive + text, before or 0
+    mine = text * (n if row.visible != Skip() else text)
+    if before is not None and row.visible != Skip() and not (row.attention == Full() or isinstance(row.attention, Top)):
+        mine = before * before + (text - before) * n
+    if isinstance(row.attention, Window):
+        if before is None:
+            return mine + alive * (text + min(row.attention.size, alive))
+        start, end = int(before), int(before + alive)
+        blocks = row.attention.blocks(start, end)
+        return mine + sum((last - first) * (before + last - max(start, key)) for first, last, key in blocks)
+    if before is not None and row.visible == Skip():
+        n = seen + alive  # visual tokens are asked for by themselves, up to the image's end
+    return mine + asking * n

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,22 @@ from torch import Tensor, nn
 
 from .errors import ModelError
 from .geometry import Geometry
+from .towers import Tell, watch_clip, watch_qwen
 
-#: Decoders whose layer is the Llama block: norm, attention with separate q, k, v, o projections, norm, gated FFN.
-DECODERS = ("llama", "mistral", "qwen2")
+#: Decoders whose layer is the Llama block: norm, attention with separate q, k, v, o projections (and norms of queries
+#: and keys in Qwen3), causal also among visual tokens, norm, gated FFN.
+DECODERS = ("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
+#: Why models that look much the same are refused; model_type -> what stands in the way.
+NOT_CAUSAL = "lets image tokens read those behind them, which the runtime's causal attention would get wrong"
+REFUSED = {
+    "paligemma": f"its prefix {NOT_CAUSAL}",
+    "gemma3": f"it {NOT_CAUSAL}, and its decoder slides windows and norms each branch twice",
+    "gemma3n": f"it {NOT_CAUSAL}, and its decoder has other operators",
+    "mllama": "its images are read by cross-attention layers and are no tokens of the decoder",
+    "idefics2": "its resampler and Mistral decoder would need a row in lookless.models.FAMILIES and a test",
+    "qwen3_vl_moe": "its feed-forward networks are mixtures of experts, which need their own row selection and price",
+    "internvl_chat": "it is remote code; convert it to transformers' own InternVL (model_type 'internvl')",
+}
 #: Implementations whose masks the row sets know how to cut.
 ATTENTION = ("sdpa", "eager")
 
@@ -25,16 +39,25 @@ class Family:
         inner: the module that merges image features into the text; it sees ``input_ids``.
         decoder: the language model below it, with ``layers`` and ``norm``.
         visual_ids: attributes of the configuration that hold the ids of visual placeholder tokens.
+        watch: tells the attention its vision tower pays to each visual token; None where the way from patches to
+            visual tokens (tiles and newlines, windows, pixel shuffling) is not followed.
     """
 
     inner: str
     decoder: str
     visual_ids: tuple[str, ...]
+    watch: Callable[[Any, Tell], Any] | None = None
 
 
+_IMAGE, _VIDEO = ("image_token_id",), ("image_token_id", "video_token_id")
 FAMILIES: dict[str, Family] = {
-    "llava": Family("model", "model.language_model", ("image_token_id",)),
-    "llava_next": Family("model", "model.language_model", ("image_token_id",)),
+    "llava": Family("model", "model.language_model", _IMAGE, watch_clip),
+    "llava_next": Family("model", "model.language_model", _IMAGE),
+    "llava_onevision": Family("model", "model.language_model", _VIDEO),
+    "qwen2_vl": Family("model", "model.language_model", _VIDEO, watch_qwen),
+    "qwen2_5_vl": Family("model", "model.language_model", _VIDEO),
+    "qwen3_vl": Family("model", "model.language_model", _VIDEO, watch_qwen),
+    "internvl": Family("model", "model.language_model", _IMAGE),
 }
 
 
@@ -46,6 +69,7 @@ class Located:
     decoder: nn.Module
     visual_ids: tuple[int, ...]
     geometry: Geometry
+    family: Family
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -71,6 +95,8 @@ def family_of(config: Any) -> Family:
     """
     model_type = getattr(config, "model_type", type(config).__name__)
     family = FAMILIES.get(model_type)
+    if family is None and model_type in REFUSED:
+        raise ModelError(f"models of type {model_type!r} are not supported: {REFUSED[model_type]}.")
     if family is None:
         raise ModelError(f"models of type {model_type!r} are not supported; supported are {', '.join(FAMILIES)}.")
     text = config.get_text_config()
@@ -79,7 +105,9 @@ def family_of(config: Any) -> Family:
             f"{model_type} over a {text.model_type!r} decoder is not supported; "
             f"supported decoders are {', '.join(DECODERS)}."
         )
-    if getattr(text, "use_sliding_window", True) and getattr(text, "sliding_window", None) is not None:
+    kinds = getattr(text, "layer_types", None)
+    slides = getattr(text, "sliding_window", None) is not None and getattr(text, "use_sliding_window", True)
+    if "sliding_attention" in kinds if kinds else slides:
         raise ModelError(
             f"this {text.model_type} decoder slides a window of {text.sliding_window} tokens over its keys, which the "
             f"runtime does not know; set sliding_window to None if prompts are shorter than that."
@@ -107,4 +135,5 @@ def locate(model: nn.Module) -> Located:
         decoder=model.get_submodule(family.decoder),
         visual_ids=tuple(i for i in ids if i is not None),
         geometry=geometry_of(model),
+        family=family,
     )

@@ -1,46 +1,83 @@
 """One decoder layer under a plan: each operator on its own rows, and the rest of the layer as it was.
 
-Stock (Llama, Mistral, Qwen2; ``norm`` is RMSNorm)::
+Stock (Llama, Mistral, Qwen2, Qwen3 and the decoders of Qwen-VL; ``norm`` is RMSNorm)::
 
     x = x + attention(norm(x))
     x = x + ffn(norm(x))
 
-Here ``attention`` may be asked by text rows only and ``ffn`` run on text rows only; visual rows then pass by on the
-residual stream. Work that is skipped is not done: no query, score, output projection or FFN of a spared row.
-Projections are called as modules, so quantised linears, adapters and hooks on them stay in force.
+Here a layer is three row sets: who asks, who can be read, who is transformed. Work that is spared is not done: no
+query, score, output projection or FFN of a spared row, no key of a row that nobody reads. Projections are called as
+modules, so quantised linears, adapters and hooks on them stay in force.
 """
 
 from __future__ import annotations
 
-import sys
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from torch.nn import functional as F
 
-from .plan import LayerPlan, Skip
-from .rows import RowSet
+from .cache import PrunedLayer, cut, layer_of, select, store
+from .cells import Full, Neurons, Sink, Skip, Top, Window
+from .errors import ModelError
+from .plan import LayerPlan
+from .prompts import Prompts
+from .rows import Rows, attend, causal_calls, scaled_dot_product, window_calls
+
+Rotary = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the attention of one layer computed; ranks of the next layer read it.
+
+    Attributes:
+        module: the layer's attention.
+        rows: of the compact tensors below.
+        normed: the attention's input, ``[groups, rows, hidden]``.
+        key, value: ``[groups, rows, kv_heads, head_dim]``, keys rotated.
+        rotary: cos and sin, ``[batch or 1, sequence, head_dim]``.
+        before: keys and values ``[batch, kv_heads, slots, head_dim]`` of earlier turns, and which of them the last
+            query may read, bool ``[batch, slots]``; None without any.
+        entered: the layer's input, ``[batch, sequence, hidden]``.
+        left: what the attention added to it, as the input behind the attention; None if not asked yet.
+    """
+
+    module: Any
+    rows: Rows
+    normed: Tensor
+    key: Tensor
+    value: Tensor
+    rotary: Rotary
+    before: tuple[Tensor, Tensor, Tensor] | None
+    entered: Tensor
+    left: Tensor | None = None
 
 
 def run_layer(
     layer: nn.Module,
     cells: LayerPlan,
-    rows: RowSet,
+    prompts: Prompts,
     x: Tensor,
     *,
     attention_mask: Tensor | None = None,
-    position_embeddings: tuple[Tensor, Tensor],
+    position_embeddings: Rotary,
     past_key_values: Any = None,
+    observed: bool = False,
     **rest: Any,
-) -> Tensor:
-    """``layer`` on ``x`` ``[batch, sequence, hidden]`` with visual tokens spared as ``cells`` say.
+) -> tuple[Tensor, Seen | None]:
+    """``layer`` on ``x`` ``[batch, sequence, hidden]`` with visual tokens as ``cells`` say, and what was seen.
 
-    The arguments are those Hugging Face gives a decoder layer; ``rows`` are the text rows.
+    The arguments are those Hugging Face gives a decoder layer; ``observed`` asks for the second result.
     """
-    if cells.attention == Skip():
-        x = _skip_attention(layer, rows, x, attention_mask, position_embeddings, past_key_values)
-    else:
+    stock = cells.attention == cells.visible == cells.decode == Full() and prompts.rows("live").is_whole
+    pruned = past_key_values is not None and isinstance(
+        layer_of(past_key_values, layer.self_attn.layer_idx), PrunedLayer
+    )
+    seen = None
+    if stock and not observed and not pruned:
         update, _ = layer.self_attn(
             hidden_states=layer.input_layernorm(x),
             attention_mask=attention_mask,
@@ -49,33 +86,255 @@ def run_layer(
             **rest,
         )
         x = x + update
-    if cells.ffn == Skip():
-        return rows.add(x, layer.mlp(layer.post_attention_layernorm(rows.take(x)))) if rows.count else x
-    return x + layer.mlp(layer.post_attention_layernorm(x))
+    else:
+        x, seen = _attention(layer, cells, prompts, x, attention_mask, position_embeddings, past_key_values)
+    return _ffn(layer, cells, prompts, x), seen
 
 
-def _skip_attention(
+def look(layer: nn.Module, prompts: Prompts, x: Tensor, mask: Tensor | None, rotary: Rotary, cache: Any) -> Seen:
+    """Keys and values of all live rows of ``x``, as this layer's attention would make them."""
+    return _keys(layer, prompts.rows("live"), x, mask, rotary, cache)
+
+
+def _keys(layer: nn.Module, rows: Rows, x: Tensor, mask: Tensor | None, rotary: Rotary, cache: Any) -> Seen:
+    module: Any = layer.self_attn
+    normed = layer.input_layernorm(rows.take(x))
+    key = project(module, "k", normed, tuple(rows.take(t) for t in rotary))
+    value = _heads(module.v_proj(normed), module.head_dim)
+    return Seen(module, rows, normed, key, value, rotary, _before(module, cache, mask), x)
+
+
+def _before(module: Any, cache: Any, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Keys of earlier turns; see :class:`Seen`."""
+    held = None if cache is None else layer_of(cache, module.layer_idx)
+    if held is None or held.get_seq_length() == 0:
+        return None
+    if isinstance(held, PrunedLayer):
+        places: Tensor = held.places  # type: ignore[assignment]
+    else:
+        places = torch.arange(int(held.get_seq_length()), device=held.keys.device).expand(held.keys.shape[0], -1)
+    count = places.shape[1]
+    readable = places >= 0
+    if mask is not None:
+        cut_mask: Any = select(mask[:, :, -1:], places, 1)
+        readable = cut_mask[:, 0, 0] if cut_mask.dtype == torch.bool else cut_mask[:, 0, 0] == 0
+    return held.keys[:, :, :count], held.values[:, :, :count], readable
+
+
+def _attention(
     layer: nn.Module,
-    rows: RowSet,
+    cells: LayerPlan,
+    prompts: Prompts,
     x: Tensor,
     mask: Tensor | None,
-    position_embeddings: tuple[Tensor, Tensor],
+    rotary: Rotary,
     cache: Any,
+) -> tuple[Tensor, Seen]:
+    chosen = cells.attention if isinstance(cells.attention, Top) else None
+    text, live, asking = prompts.rows("text"), prompts.rows("live"), prompts.rows("text", chosen)
+    readable = live if cells.reads_visual_keys else text
+    seen = _keys(layer, readable, x, mask, rotary, cache)
+    value = seen.value
+    if cells.visible == Sink():
+        value = prompts.sunk(readable, value)
+    held = prompts.cached(cells)
+    past = _store(seen, value, held, cache, mask, prompts)
+
+    # (who asks, whose keys they may read): text and visual tokens apart where they may not read the same
+    parts: list[tuple[Rows, Rows, Tensor]] = []
+    if cells.attention == Skip() or isinstance(cells.attention, Window) or cells.visible != Full():
+        parts.append((text, text if cells.visible == Skip() else live, value))
+        if isinstance(cells.attention, Top):
+            parts.append((prompts.rows("none", chosen), live, seen.value))
+        elif cells.attention != Skip():
+            parts.append((prompts.rows("visual"), live, seen.value))
+    else:
+        parts.append((asking if chosen else live, live, value))
+
+    out = x
+    for asks, reads, values in parts:
+        if not asks.count:  # a chunk that is all image, or an image withdrawn: nobody asks
+            continue
+        inner = asks.within(readable)
+        cos, sin = (asks.take(t) for t in rotary)
+        query = project(seen.module, "q", inner.take(seen.normed), (cos, sin))
+        if past is None:
+            shown = reads.within(readable)
+            key, val = shown.take(seen.key), shown.take(values)
+            update = _cold(cells, prompts, asks, reads, query, key, val, seen.module.scaling)
+        else:
+            update = _warm(cells, prompts, asks, reads, query, seen, values, past, mask)
+        out = asks.add(out, seen.module.o_proj(update))
+    return out, replace(seen, left=out)
+
+
+def _cold(
+    cells: LayerPlan,
+    prompts: Prompts,
+    asks: Rows,
+    reads: Rows,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
 ) -> Tensor:
-    """Keys and values of every row, queries of text rows."""
-    module: Any = layer.self_attn
-    cos, sin = position_embeddings
-    h = layer.input_layernorm(x)
-    key = _heads(module.k_proj(h), module.head_dim)
-    value = _heads(module.v_proj(h), module.head_dim).transpose(1, 2)
-    key = _rotate(key, cos, sin).transpose(1, 2)
-    if cache is not None:
-        key, value = cache.update(key, value, module.layer_idx)
-    if not rows.count:  # a chunk that is all image: its keys are cached, nobody asks
-        return x
-    query = _rotate(_heads(module.q_proj(rows.take(h)), module.head_dim), rows.take(cos), rows.take(sin))
-    update = rows.attend(_attention_of(module), module, query, key, value, mask)
-    return rows.add(x, module.o_proj(update))
+    """Attention in a prompt that begins the sequence: slices, and no key that is not read."""
+    window = cells.attention.size if isinstance(cells.attention, Window) else 0
+    is_window = window and asks is prompts.rows("visual")
+    key_of = ("window", window) if is_window else (id(asks), id(reads))
+    calls = prompts.remembered(
+        key_of,
+        lambda: (
+            window_calls(asks, reads, prompts.visual, cells.attention.blocks, window)  # type: ignore[union-attr]
+            if is_window
+            else causal_calls(asks, reads)
+        ),
+    )
+    return attend(query, key, value, calls, scaling)
+
+
+def _warm(
+    cells: LayerPlan,
+    prompts: Prompts,
+    asks: Rows,
+    reads: Rows,
+    query: Tensor,
+    seen: Seen,
+    value: Tensor,
+    past: Past,
+    mask: Tensor | None,
+) -> Tensor:
+    """Attention behind earlier turns, or under a mask of the caller's own: one masked call over all keys held."""
+    rows = seen.rows
+    key, value = (
+        torch.cat((old, rows.rectangle(new).transpose(1, 2)), dim=2)
+        for old, new in ((past.keys, seen.key), (past.values, value))
+    )
+    batch = key.shape[0]
+    coming = rows.places.expand(batch, -1)
+    coming_in_sequence = torch.where(coming < 0, coming, coming + prompts.past)
+    places = torch.cat((past.places, coming_in_sequence), dim=1)
+    where = asks.places.expand(batch, -1).clamp_min(0)  # rows of this call that ask
+    if mask is None or mask.ndim != 4:
+        allowed = (places[:, None] <= where[..., None] + prompts.past) & (places >= 0)[:, None]
+        allowed = allowed[:, None]
+    else:
+        columns: Any = select(mask, places, mask.shape[2])
+        index = where[:, None, :, None].expand(-1, columns.shape[1], -1, columns.shape[3])
+        allowed = columns.gather(2, index)
+        if allowed.dtype != torch.bool:
+            allowed = allowed == 0
+    is_visual = prompts.is_visual_place(places)
+    if reads is not rows:  # text that may not read this layer's visual keys
+        allowed = allowed & ~is_visual[:, None, None]
+    elif isinstance(cells.attention, Window) and asks is prompts.rows("visual"):
+        near = places[:, None] > where[..., None] + prompts.past - cells.attention.size
+        allowed = allowed & (near | ~is_visual[:, None])[:, None]
+    wide = asks.rectangle(query).transpose(1, 2)
+    out = scaled_dot_product(wide, key, value, allowed, seen.module.scaling).transpose(1, 2).flatten(2)
+    return asks.compact(out)
+
+
+@dataclass(frozen=True)
+class Past:
+    """What was cached before this call: ``keys, values [batch, kv_heads, slots, head_dim]``, their places in the
+    sequence ``[batch, slots]``."""
+
+    keys: Tensor
+    values: Tensor
+    places: Tensor
+
+
+def _store(seen: Seen, value: Tensor, held: Rows, cache: Any, mask: Tensor | None, prompts: Prompts) -> Past | None:
+    """Cache what the plan leaves of the keys and values, and return what was there before if it is to be read."""
+    module, rows = seen.module, seen.rows
+    past = None
+    if not prompts.is_cold:
+        before = seen.before
+        batch = len(prompts.visual)
+        if before is None:
+            empty = seen.key.new_zeros(batch, seen.key.shape[2], 0, seen.key.shape[3])
+            past = Past(empty, empty, torch.zeros(batch, 0, dtype=torch.int64, device=empty.device))
+        else:
+            layer = layer_of(cache, module.layer_idx)
+            places = (
+                layer.places
+                if isinstance(layer, PrunedLayer)
+                else torch.arange(before[0].shape[2], device=before[0].device).expand(batch, -1)
+            )
+            past = Past(before[0], before[1], places)
+    if cache is None:
+        return past
+    new = prompts.length
+    if held is rows or held.count == rows.count:
+        complete = not isinstance(layer_of(cache, module.layer_idx), PrunedLayer) and prompts.is_complete(rows)
+    else:
+        complete = False
+    if complete:
+        key, val = (rows.spread(t).transpose(1, 2) for t in (seen.key, value))
+        store(cache, module.layer_idx, key, val, None, new)
+    else:
+        inner = held.within(rows)
+        key, val = (held.rectangle(inner.take(t)).transpose(1, 2) for t in (seen.key, value))
+        store(cache, module.layer_idx, key, val, held.places, new)
+    return past
+
+
+def _ffn(layer: nn.Module, cells: LayerPlan, prompts: Prompts, x: Tensor) -> Tensor:
+    cell = cells.ffn
+    rows = prompts.rows("live") if cell == Full() else prompts.rows("text", cell if isinstance(cell, Top) else None)
+    out = x
+    if rows.count:
+        out = rows.add(x, layer.mlp(layer.post_attention_layernorm(rows.take(x))))
+    if isinstance(cell, Neurons) and prompts.rows("visual").count:
+        out = _neurons(layer, cell, prompts, x, out)
+    return out
+
+
+def _neurons(layer: nn.Module, cell: Neurons, prompts: Prompts, x: Tensor, out: Tensor) -> Tensor:
+    """The FFN of visual tokens by the channels that probe tokens of their own prompt excite most."""
+    mlp: Any = layer.mlp
+    for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj):
+        if type(linear) is not nn.Linear:
+            raise ModelError(
+                f"a subset of neurons needs the plain weights of an FFN, and this one has a {type(linear).__name__}: "
+                f"merge adapters, load unquantised, or use a plan without Neurons."
+            )
+    rows = prompts.rows("visual")
+    h = layer.post_attention_layernorm(rows.take(x))
+    updates = []
+    for b, mine in enumerate(prompts.alive):
+        start = sum(map(len, prompts.alive[:b])) if rows.packed else 0
+        own = h[:, start : start + len(mine)] if rows.packed else h[b : b + 1]
+        updates.append(_own_neurons(mlp, cell, own) if len(mine) else own)
+    return rows.add(out, torch.cat(updates, dim=1 if rows.packed else 0))
+
+
+def _own_neurons(mlp: Any, cell: Neurons, h: Tensor) -> Tensor:
+    count = h.shape[1]
+    probes = torch.linspace(0, count - 1, int(cell.probes(count))).round().long()
+    excited = mlp.act_fn(mlp.gate_proj(h[:, probes])) * mlp.up_proj(h[:, probes])
+    magnitude = excited.abs().float().mean((0, 1))
+    chosen = magnitude.topk(cell.channels(magnitude.numel())).indices.sort().values
+
+    def part(linear: nn.Linear, x: Tensor) -> Tensor:
+        return F.linear(x, linear.weight[chosen], None if linear.bias is None else linear.bias[chosen])
+
+    inner = mlp.act_fn(part(mlp.gate_proj, h)) * part(mlp.up_proj, h)
+    return F.linear(inner, mlp.down_proj.weight[:, chosen], mlp.down_proj.bias)
+
+
+def stock_mask(mask: Tensor | None, cache: Any, index: int, new: int) -> Tensor | None:
+    """The mask of a call in which no token is visual, for a layer whose cache may hold fewer keys than there are."""
+    return mask if cache is None else cut(mask, layer_of(cache, index), new)
+
+
+def project(module: Any, which: str, normed: Tensor, rotary: Rotary | None) -> Tensor:
+    """Queries (``q``) or keys (``k``) ``[groups, rows, heads, head_dim]``, normed where the model does, and rotated."""
+    x = _heads(getattr(module, f"{which}_proj")(normed), module.head_dim)
+    norm = getattr(module, f"{which}_norm", None)
+    x = x if norm is None else norm(x)
+    return x if rotary is None else _rotate(x, *rotary)
 
 
 def _heads(x: Tensor, head_dim: int) -> Tensor:
@@ -87,9 +346,3 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of ``x`` ``[..., rows, heads, head_dim]`` by ``cos, sin`` ``[..., rows, head_dim]``."""
     first, second = x.chunk(2, dim=-1)
     return x * cos.unsqueeze(-2) + torch.cat((-second, first), dim=-1) * sin.unsqueeze(-2)
-
-
-def _attention_of(module: Any) -> Any:
-    """The attention function the stock layer would call."""
-    eager = sys.modules[type(module).__module__].eager_attention_forward
-    return ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager)

@@ -4,14 +4,16 @@ A decoder layer does two things to a visual token: it lets the token *attend* an
 training-free method in the field chooses, layer by layer, which visual tokens take part in what. So a method
 is not code inside a model, it is data::
 
-    layer   attention   ffn          a visual token in this layer ...
-    0       full        full         asks, is read, is transformed: the model as it was trained
-    1       skip        full         does not ask (V-Skip); its keys and values stay readable
-    2       full        skip         is not transformed (FFN-Skip)
-    3       skip        skip         passes by on the residual stream: frozen (ShortV)
+    layer   keep      attention   ffn          a visual token in this layer ...
+    0       full      full        full         asks, is read, is transformed: the model as it was trained
+    1       full      skip        full         does not ask (V-Skip); its keys and values stay readable
+    2       full      skip        skip         passes by on the residual stream: frozen (ShortV)
+    3       0.5 by R  full        full         is there from here on only if it is among the best half by R (FastV)
+    4       none      full        full         is gone from here on (VTW)
 
-Text tokens always take part in everything. A :class:`Plan` is that table and where it came from. It is frozen,
-has no torch in it, prints as a table, and saves as sorted, versioned JSON::
+Two more columns, ``visible`` and ``decode``, say whether text reads its keys and values in a layer, and whether they
+are cached for the answer. Text tokens always take part in everything. A :class:`Plan` is that table and where it came
+from. It is frozen, has no torch in it, prints as a table, and saves as sorted, versioned JSON::
 
     plan = Plan.full(geometry).at([7, 8, 9], attention=Skip())
     plan.save_pretrained("my_plan")
@@ -21,71 +23,62 @@ has no torch in it, prints as a table, and saves as sorted, versioned JSON::
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from . import files
+from .cells import RANKS, Cell, Filter, Full, Keep, Neurons, Sink, Skip, Top, Window
 from .errors import PlanError, PlanMismatchError
 from .geometry import Geometry
 from .version import __version__
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "lookless_plan.json"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class LayerPlan(BaseModel):
+    """What visual tokens do in one layer; see :mod:`lookless.cells` for what each cell means.
 
-
-class Full(_Frozen):
-    """The operator runs on every visual token, as the model was trained."""
-
-    kind: Literal["full"] = "full"
-
-    def __str__(self) -> str:
-        return "full"
-
-
-class Skip(_Frozen):
-    """The operator runs on no visual token: they pass by on the residual stream.
-
-    As a layer's ``attention``: visual tokens ask nothing, so no query, no attention and no output projection is
-    computed for them; their keys and values are computed and cached, and text reads them. This is V-Skip's bypass
-    (arXiv 2606.08511, Eq. 6) in the reading "no attention output". Two other readings of that equation exist. As
-    printed it adds ``LN(H_V)`` to the residual stream, which costs the same and changes the states; taken as the
-    "heterogeneous mask" of its text, visual tokens still attend to the text before them, which needs their
-    queries and output projections and contradicts the FLOPs the paper reports (8.43 and not 7.69 TFLOPs on
-    LLaVA-1.5-7B with 19 layers). Dropping the branch is the only reading that gives 7.69, and what ShortV
-    (arXiv 2504.00502) and operator skipping (arXiv 2606.31903) do in the code they released.
-
-    As a layer's ``ffn``: visual tokens are not transformed.
+    Attributes:
+        keep: which visual tokens are alive from this layer's input on; the others are dead to every later layer.
+        attention: which of them query, and over what.
+        ffn: which of them are transformed, and by how much of the network.
+        visible: whether text reads their keys and values.
+        decode: which of those keys and values stay cached for the answer.
     """
 
-    kind: Literal["skip"] = "skip"
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def __str__(self) -> str:
-        return "skip"
-
-
-Cell = Annotated[Full | Skip, Field(discriminator="kind")]
-COLUMNS = ("attention", "ffn")
-
-
-class LayerPlan(_Frozen):
-    """What visual tokens do in one layer."""
-
-    attention: Cell = Full()
-    ffn: Cell = Full()
+    keep: Annotated[Full | Keep | Filter, Field(discriminator="kind")] = Full()
+    attention: Annotated[Full | Skip | Window | Top, Field(discriminator="kind")] = Full()
+    ffn: Annotated[Full | Skip | Neurons | Top, Field(discriminator="kind")] = Full()
+    visible: Annotated[Full | Skip | Sink, Field(discriminator="kind")] = Full()
+    decode: Annotated[Full | Skip | Top, Field(discriminator="kind")] = Full()
 
     @property
     def is_full(self) -> bool:
         return self == LayerPlan()
 
+    @property
+    def ranks(self) -> tuple[str, ...]:
+        """The ranks computed at this layer's input."""
+        named = (getattr(self, column) for column in COLUMNS)
+        ranks = [cell.rank for cell in named if isinstance(cell, Keep | Top) and cell.rank and not cell.is_none]
+        return tuple(dict.fromkeys([*ranks, *(["value_aware"] if isinstance(self.keep, Filter) else [])]))
 
-class Provenance(_Frozen):
+    @property
+    def reads_visual_keys(self) -> bool:
+        """Whether anyone reads a visual token's key here."""
+        return self.visible != Skip() or self.attention != Skip()
+
+
+COLUMNS = tuple(LayerPlan.model_fields)
+
+
+class Provenance(BaseModel):
     """Where a plan came from; every field may be unknown.
 
     Attributes:
@@ -99,6 +92,8 @@ class Provenance(_Frozen):
         lookless_version: of the library that made the plan.
     """
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     method: str | None = None
     knobs: dict[str, int | float | str] = {}
     model: str | None = None
@@ -109,19 +104,39 @@ class Provenance(_Frozen):
     lookless_version: str = __version__
 
 
-class Plan(_Frozen):
+class Plan(BaseModel):
     """A table with one row per decoder layer, and where it came from.
 
     Attributes:
         layers: one :class:`LayerPlan` per decoder layer, first layer first.
         geometry: the architecture the plan is for; ``None`` fits any model with as many layers.
         provenance: how it was made.
+
+    Raises:
+        PlanError: a rank reads the layer before, and there is none, or no visual keys are made in it.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: int = SCHEMA_VERSION
     layers: tuple[LayerPlan, ...] = Field(min_length=1)
     geometry: Geometry | None = None
     provenance: Provenance = Provenance()
+
+    @model_validator(mode="after")
+    def _ranks_can_be_read(self) -> Plan:
+        for layer, row in enumerate(self.layers):
+            for rank in row.ranks:
+                if RANKS[rank].reads == "previous":
+                    if layer == 0:
+                        raise PlanError(f"layer 0 ranks by {rank}, which reads the layer before: there is none.")
+                    if not self.layers[layer - 1].reads_visual_keys:
+                        raise PlanError(
+                            f"layer {layer} ranks by {rank}, and no visual key is read in the layer before."
+                        )
+                if RANKS[rank].reads == "tower" and layer > 0:
+                    raise PlanError(f"layer {layer} ranks by {rank}, which is of the vision tower: use it in layer 0.")
+        return self
 
     @classmethod
     def full(cls, model: Geometry | int) -> Plan:
@@ -130,11 +145,11 @@ class Plan(_Frozen):
             return cls(layers=(LayerPlan(),) * model.layers, geometry=model)
         return cls(layers=(LayerPlan(),) * model)
 
-    def at(self, layers: Iterable[int], **cells: Full | Skip) -> Plan:
-        """This plan with ``cells`` (``attention=``, ``ffn=``) set in ``layers``.
+    def at(self, layers: Iterable[int], **cells: Cell) -> Plan:
+        """This plan with ``cells`` (``attention=Skip()``, ``keep=Keep(0)``, ...) set in ``layers``.
 
         Raises:
-            PlanError: a layer that is not there, or a column that is not one.
+            PlanError: a layer that is not there, a column that is not one, or a cell that cannot stand in it.
         """
         unknown = sorted(set(cells) - set(COLUMNS))
         if unknown:
@@ -143,8 +158,8 @@ class Plan(_Frozen):
         for layer in layers:
             if not 0 <= layer < len(rows):
                 raise PlanError(f"layer {layer} is not in a plan of {len(rows)} layers (0 to {len(rows) - 1}).")
-            rows[layer] = rows[layer].model_copy(update=cells)
-        return self.model_copy(update={"layers": tuple(rows)})
+            rows[layer] = _row({**dict(rows[layer]), **cells})
+        return Plan(**{**dict(self), "layers": tuple(rows)})
 
     def made_by(self, **fields: Any) -> Plan:
         """This plan with fields of its provenance set."""
@@ -168,7 +183,7 @@ class Plan(_Frozen):
                         f"both plans set {column} of layer {layer} ({a} and {b}): drop it from one of them."
                     )
                 row[column] = b if a == Full() else a
-            rows.append(LayerPlan(**row))
+            rows.append(_row(row))
         names = [p.provenance.method or "a plan" for p in (self, other)]
         provenance = Provenance(method=" | ".join(names), model=self.provenance.model or other.provenance.model)
         return Plan(layers=tuple(rows), geometry=self.geometry or other.geometry, provenance=provenance)
@@ -182,21 +197,71 @@ class Plan(_Frozen):
         """The layers whose ``column`` is :class:`Skip`."""
         return tuple(i for i, row in enumerate(self.layers) if getattr(row, column) == Skip())
 
+    @property
+    def is_static(self) -> bool:
+        """Whether how many rows are computed is known beforehand; a :class:`Filter` decides it prompt by prompt."""
+        return not any(isinstance(row.keep, Filter) for row in self.layers)
+
+    @property
+    def is_prefix_cache_safe(self) -> bool:
+        """Whether keys and values of a prefix that holds all visual tokens can be reused behind another question.
+
+        They can where no visual token's part depends on the text behind it: skipping, windows, neurons and withdrawal,
+        and ranks that do not read the question. (A prefix that ends between two images is another matter: ranks and
+        probes go over all visual tokens of a prompt.)
+        """
+        return not any(RANKS[rank].question for row in self.layers for rank in row.ranks)
+
+    def live(self) -> Plan:
+        """This plan without work whose result nobody reads; what is left gives text the same states, to the bit.
+
+        From the last layer down: a visual token's attention and FFN in a layer are dead if no later layer lets anyone
+        read that token. So in every model the last layer's are dead already, and so are those of the layer before a
+        withdrawal, and of a run of layers at the end in which text reads no visual key.
+        """
+        rows, read = list(self.layers), False
+        for layer in reversed(range(len(rows))):
+            row = rows[layer]
+            if not read:
+                rows[layer] = row = _row({**dict(row), "attention": Skip(), "ffn": Skip()})
+            withdrawn = isinstance(row.keep, Keep) and row.keep.is_none
+            read = not withdrawn and (read or row.reads_visual_keys or bool(row.ranks))
+        return Plan(**{**dict(self), "layers": tuple(rows)})
+
     def rows(self, visual: float, text: float) -> tuple[dict[str, float], ...]:
         """Per layer, how many tokens of a prompt are ``query``, ``key`` and ``ffn`` rows under this plan.
 
         The prices of :mod:`lookless.flops` are of these rows, and ``lookless.trace`` counts them. Means over prompts
         may be fractions.
+
+        Raises:
+            PlanError: the plan is not static.
         """
-        n = visual + text
         return tuple(
             {
-                "query": text if row.attention == Skip() else n,
-                "key": n,
-                "ffn": text if row.ffn == Skip() else n,
+                "query": text + asking,
+                "key": text + (alive if row.reads_visual_keys else 0),
+                "ffn": text + _part(row.ffn, visual, alive),
             }
-            for row in self.layers
+            for row, alive, asking in self.parts(visual)
         )
+
+    def parts(self, visual: float) -> Iterator[tuple[LayerPlan, float, float]]:
+        """Each layer with how many visual tokens are alive in it, and how many of them query.
+
+        Raises:
+            PlanError: the plan is not static.
+        """
+        if not self.is_static:
+            raise PlanError(
+                "this plan filters by what it sees in each prompt, so its rows are not known beforehand: count them "
+                "with lookless.trace."
+            )
+        alive = visual
+        for row in self.layers:
+            if isinstance(row.keep, Keep):
+                alive = min(alive, row.keep.of(visual) + row.keep.recycled(visual, alive))
+            yield row, alive, _part(row.attention, visual, alive)
 
     def check(self, geometry: Geometry) -> None:
         """Raises: PlanMismatchError: the plan was made for another architecture than ``geometry``."""
@@ -215,9 +280,20 @@ class Plan(_Frozen):
             )
 
     def __str__(self) -> str:
-        lines = [f"{'layer':>5}  {'attention':<9}  ffn"]
-        lines += [f"{i:>5}  {row.attention!s:<9}  {row.ffn}" for i, row in enumerate(self.layers)]
-        return "\n".join(lines)
+        columns = self.columns
+        table = [("layer", *columns)]
+        table += [(str(i), *(str(getattr(row, column)) for column in columns)) for i, row in enumerate(self.layers)]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = (
+            "  ".join(cell.ljust(width) for cell, width in zip(line[1:], widths[1:], strict=True)) for line in table
+        )
+        return "\n".join(f"{first[0]:>5}  {line}".rstrip() for first, line in zip(table, lines, strict=True))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns worth showing: attention and ffn, and any other in which something stands."""
+        shown = {"attention", "ffn"}
+        return tuple(c for c in COLUMNS if c in shown or any(getattr(row, c) != Full() for row in self.layers))
 
     def to_json(self) -> str:
         """Sorted, versioned JSON; equal plans give equal bytes."""
@@ -256,6 +332,21 @@ class Plan(_Frozen):
             commit_message=f"lookless plan: {self.provenance.method or 'hand-made'}",
         )
         return str(commit.commit_url)
+
+
+def _row(cells: dict[str, Any]) -> LayerPlan:
+    try:
+        return LayerPlan(**cells)
+    except ValidationError as problem:
+        column = str(problem.errors()[0]["loc"][0])
+        raise PlanError(f"{cells[column]} ({type(cells[column]).__name__}) cannot stand in column {column}.") from None
+
+
+def _part(cell: Cell, visual: float, alive: float) -> float:
+    """How many of the ``alive`` visual tokens take part whole in an operator."""
+    if isinstance(cell, Top):
+        return min(alive, cell.of(visual))
+    return 0 if isinstance(cell, Skip | Neurons) else alive
 
 
 def _download(repo_id: str, revision: str | None) -> Path:

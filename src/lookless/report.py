@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from . import files
-from .plan import Plan, Skip
+from .cells import Skip
+from .plan import Plan
 from .scores import Scores
 
 if TYPE_CHECKING:

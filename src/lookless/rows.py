@@ -1,169 +1,268 @@
-"""Which rows of a prompt an operator runs on, and how to take them out and put them back.
+"""Which rows of a batch of prompts an operator runs on, how to take them out and put them back, and who reads whom.
 
-The residual stream keeps its shape ``[batch, sequence, hidden]``. A layer that spares visual tokens runs its
-operators on the *text rows* alone. If every prompt of the batch has them in the same places, they are a few runs of
-consecutive rows: slices, and short maskless or causal attention calls (:class:`Runs`). Otherwise, under padding or when
-prompts differ, they are gathered (:class:`Gathered`). Rows that are padding are in neither: nobody reads them.
+The residual stream keeps its shape ``[batch, sequence, hidden]``. An operator runs on a *row set*: text tokens, visual
+tokens that are alive, or some of them. Where every prompt of the batch has it in the same places, compact tensors are
+``[batch, rows, ...]``, and a few runs of consecutive rows are slices. Where prompts differ, or some tokens are padding,
+which is in no row set, the rows of all prompts stand one behind the other: compact tensors are *packed*,
+``[1, rows of all prompts, ...]``. So no operator computes a row that nobody asked for, and both cases are one code.
 
-No position is assumed: prompts with several images, interleaved images or a warm cache differ in their runs only.
+No position is assumed: prompts with several images, interleaved images or dead rows differ in their row sets only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-#: Hugging Face's interface: (module, query, key, value, mask, scaling=) to ([batch, query, head, head_dim], weights)
-Attention = Callable[..., tuple[Tensor, Any]]
+SLICES = 6  # more runs than this are gathered by index
+CALLS = 6  # more runs of queries than this in one prompt are asked in one masked call
 
 
-@dataclass
-class Runs:
-    """Text rows that are the same ``spans`` (start, end) in every prompt of the batch, with nothing padded.
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Some rows of each prompt of a batch.
 
-    Compact tensors are ``[batch, rows, ...]``.
+    Attributes:
+        prompts: of each prompt, its rows in ascending order; int64 on the CPU, ``[rows]``.
+        length: of the sequence they are rows of.
+        packed: compact tensors are ``[1, all rows, ...]``; otherwise all prompts have the same rows.
+        device: where the tensors are that rows are taken from.
     """
 
-    spans: tuple[tuple[int, int], ...]
-    batch: int
-    _masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    prompts: tuple[Tensor, ...]
+    length: int
+    packed: bool
+    device: torch.device
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Rows over the whole batch."""
-        return self.batch * sum(end - start for start, end in self.spans)
+        return sum(map(len, self.prompts))
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """Every row of every prompt: nothing is taken out, and what is taken is the tensor itself."""
+        return not self.packed and len(self.prompts[0]) == self.length
+
+    @cached_property
+    def _spans(self) -> list[tuple[int, int]]:
+        return runs_of(self.prompts[0].tolist())
+
+    @cached_property
+    def _row(self) -> Tensor:
+        rows = torch.cat(self.prompts) if self.packed else self.prompts[0]
+        return rows.to(self.device)
+
+    @cached_property
+    def _prompt(self) -> Tensor:
+        lengths = torch.tensor([len(rows) for rows in self.prompts])
+        return torch.arange(len(self.prompts)).repeat_interleave(lengths).to(self.device)
 
     def take(self, x: Tensor) -> Tensor:
-        """``[batch or 1, sequence, ...]`` to compact."""
-        pieces = [x[:, start:end] for start, end in self.spans]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+        """``[batch or 1, sequence, ...]`` to compact; a view where it can be."""
+        if self.is_whole:
+            return x
+        if self.packed:
+            return x[:, self._row] if x.shape[0] == 1 else x[self._prompt, self._row][None]
+        if len(self._spans) <= SLICES:
+            pieces = [x[:, start:end] for start, end in self._spans]
+            return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1) if pieces else x[:, :0]
+        return x[:, self._row]
 
     def add(self, x: Tensor, update: Tensor) -> Tensor:
         """``x`` with the compact ``update`` added to its rows; ``x`` itself is left as it was."""
-        x, at = x.clone(), 0
-        for start, end in self.spans:
-            x[:, start:end] += update[:, at : at + end - start]
-            at += end - start
+        if self.is_whole:
+            return x + update
+        x = x.clone()
+        if self.packed:
+            x[self._prompt, self._row] += update[0]
+        elif len(self._spans) <= SLICES:
+            at = 0
+            for start, end in self._spans:
+                x[:, start:end] += update[:, at : at + end - start]
+                at += end - start
+        else:
+            x[:, self._row] += update
         return x
 
-    def attend(
-        self, attention: Attention, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
-    ) -> Tensor:
-        """Attention of compact ``query`` ``[batch, rows, head, head_dim]`` over ``key, value``
-        ``[batch, head, keys, head_dim]``. Returns compact ``[batch, rows, head * head_dim]``.
-
-        ``mask`` is the stock layer's, ``[batch, 1, sequence, keys]``. None means what it means there: row i reads keys
-        0 to i, and keys behind the prompt are a static cache's empty places. Where a cache is warm there is a mask.
-        """
-        outputs, at = [], 0
-        for start, end in self.spans:
-            q = query[:, at : at + end - start].transpose(1, 2)
-            at += end - start
-            if mask is not None:
-                k, v, m = key, value, mask[:, :, start:end]
-            else:  # a row reads the keys up to itself: those behind the run are never scored
-                k, v, m = key[:, :, :end], value[:, :, :end], self._causal(start, end, query.device)
-            out, _ = attention(module, q, k, v, m, dropout=0.0, scaling=module.scaling)
-            outputs.append(out.flatten(2))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
-
-    def _causal(self, start: int, end: int, device: torch.device) -> Tensor | None:
-        """The bottom-right causal mask ``[1, 1, rows, keys]`` of a run; None where the kernel's own is the same.
-
-        PyTorch's ``is_causal`` is aligned to the top left, which is right for a run at the very beginning only.
-        """
-        if start == 0 or end - start == 1:
-            return None
-        if (start, end) not in self._masks:
-            rows, keys = torch.arange(start, end, device=device), torch.arange(end, device=device)
-            self._masks[start, end] = (keys[None, :] <= rows[:, None])[None, None]
-        return self._masks[start, end]
-
-
-@dataclass
-class Gathered:
-    """Text rows that differ from prompt to prompt, or stand beside padding. Compact tensors are ``[rows, ...]``.
-
-    Attributes:
-        prompt, row: where each compact row stands, both int64 ``[rows]``.
-        slot: its place among the rows of its own prompt, int64 ``[rows]``.
-        shape: (batch, most rows of one prompt), the rectangle attention runs on.
-    """
-
-    prompt: Tensor
-    row: Tensor
-    slot: Tensor
-    shape: tuple[int, int]
-    _cut: tuple[Tensor | None, Tensor] | None = None  # the last stock mask and its rows; layers share one
+    def within(self, outer: Rows) -> Rows:
+        """The same rows, as rows of ``outer``'s compact tensors; every one must be in ``outer``."""
+        if self is outer:
+            return Rows((torch.arange(self.groups_length),), self.groups_length, False, self.device)
+        found = [torch.searchsorted(o, mine) for o, mine in zip(outer.prompts, self.prompts, strict=True)]
+        if not self.packed:
+            return Rows((found[0],), len(outer.prompts[0]), False, self.device)
+        starts = torch.tensor([0, *(len(rows) for rows in outer.prompts)]).cumsum(0)
+        joined = torch.cat([rows + start for rows, start in zip(found, starts[:-1], strict=True)])
+        return Rows((joined,), int(starts[-1]), False, self.device)
 
     @property
-    def count(self) -> int:
-        return self.row.numel()
+    def groups_length(self) -> int:
+        """Length of compact tensors."""
+        return self.count if self.packed else len(self.prompts[0])
 
-    def take(self, x: Tensor) -> Tensor:
-        return x[self.prompt, self.row] if x.shape[0] > 1 else x[0, self.row]
+    def rectangle(self, x: Tensor) -> Tensor:
+        """Compact to ``[batch, most rows of one prompt, ...]``, zeros behind a prompt's last row."""
+        if not self.packed:
+            return x
+        most = max(map(len, self.prompts))
+        wide = x.new_zeros(len(self.prompts), most, *x.shape[2:])
+        wide[self._prompt, self._slot] = x[0]
+        return wide
 
-    def add(self, x: Tensor, update: Tensor) -> Tensor:
-        x = x.clone()
-        x[self.prompt, self.row] += update
-        return x
+    def compact(self, wide: Tensor) -> Tensor:
+        """What :meth:`rectangle` made, compact again."""
+        return wide[self._prompt, self._slot][None] if self.packed else wide
 
-    def attend(
-        self, attention: Attention, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
-    ) -> Tensor:
-        """As :meth:`Runs.attend`; ``query`` is ``[rows, head, head_dim]``, the result ``[rows, head * head_dim]``."""
-        batch, most = self.shape
-        q = query.new_zeros(batch, most, *query.shape[1:])
-        q[self.prompt, self.slot] = query
-        out, _ = attention(
-            module,
-            q.transpose(1, 2),
-            key,
-            value,
-            self._mask(mask, key.shape[2], key.device),
-            dropout=0.0,
-            scaling=module.scaling,
-        )
-        return out[self.prompt, self.slot].flatten(1)
+    @cached_property
+    def _slot(self) -> Tensor:
+        slots = [torch.arange(len(rows)) for rows in self.prompts]
+        return torch.cat(slots).to(self.device)
 
-    def _mask(self, mask: Tensor | None, keys: int, device: torch.device) -> Tensor:
-        """``mask``'s rows for the rectangle, ``[batch, 1, most, keys]``; slots without a row repeat row 0's."""
-        if self._cut is None or self._cut[0] is not mask:
-            batch, most = self.shape
-            where = torch.zeros(batch, most, dtype=torch.int64, device=device)
-            where[self.prompt, self.slot] = self.row
-            if mask is None:
-                cut = (torch.arange(keys, device=device) <= where[..., None])[:, None]
-            else:
-                wide = mask.expand(batch, *mask.shape[1:])
-                cut = wide.gather(2, where[:, None, :, None].expand(-1, wide.shape[1], -1, wide.shape[3]))
-            self._cut = (mask, cut)
-        return self._cut[1]
+    def spread(self, x: Tensor) -> Tensor:
+        """Compact to ``[batch, length, ...]``, zeros where no row is."""
+        if self.is_whole:
+            return x
+        wide = x.new_zeros(len(self.prompts), self.length, *x.shape[2:])
+        if self.packed:
+            wide[self._prompt, self._row] = x[0]
+        else:
+            wide[:, self._row] = x
+        return wide
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Where each row of :meth:`rectangle` stands in its prompt, -1 where there is none; ``[batch, most]``."""
+        most = max(map(len, self.prompts))
+        return torch.stack([F.pad(rows, (0, most - len(rows)), value=-1) for rows in self.prompts]).to(self.device)
 
 
-RowSet = Runs | Gathered
+def runs_of(rows: list[int]) -> list[tuple[int, int]]:
+    """Ascending numbers as runs (first, last + 1) of consecutive ones."""
+    runs: list[tuple[int, int]] = []
+    start = previous = None
+    for row in rows:
+        if previous is None or row != previous + 1:
+            if start is not None and previous is not None:
+                runs.append((start, previous + 1))
+            start = row
+        previous = row
+    if start is not None and previous is not None:
+        runs.append((start, previous + 1))
+    return runs
 
 
-def text_rows(visual: Tensor, real: Tensor | None) -> RowSet | None:
-    """The text rows of a batch of prompts, or None if no row is visual and there is nothing to spare.
+@dataclass(frozen=True)
+class Call:
+    """One attention call: compact query rows ``query`` over compact key rows ``keys``, each one or more slices.
+
+    ``mask`` is bool ``[queries, keys]``; None reads as top-left causal, which for one query is everything.
+    """
+
+    query: slice
+    keys: tuple[slice, ...]
+    mask: Tensor | None
+
+
+def causal_calls(query: Rows, key: Rows) -> list[Call]:
+    """The calls by which each of ``query``'s rows reads ``key``'s rows of its own prompt, up to itself.
+
+    Query rows are among the key rows. A run of consecutive queries needs no key behind it, and a run at the very
+    beginning no mask.
+    """
+
+    def of_prompt(queries: list[int], count: int, q_start: int, k_start: int) -> list[Call]:
+        runs = runs_of(queries)
+        if len(runs) > CALLS:
+            rows = torch.tensor(queries, device=query.device)
+            mask = torch.arange(count, device=query.device)[None, :] <= rows[:, None]
+            here = slice(q_start, q_start + len(queries))
+            return [Call(here, (slice(k_start, k_start + count),), mask)]
+        calls, at = [], q_start
+        for start, end in runs:
+            mask = None
+            if start > 0:
+                ends = torch.arange(start, end, device=query.device)
+                mask = torch.arange(end, device=query.device)[None, :] <= ends[:, None]
+            calls.append(Call(slice(at, at + end - start), (slice(k_start, k_start + end),), mask))
+            at += end - start
+        return calls
+
+    return _by_prompt(query, key, of_prompt)
+
+
+def window_calls(
+    visual: Rows, key: Rows, is_visual: Tensor, blocks: Callable[[int, int], object], size: int
+) -> list[Call]:
+    """The calls by which ``visual``'s rows read all text before them and the visual keys at most ``size - 1`` back.
 
     Args:
-        visual: bool ``[batch, sequence]``, true where the token is a visual placeholder.
-        real: bool ``[batch, sequence]``, false where the token is padding; None if nothing is.
+        is_visual: bool ``[batch, sequence]`` on the CPU.
+        blocks: of :class:`lookless.cells.Window`, from a run of places to (first, end, first key).
     """
-    if not visual.any():
-        return None
-    text = ~visual
-    if (real is None or bool(real.all())) and bool((text == text[:1]).all()):
-        edges = text[0].int().diff(prepend=text.new_zeros(1).int(), append=text.new_zeros(1).int())
-        starts, ends = (edges == 1).nonzero().flatten().tolist(), (edges == -1).nonzero().flatten().tolist()
-        return Runs(tuple(zip(starts, ends, strict=True)), visual.shape[0])
-    if real is not None:
-        text = text & real
-    prompt, row = text.nonzero(as_tuple=True)
-    slot = text.cumsum(1)[prompt, row] - 1
-    return Gathered(prompt, row, slot, (visual.shape[0], max(1, int(text.sum(1).max()))))
+    calls: list[Call] = []
+    q_start = k_start = 0
+    groups = range(len(visual.prompts)) if visual.packed else range(1)
+    for b in groups:
+        mine, keys = visual.prompts[b], key.prompts[b]
+        kinds = is_visual[b, keys]
+        for start, end in runs_of(mine.tolist()):
+            for first, last, low in blocks(start, end):  # type: ignore[attr-defined]
+                queries = torch.arange(first, last)
+                wanted = (keys < last) & (~kinds | (keys >= low))
+                places = keys[wanted]
+                slices = tuple(slice(k_start + s, k_start + e) for s, e in runs_of(wanted.nonzero().flatten().tolist()))
+                mask = places[None, :] <= queries[:, None]
+                mask &= ~kinds[wanted][None, :] | (places[None, :] > queries[:, None] - size)
+                at = q_start + int(torch.searchsorted(mine, first))
+                calls.append(Call(slice(at, at + last - first), slices, mask.to(visual.device)))
+        q_start, k_start = q_start + len(mine), k_start + len(keys)
+    return calls
+
+
+def _by_prompt(query: Rows, key: Rows, of_prompt: Callable[..., list[Call]]) -> list[Call]:
+    calls: list[Call] = []
+    q_start = k_start = 0
+    for b in range(len(query.prompts)) if query.packed else range(1):
+        found = torch.searchsorted(key.prompts[b], query.prompts[b]).tolist()
+        calls += of_prompt(found, len(key.prompts[b]), q_start, k_start)
+        q_start, k_start = q_start + len(query.prompts[b]), k_start + len(key.prompts[b])
+    return calls
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, calls: list[Call], scaling: float) -> Tensor:
+    """Attention of compact ``query [groups, rows, heads, head_dim]`` over compact ``key, value
+    [groups, rows, kv_heads, head_dim]`` by ``calls``, which cover the query's rows in order.
+
+    Returns ``[groups, rows, heads * head_dim]``.
+    """
+    outputs = []
+    for call in calls:
+        k, v = (_slices(x, call.keys).transpose(1, 2) for x in (key, value))
+        outputs.append(scaled_dot_product(query[:, call.query].transpose(1, 2), k, v, call.mask, scaling))
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)).transpose(1, 2).flatten(2)
+
+
+def _slices(x: Tensor, slices: tuple[slice, ...]) -> Tensor:
+    return x[:, slices[0]] if len(slices) == 1 else torch.cat([x[:, s] for s in slices], dim=1)
+
+
+def scaled_dot_product(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """PyTorch's fused attention on ``[batch, heads, rows, head_dim]``; without a mask it is top-left causal.
+
+    The models' own implementation may be another (eager, FlashAttention); they are equal to rounding.
+    """
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None and query.shape[2] > 1,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )

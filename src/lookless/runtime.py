@@ -1,8 +1,11 @@
 """``apply(model, plan)``: make a loaded model do the plan's work and no more; ``remove()`` gives it back.
 
-Layers whose row of the plan is full are never touched, so a full plan leaves the model as it is, to the bit. In the
-others ``forward`` is replaced on the instance. Prompts without an image, and decode steps, which hold no visual token,
-run the stock forward; keys and values of visual tokens are cached in every layer, so generation is the model's own.
+Layers in which the plan changes nothing are never touched, so a full plan leaves the model as it is, to the bit. In the
+others ``forward`` is replaced on the instance. A plan that is not full runs without work whose result nobody reads
+(:meth:`lookless.Plan.live`): text comes out the same, and visual rows of the last hidden state are not the model's.
+Where a prompt ends in an image, its last visual row is what the answer is read from, and the plan runs as it stands.
+Prompts without an image, and decode steps, which hold no visual token, run the stock forward; a layer whose cache holds
+fewer keys than there are tokens gives it a mask of that length.
 """
 
 from __future__ import annotations
@@ -11,27 +14,34 @@ import inspect
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from .cells import RANKS
 from .errors import ModelError
 from .models import Located, locate
-from .operators import run_layer
-from .plan import LayerPlan, Plan
-from .rows import RowSet, text_rows
+from .operators import stock_mask
+from .passes import Pass, touched
+from .plan import Plan
+from .prompts import Prompts
 
 
 class _PlannedForward:
     """Stands in for one layer's ``forward``."""
 
-    def __init__(self, layer: nn.Module, cells: LayerPlan, handle: Applied) -> None:
-        self.layer, self.cells, self.handle = layer, cells, handle
+    def __init__(self, layer: nn.Module, index: int, handle: Applied) -> None:
+        self.layer, self.index, self.handle = layer, index, handle
         self.stock = layer.forward
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        rows = self.handle.rows
-        if rows is None:
-            return self.stock(hidden_states, *args, **kwargs)
-        return run_layer(self.layer, self.cells, rows, hidden_states, *args, **kwargs)
+        running = self.handle.running
+        if running is not None:
+            return running.run(self.layer, self.index, hidden_states, *args, **kwargs)
+        cache = kwargs.get("past_key_values")
+        if cache is not None and "attention_mask" in kwargs:
+            mask = stock_mask(kwargs["attention_mask"], cache, self.index, hidden_states.shape[1])
+            kwargs = {**kwargs, "attention_mask": mask}
+        return self.stock(hidden_states, *args, **kwargs)
 
 
 class Applied:
@@ -39,35 +49,56 @@ class Applied:
 
     def __init__(self, model: nn.Module, plan: Plan) -> None:
         self.plan = plan
-        self.rows: RowSet | None = None
+        self.running: Pass | None = None
         self._located = locate(model)
         plan.check(self._located.geometry)
         self._planned: list[_PlannedForward] = []
         self._hooks: list[Any] = []
+        self._tower: list[Tensor] = []
         if plan.is_full:
             return
         for layer in self._located.layers:
             if isinstance(layer.__dict__.get("forward"), _PlannedForward):
                 raise ModelError("a plan is already applied to this model: call remove() on it, or join both with `|`.")
         inner = self._located.inner
+        self._live = plan.live()
         self._signature = inspect.signature(inner.forward)  # once, and not at every decode step
         self._hooks = [
+            *self._watch_tower(),
             inner.register_forward_pre_hook(self._enter, with_kwargs=True),
             inner.register_forward_hook(self._leave, always_call=True),
         ]
-        for layer, cells in zip(self._located.layers, plan.layers, strict=True):
-            if not cells.is_full:
-                planned = _PlannedForward(layer, cells, self)
+        for index, (layer, is_touched) in enumerate(zip(self._located.layers, touched(self._live), strict=True)):
+            if is_touched:
+                planned = _PlannedForward(layer, index, self)
                 layer.forward = planned
                 self._planned.append(planned)
+
+    def _watch_tower(self) -> list[Any]:
+        ranks = [rank for row in self.plan.layers for rank in row.ranks if RANKS[rank].reads == "tower"]
+        if not ranks:
+            return []
+        watch = self._located.family.watch
+        if watch is None:
+            raise ModelError(
+                f"ranking by {ranks[0]} needs one score of the vision tower for each visual token, and in "
+                f"{self._located.geometry.model_type} tiles, windows or pixel shuffling stand between them: rank by "
+                f"diversity, or inside the decoder."
+            )
+        return [watch(self._located.inner, self._tower.append)]
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = self._signature.bind_partial(*args, **kwargs).arguments
         given = {**given, **given.get("kwargs", {})}
-        self.rows = rows_of(self._located, given)
+        prompts = prompts_of(self._located, given)
+        self.running = None
+        if prompts is not None:
+            # generate() runs the tower before it calls the model, so its scores may have come by now, or not yet.
+            self.running = Pass(self._live if prompts.end_in_text else self.plan, prompts, self._tower)
 
     def _leave(self, *_: Any) -> None:
-        self.rows = None
+        self.running = None
+        self._tower.clear()
 
     def remove(self) -> None:
         """Give every layer its own ``forward`` back."""
@@ -79,7 +110,7 @@ class Applied:
                 del planned.layer.forward
             else:
                 planned.layer.forward = planned.stock
-        self._hooks, self._planned, self.rows = [], [], None
+        self._hooks, self._planned, self.running = [], [], None
 
     def __enter__(self) -> Applied:
         return self
@@ -105,13 +136,13 @@ def apply(model: nn.Module, plan: Plan) -> Applied:
     return Applied(model, plan)
 
 
-def rows_of(located: Located, given: dict[str, Any]) -> RowSet | None:
-    """The text rows of one call of the model, from its own arguments; None if nothing in it is visual.
+def prompts_of(located: Located, given: dict[str, Any]) -> Prompts | None:
+    """The prompts of one call of the model, from its own arguments; None if nothing in it is visual.
 
     Raises:
         ModelError: the call gives embeddings in place of ids, in which visual tokens cannot be told.
     """
-    ids = given.get("input_ids")
+    ids, cache = given.get("input_ids"), given.get("past_key_values")
     if ids is None:
         if given.get("inputs_embeds") is not None and given["inputs_embeds"].shape[1] == 1:
             return None  # a decode step
@@ -121,6 +152,30 @@ def rows_of(located: Located, given: dict[str, Any]) -> RowSet | None:
         )
     if ids.shape[1] == 1:
         return None
+    visual = located.visual(ids)
+    past = 0 if cache is None else int(cache.get_seq_length())
+    past_visual = _remember_visual(cache, past, visual)
+    if not visual.any():
+        return None
     mask = given.get("attention_mask")
-    real = mask[:, -ids.shape[1] :].bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
-    return text_rows(located.visual(ids), real)
+    is_plain = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
+    real = mask[:, -ids.shape[1] :].bool() if isinstance(mask, Tensor) and is_plain else None
+    return Prompts(
+        visual, real, past=past, is_cold=is_plain and past == 0, past_visual=past_visual, device=visual.device
+    )
+
+
+def _remember_visual(cache: Any, past: int, visual: Tensor) -> Tensor | None:
+    """Which tokens of earlier turns are visual, bool ``[batch, past]``; kept on the cache itself, which is what lives
+    as long as the conversation. None where it is not known: the cache was filled without a plan, or decoded since."""
+    if cache is None:
+        return None
+    before: Tensor | None = getattr(cache, "_lookless_visual", None)
+    mine = visual.cpu()
+    if past == 0:
+        before = mine[:, :0]
+    if before is not None and before.shape[0] == mine.shape[0] and before.shape[1] <= past:
+        before = torch.nn.functional.pad(before, (0, past - before.shape[1]))  # decoded tokens are text
+        cache._lookless_visual = torch.cat((before, mine), dim=1)
+        return before
+    return None

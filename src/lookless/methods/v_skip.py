@@ -11,8 +11,9 @@ What a skipped layer computes, and why, is told at :class:`lookless.plan.Skip`.
 
 from __future__ import annotations
 
+from ..cells import Skip
 from ..errors import PlanError
-from ..plan import Plan, Skip
+from ..plan import Plan
 from ..scores import Scores
 
 

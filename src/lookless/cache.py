@@ -1,0 +1,144 @@
+"""A layer's cache that holds fewer keys than the sequence has tokens, right through generation.
+
+To the rest of transformers it is as long as the sequence: masks, positions and lengths are the model's own. Only the
+layer that reads it must cut the mask to the columns it holds: :func:`cut`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+from .errors import ModelError
+
+
+class PrunedLayer(DynamicLayer):
+    """Keys and values ``[batch, kv_heads, slots, head_dim]`` of some tokens of each prompt.
+
+    Attributes:
+        places: which token each slot holds, -1 for none; int64 ``[batch, slots]``.
+        length: tokens of the sequence so far, held or not.
+    """
+
+    is_compileable = False
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: Tensor | None = None
+        self.length = 0
+
+    @classmethod
+    def following(cls, layer: Any) -> PrunedLayer:
+        """A pruned layer that begins with what a plain dynamic ``layer`` holds."""
+        pruned = cls()
+        if layer.is_initialized:
+            pruned.lazy_initialization(layer.keys, layer.values)
+            pruned.append(layer.keys, layer.values, torch.arange(layer.keys.shape[-2]), layer.keys.shape[-2])
+        return pruned
+
+    def append(self, keys: Tensor, values: Tensor, places: Tensor, new: int) -> None:
+        """Hold ``keys, values [batch, kv_heads, slots, head_dim]`` of the ``new`` next tokens.
+
+        ``places`` counts from the first of them, ``[slots]`` or ``[batch, slots]``.
+        """
+        super().update(keys, values)
+        places = places.to(keys.device).expand(keys.shape[0], -1)
+        places = torch.where(places < 0, places, places + self.length)
+        self.places = places if self.places is None else torch.cat((self.places, places), dim=1)
+        self.length += new
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """What a stock layer calls: all the next tokens."""
+        new = key_states.shape[-2]
+        self.append(key_states, value_states, torch.arange(new), new)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens (a negative number of them); a positive number is the length to leave, as of old."""
+        length = self.length + tokens_to_remove if tokens_to_remove <= 0 else min(tokens_to_remove, self.length)
+        if self.places is not None:
+            self.places = torch.where(self.places < length, self.places, -1)
+            held = (self.places >= 0).any(0)
+            self.places, self.keys, self.values = self.places[:, held], self.keys[:, :, held], self.values[:, :, held]
+        self.length = length
+
+    def reset(self) -> None:
+        super().reset()
+        self.places, self.length = None, 0
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx.to(self.keys.device))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self.places = None if self.places is None else self.places.repeat_interleave(repeats, dim=0)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.places = None if self.places is None else self.places[indices, ...]
+
+
+def layer_of(cache: Any, index: int) -> Any:
+    """The cache's layer ``index``, or None if it has not been made yet."""
+    return cache.layers[index] if index < len(cache.layers) else None
+
+
+def store(
+    cache: Any, index: int, keys: Tensor, values: Tensor, places: Tensor | None, new: int
+) -> tuple[Tensor, Tensor]:
+    """Put keys and values ``[batch, kv_heads, slots, head_dim]`` of the ``new`` next tokens into the cache.
+
+    ``places [batch, slots]`` tells which of them they are; None: all. Returns all the layer holds now.
+
+    Raises:
+        ModelError: some are left out, and the cache is of a kind that holds every token.
+    """
+    layer = layer_of(cache, index)
+    if places is None:
+        held: tuple[Tensor, Tensor] = cache.update(keys, values, index)
+        return held
+    if layer is None:
+        while len(cache.layers) <= index:
+            cache.layers.append(DynamicLayer())
+        layer = cache.layers[index]
+    if not isinstance(layer, PrunedLayer):
+        if type(layer) is not DynamicLayer:
+            raise ModelError(
+                f"this plan leaves visual keys out of the cache, and a {type(layer).__name__} holds every token: "
+                f"generate with the default dynamic cache."
+            )
+        layer = cache.layers[index] = PrunedLayer.following(layer)
+    layer.append(keys, values, places, new)
+    return layer.keys, layer.values
+
+
+def cut(mask: Tensor | None, layer: Any, new: int) -> Tensor | None:
+    """The stock ``mask [batch, 1, queries, sequence]`` for the keys ``layer`` will hold with ``new`` tokens more.
+
+    None, where stock masks nothing, stays None unless some slots are empty. The new tokens come last.
+    """
+    if not isinstance(layer, PrunedLayer) or layer.places is None:
+        return mask
+    coming = torch.arange(layer.length, layer.length + new, device=layer.places.device)
+    places = torch.cat((layer.places, coming.expand(layer.places.shape[0], -1)), dim=1)
+    return select(mask, places, new)
+
+
+def select(mask: Tensor | None, places: Tensor, queries: int) -> Tensor | None:
+    """``mask``'s columns ``places [batch, slots]``, and none where that is -1."""
+    empty = (places < 0)[:, None, None]
+    if mask is None:
+        return (~empty).expand(-1, 1, queries, -1) if bool(empty.any()) else None
+    batch = places.shape[0]
+    wide = mask.expand(batch, -1, -1, -1)
+    index = places.clamp_min(0)[:, None, None].expand(-1, wide.shape[1], wide.shape[2], -1)
+    picked = wide.gather(3, index)
+    return picked & ~empty if picked.dtype == torch.bool else picked.masked_fill(empty, torch.finfo(picked.dtype).min)

@@ -1,0 +1,255 @@
+"""What can stand in a cell of a plan: how visual tokens take part in one operator of one layer.
+
+Every ``ratio`` is the fraction *kept*, of the visual tokens the prompt came with (not of those still alive).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+@dataclass(frozen=True)
+class Rank:
+    """An order of visual tokens, computed inside the forward pass (:mod:`lookless.ranks`); the best are kept.
+
+    Attributes:
+        what: highest first, in words.
+        reads: what it is computed from: the ``previous`` layer, ``this`` layer's input, the vision ``tower``, or
+            ``nothing``.
+        question: whether it depends on text behind the image; a plan that uses it is not safe under prefix caching.
+    """
+
+    what: str
+    reads: Literal["previous", "this", "tower", "nothing"]
+    question: bool
+
+
+RANKS: dict[str, Rank] = {
+    "last_query_attention": Rank("attention of the last prompt token in the layer before (FastV)", "previous", True),
+    "instruction_attention": Rank("attention the last prompt token would pay in this layer (PDrop)", "this", True),
+    "text_raters": Rank("attention of the text tokens that look most like the image (SparseVLM)", "previous", True),
+    "value_aware": Rank("length of attention x value, of the last prompt token (VisiPruner)", "previous", True),
+    "mutual_attention": Rank(
+        "attention of visual tokens plus that of text tokens, in this layer (ALVTS)", "this", True
+    ),
+    "key_norm": Rank("shortest key in the layer before", "previous", False),
+    "attention_norm": Rank("longest attention update in the layer before (DASH)", "previous", False),
+    "update_norm": Rank("longest update of the whole layer before (V2Drop)", "previous", False),
+    "diversity": Rank("farthest from those already kept, greedy max-min cosine (DivPrune)", "this", False),
+    "attention_then_diversity": Rank(
+        "a tenth by rope-free attention, the rest farthest from them (HalfV)", "this", True
+    ),
+    "tower_attention": Rank("attention of the tower's class token, or of all its patches (VisionZip)", "tower", False),
+    "tower_attention_then_diversity": Rank("half by tower attention, half least alike (VisPruner)", "tower", False),
+    "random": Rank("the same random order for every prompt: the control", "nothing", False),
+}
+
+
+class Cell(BaseModel):
+    """Base of all cells; frozen. The first field may be given by position: ``Keep(0.5, rank="random")``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Full(Cell):
+    """The operator runs on every visual token, as the model was trained."""
+
+    kind: Literal["full"] = "full"
+
+    def __str__(self) -> str:
+        return "full"
+
+
+class Skip(Cell):
+    """The operator runs on no visual token: they pass by on the residual stream.
+
+    As a layer's ``attention``: visual tokens ask nothing, so no query, no attention and no output projection is
+    computed for them; their keys and values are computed and cached, and text reads them. This is V-Skip's bypass
+    (arXiv 2606.08511, Eq. 6) in the reading "no attention output". Two other readings of that equation exist. As
+    printed it adds ``LN(H_V)`` to the residual stream, which costs the same and changes the states; taken as the
+    "heterogeneous mask" of its text, visual tokens still attend to the text before them, which needs their
+    queries and output projections and contradicts the FLOPs the paper reports (8.43 and not 7.69 TFLOPs on
+    LLaVA-1.5-7B with 19 layers). Dropping the branch is the only reading that gives 7.69, and what ShortV
+    (arXiv 2504.00502) and operator skipping (arXiv 2606.31903) do in the code they released.
+
+    As ``ffn``: visual tokens are not transformed. As ``visible``: text does not read this layer's visual keys and
+    values, and they are not cached. As ``decode``: the prompt reads them, but they are not cached, so that neither the
+    answer nor a later turn does.
+    """
+
+    kind: Literal["skip"] = "skip"
+
+    def __str__(self) -> str:
+        return "skip"
+
+
+class _Share(Cell):
+    """So many visual tokens, the best by a rank."""
+
+    ratio: float | None = Field(default=None, ge=0, le=1)
+    count: int | None = Field(default=None, ge=0)
+    rank: str | None = None
+
+    def __init__(self, *ratio: float, **fields: Any) -> None:
+        super().__init__(**dict(zip(("ratio",), ratio, strict=False)), **fields)
+
+    @model_validator(mode="after")
+    def _whole(self) -> _Share:
+        if (self.ratio is None) == (self.count is None):
+            raise ValueError(f"{self.__class__.__name__} takes either a ratio or a count")
+        if not (self.ratio or self.count):
+            return self
+        if self.rank is None:
+            raise ValueError(f"{self.__class__.__name__} of some tokens needs a rank, one of {', '.join(RANKS)}")
+        if self.rank not in RANKS:
+            raise ValueError(f"there is no rank {self.rank!r}; ranks are {', '.join(RANKS)}")
+        return self
+
+    def of(self, visual: float) -> float:
+        """How many of ``visual`` tokens: whole tokens of a whole number, at least one unless none are wanted."""
+        if self.count is not None:
+            return min(self.count, visual)
+        assert self.ratio is not None
+        if isinstance(visual, int):
+            return min(visual, max(1, round(self.ratio * visual))) if self.ratio else 0
+        return self.ratio * visual
+
+    @property
+    def is_none(self) -> bool:
+        return not (self.ratio or self.count)
+
+    def _amount(self) -> str:
+        return f"{self.ratio:g}" if self.ratio is not None else f"{self.count} tokens"
+
+
+class Keep(_Share):
+    """As ``keep``: from this layer's input on, only the best visual tokens are alive; ``Keep(0)`` withdraws them all.
+
+    A token once dropped is a dead row: no operator of any later layer touches it, and no later cache holds it.
+
+    Attributes:
+        recycle: of the dropped tokens, this share (the best of them) is not lost but merged: clustered into a tenth as
+            many tokens, each the mean of its cluster, which stay alive beside the kept (SparseVLM, arXiv 2410.04417).
+    """
+
+    kind: Literal["keep"] = "keep"
+
+    recycle: float = Field(default=0.0, ge=0, le=1)
+
+    def __init__(self, *ratio: float, **fields: Any) -> None:
+        super().__init__(*ratio, **fields)
+
+    def recycled(self, visual: float, alive: float) -> float:
+        """How many merged tokens stay alive beside the kept ones, of ``alive`` out of ``visual``."""
+        if not self.recycle:
+            return 0
+        dropped = max(0, alive - self.of(visual))
+        merged = self.recycle * dropped
+        return min(dropped, int(merged) // 10 + 1 if isinstance(visual, int) else merged / 10 + 1) if merged else 0
+
+    def __str__(self) -> str:
+        if self.is_none:
+            return "none"
+        return f"{self._amount()} by {self.rank}" + (f", recycling {self.recycle:g}" if self.recycle else "")
+
+
+class Top(_Share):
+    """The partial update: only the best visual tokens run the operator.
+
+    The rest pass by on the residual stream, stay readable, and may be among the best again in a later layer. As
+    ``decode``: only the best are cached.
+    """
+
+    kind: Literal["top"] = "top"
+
+    def __init__(self, *ratio: float, **fields: Any) -> None:
+        super().__init__(*ratio, **fields)
+
+    def __str__(self) -> str:
+        return f"top {self._amount()} by {self.rank}"
+
+
+class Window(Cell):
+    """As ``attention``: a visual token reads all text before it, and visual tokens at most ``size - 1`` places back.
+
+    RedundancyLens' Hollow Attention (arXiv 2501.19036). Distance is in places of the sequence, as text between two
+    images separates them too. No score outside the window is computed, but for the corners of a block: queries go in
+    blocks of a quarter window, which see the keys of all their windows.
+    """
+
+    kind: Literal["window"] = "window"
+    size: int = Field(gt=0)
+
+    def __init__(self, *size: int, **fields: Any) -> None:
+        super().__init__(**dict(zip(("size",), size, strict=False)), **fields)
+
+    def blocks(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """(first query, last query + 1, first key) of each block of the visual run from ``start`` to ``end``."""
+        step = max(16, self.size // 4)
+        for first in range(start, end, step):
+            yield first, min(first + step, end), max(0, first - self.size + 1)
+
+    def __str__(self) -> str:
+        return f"window {self.size}"
+
+
+class Neurons(Cell):
+    """As ``ffn``: visual tokens use only the ``ratio`` of channels that a ``probe`` share of them excites most.
+
+    RedundancyLens' probe-activated dynamic FFN (arXiv 2501.19036): the inner activations of evenly spaced probe tokens
+    are computed in full; the channels with the highest mean magnitude are used for all visual tokens of the prompt.
+    """
+
+    kind: Literal["neurons"] = "neurons"
+    ratio: float = Field(gt=0, le=1)
+    probe: float = Field(default=0.1, gt=0, le=1)
+
+    def __init__(self, *ratio: float, **fields: Any) -> None:
+        super().__init__(**dict(zip(("ratio",), ratio, strict=False)), **fields)
+
+    def probes(self, visual: float) -> float:
+        """How many of ``visual`` tokens are probed."""
+        return max(1, round(self.probe * visual)) if isinstance(visual, int) else self.probe * visual
+
+    def channels(self, intermediate: int) -> int:
+        return max(1, round(self.ratio * intermediate))
+
+    def __str__(self) -> str:
+        return f"{self.ratio:g} of neurons"
+
+
+class Sink(Cell):
+    """As ``visible``: text attends to visual tokens as ever, but what it reads there is the first one's value.
+
+    VisiPruner (arXiv 2510.17205) finds that the first layer needs somewhere to put its attention, and not what stands
+    there: all weight on visual tokens moves to the first of them, which equals giving each that one's value.
+    """
+
+    kind: Literal["sink"] = "sink"
+
+    def __str__(self) -> str:
+        return "sink"
+
+
+class Filter(Cell):
+    """As ``keep`` of every middle and deep layer: VisiPruner's filter and exit (arXiv 2510.17205, Sec. 4), per prompt.
+
+    The contribution of a visual token to the last prompt token in the layer before is attention x value. Where taking
+    some token's away first turns that layer's attention output to a cosine below ``cosine``, tokens with a contribution
+    longer than ``norm`` are kept and the others dropped. From then on a layer in which no token's contribution turns
+    the output below ``exit_cosine`` is idle; after ``patience`` idle layers (not necessarily in a row, as in the code
+    the authors released; their text says in a row) all visual tokens are withdrawn.
+    """
+
+    kind: Literal["filter"] = "filter"
+    cosine: float = 0.995
+    norm: float = 0.2
+    exit_cosine: float = 0.999
+    patience: int = Field(default=2, gt=0)
+
+    def __str__(self) -> str:
+        return f"filter {self.norm:g}, then exit"

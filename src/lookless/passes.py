@@ -1,0 +1,116 @@
+"""One pass of prompts through the decoder under a plan: before each layer, which visual tokens go on, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .cells import RANKS, Filter, Keep, Top
+from .errors import ModelError
+from .operators import Seen, look, run_layer
+from .plan import LayerPlan, Plan
+from .prompts import Prompts
+from .ranks import Filtering, View, recycle, select
+
+
+class Pass:
+    """State between layers: the prompts, what the layer before showed, and what ranks need from further back."""
+
+    def __init__(self, plan: Plan, prompts: Prompts, tower: Sequence[Tensor] = ()) -> None:
+        self.plan, self.prompts = plan, prompts
+        self._tower = tower  # of each call of the tower in this pass, [visual tokens]
+        self._filtering = Filtering(len(prompts.text))
+        self._seen: Seen | None = None
+        self._embedded: Tensor | None = None
+
+    def run(self, layer: nn.Module, index: int, x: Tensor, **arguments: Any) -> Tensor:
+        """``layer``, which is number ``index``, on ``x`` ``[batch, sequence, hidden]``; ``arguments`` are its own."""
+        row = self.plan.layers[index]
+        if index == 0:
+            self._embedded = x
+        if row.ranks or row.keep != LayerPlan().keep:
+            x = self._narrow(layer, index, row, x, arguments)
+        x, self._seen = run_layer(layer, row, self.prompts, x, observed=observed(self.plan, index), **arguments)
+        if self.prompts.chosen:
+            self.prompts.forget_choices()
+        return x
+
+    def _narrow(self, layer: nn.Module, index: int, row: LayerPlan, x: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """Drop the tokens that ``keep`` drops, and mark those that ``Top`` cells choose."""
+        if isinstance(row.keep, Filter):
+            kept = tuple(self._filtering.select(row.keep, v) for v in self._views(None, index, x, layer, arguments))
+            self.prompts.keep(kept)
+        elif isinstance(row.keep, Keep):
+            x = self._keep(row.keep, index, x, layer, arguments)
+        for cell in (row.attention, row.ffn, row.decode):
+            if isinstance(cell, Top) and cell not in self.prompts.chosen:
+                views = self._views(cell, index, x, layer, arguments)
+                self.prompts.choose(cell, tuple(select(cell, view) for view in views))
+        return x
+
+    def _keep(self, cell: Keep, index: int, x: Tensor, layer: nn.Module, arguments: dict[str, Any]) -> Tensor:
+        kept = []
+        views = self._views(cell, index, x, layer, arguments)
+        for view in views:
+            rows = select(cell, view)
+            merged = recycle(cell, view) if cell.recycle and len(rows) < len(self.prompts.alive[view.b]) else None
+            if merged is not None:
+                places, states = merged
+                x = x.clone()
+                x[view.b, places.to(x.device)] = states
+                rows = torch.cat((rows, places)).sort().values
+            kept.append(rows)
+        self.prompts.keep(tuple(kept))
+        return x
+
+    def _views(
+        self, cell: Keep | Top | None, index: int, x: Tensor, layer: nn.Module, arguments: dict[str, Any]
+    ) -> list[View]:
+        """Each prompt as the rank of ``cell`` sees it."""
+        prompts = self.prompts
+        reads = "previous" if cell is None else "nothing" if cell.rank is None else RANKS[cell.rank].reads
+        seen = self._seen if reads == "previous" else None
+        if reads == "this":
+            mask, rotary = arguments.get("attention_mask"), arguments["position_embeddings"]
+            seen = look(layer, prompts, x, mask, rotary, arguments.get("past_key_values"))
+        towers: list[Tensor | None] = [None] * len(prompts.text)
+        if reads == "tower":
+            scores = torch.cat(list(self._tower)) if self._tower else x.new_zeros(0)
+            if len(scores) != sum(prompts.counts):
+                raise ModelError(
+                    f"ranking by {cell.rank if cell else ''} needs one attention score of the vision tower for each of "
+                    f"the {sum(prompts.counts)} visual tokens, and the tower of this call gave {len(scores)}."
+                )
+            towers = list(scores.split(list(prompts.counts)))
+        return [
+            View(
+                b=b,
+                prompts=prompts,
+                hidden=x[b],
+                seen=seen,
+                embedded=None if self._embedded is None else self._embedded[b],
+                tower=towers[b],
+                wanted=0 if cell is None else int(cell.of(prompts.counts[b])),
+                layer=index,
+            )
+            for b in range(len(prompts.text))
+        ]
+
+
+def observed(plan: Plan, index: int) -> bool:
+    """Whether a rank of the next layer reads what this one computes."""
+    later = plan.layers[index + 1 : index + 2]
+    return any(RANKS[rank].reads == "previous" for row in later for rank in row.ranks)
+
+
+def touched(plan: Plan) -> tuple[bool, ...]:
+    """Per layer, whether the stock layer will not do."""
+    keeps = [row.keep != LayerPlan().keep for row in plan.layers]
+    embeds = any("text_raters" in row.ranks for row in plan.layers)
+    return tuple(
+        not row.is_full or any(keeps[: i + 1]) or observed(plan, i) or (i == 0 and embeds)
+        for i, row in enumerate(plan.layers)
+    )

@@ -1,0 +1,151 @@
+"""The prompts of one call of the model: which tokens are text, visual or padding, and which visual ones are alive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .cells import Skip, Top
+from .plan import LayerPlan
+from .rows import Rows
+
+Kind = Literal["text", "visual", "live", "none"]
+
+
+class Prompts:
+    """State of one forward pass: it begins with every visual token alive, and keep cells make it fewer.
+
+    Attributes:
+        visual: bool ``[batch, sequence]`` on the CPU, true where the token is a visual placeholder.
+        text, alive: of each prompt, its text rows and its living visual rows, ascending, int64 on the CPU.
+        counts: how many visual tokens each prompt came with.
+        past: tokens of earlier turns in the cache.
+        is_cold: the prompts begin the sequence and no mask but padding is asked for, so attention is causal over rows.
+        is_padded: some rows are padding.
+        past_visual: bool ``[batch, past]``, which tokens of earlier turns are visual, as far as is known.
+    """
+
+    def __init__(
+        self,
+        visual: Tensor,
+        real: Tensor | None,
+        *,
+        past: int = 0,
+        is_cold: bool = True,
+        past_visual: Tensor | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.visual, self.past, self.is_cold = visual.cpu(), past, is_cold
+        self.past_visual = past_visual
+        self.device = torch.device(device)
+        real = torch.ones_like(self.visual) if real is None else real.cpu()
+        self.is_padded = not bool(real.all())
+        self.visual = self.visual & real
+        self.text = tuple(row.nonzero().flatten() for row in ~self.visual & real)
+        self.alive = tuple(row.nonzero().flatten() for row in self.visual)
+        self.counts = tuple(map(len, self.alive))
+        self.first = self.alive  # as they came
+        self.chosen: dict[Top, tuple[Tensor, ...]] = {}  # in this layer
+        self._lasting: dict[Any, Any] = {}  # row sets and calls, good until fewer tokens are alive
+        self._of_choices: dict[Any, Any] = {}  # those of this layer alone
+
+    @property
+    def _memory(self) -> dict[Any, Any]:
+        return self._of_choices if self.chosen else self._lasting
+
+    @property
+    def length(self) -> int:
+        return self.visual.shape[1]
+
+    @property
+    def last(self) -> tuple[int, ...]:
+        """Of each prompt, its last row: the one whose answer is read."""
+        return tuple(
+            max(int(t[-1]) if len(t) else -1, int(v[-1]) if len(v) else -1)
+            for t, v in zip(self.text, self.first, strict=True)
+        )
+
+    @property
+    def end_in_text(self) -> bool:
+        """Whether every prompt's last row is text, so that nobody reads a visual row behind the last layer."""
+        return all(len(text) and int(text[-1]) == last for text, last in zip(self.text, self.last, strict=True))
+
+    def keep(self, alive: tuple[Tensor, ...]) -> None:
+        """From here on only these visual rows are alive."""
+        self.alive = alive
+        self._lasting = {}
+
+    def choose(self, top: Top, rows: tuple[Tensor, ...]) -> None:
+        """The visual rows that ``top`` means in the layer about to run."""
+        self.chosen[top] = rows
+        self._of_choices = {}  # whether prompts are alike may have changed
+
+    def forget_choices(self) -> None:
+        self.chosen, self._of_choices = {}, {}
+
+    def rows(self, kind: Kind, top: Top | None = None) -> Rows:
+        """The row set of a kind (``live`` is text and living visual), with the visual rows of ``top`` besides."""
+        key = (kind, top)
+        if key not in self._memory:
+            visual = {"text": None, "none": None, "visual": self.alive, "live": self.alive}[kind]
+            parts = [self.text if kind in ("text", "live") else None, visual, self.chosen[top] if top else None]
+            prompts = [p for p in parts if p is not None]
+            if prompts:
+                joined = tuple(torch.cat(rows).sort().values for rows in zip(*prompts, strict=True))
+            else:
+                joined = tuple(torch.zeros(0, dtype=torch.int64) for _ in self.text)
+            self._memory[key] = Rows(joined, self.length, self._packed, self.device)
+        return self._memory[key]
+
+    @property
+    def _packed(self) -> bool:
+        """Prompts differ in some row set of this layer, so all its compact tensors are packed."""
+        if len(self.text) == 1:
+            return False
+        if "packed" not in self._memory:
+            sets = (self.text, self.alive, *self.chosen.values())
+            self._memory["packed"] = not all(torch.equal(rows[0], other) for rows in sets for other in rows[1:])
+        return self._memory["packed"]
+
+    def remembered(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What ``make`` made the first time; layers with the same rows share calls and masks."""
+        if key not in self._memory:
+            self._memory[key] = make()
+        return self._memory[key]
+
+    def cached(self, cells: LayerPlan) -> Rows:
+        """Rows whose keys stay in the cache of a layer."""
+        if cells.visible == Skip() or cells.decode == Skip():
+            return self.rows("text")
+        return self.rows("text", cells.decode) if isinstance(cells.decode, Top) else self.rows("live")
+
+    def is_complete(self, rows: Rows) -> bool:
+        """Whether ``rows`` lack nothing but padding: then the cache is the stock model's."""
+        return all(len(r) == len(t) + c for r, t, c in zip(rows.prompts, self.text, self.counts, strict=True))
+
+    def sunk(self, rows: Rows, value: Tensor) -> Tensor:
+        """``value`` of ``rows`` with every visual token's replaced by the first visual one's of its prompt."""
+        value, at = value.clone(), 0
+        for b in range(len(rows.prompts)):
+            mine = rows.prompts[b]
+            places = self.visual[b, mine].nonzero().flatten().to(value.device)
+            if len(places):
+                if rows.packed:
+                    value[0, at + places] = value[0, at + places[0]].clone()
+                else:
+                    value[b, places] = value[b, places[0]].clone()
+            at += len(mine)
+        return value
+
+    def is_visual_place(self, places: Tensor) -> Tensor:
+        """Bool as ``places [batch, slots]``, which count from the beginning of the cache: visual tokens, of any
+        turn."""
+        past = self.past_visual
+        if past is None or past.shape[1] != self.past:
+            past = torch.zeros(len(self.visual), self.past, dtype=torch.bool)
+        whole = torch.cat((past, self.visual), dim=1).to(places.device)
+        wanted = places.clamp(0, whole.shape[1] - 1)
+        return whole.gather(1, wanted) & (places >= 0) & (places < whole.shape[1])

@@ -1,0 +1,305 @@
+"""The slow reference for every cell: whole attention maps, every row computed, and what a plan spares thrown away.
+
+One prompt at a time and without a cache: a conversation is one sequence cut into calls (``ends``), in which what a call
+may read of earlier ones is said by a mask. Shares nothing with the runtime but the plan and the model's own modules:
+no row sets, no cache, no liveness, and its own ranks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lookless import Filter, Full, Keep, Neurons, Plan, Sink, Skip, Top, Window
+
+
+@torch.no_grad()
+def slow_logits(model, plan: Plan, arguments: dict[str, Tensor], visual_ids, ends: list[int] | None = None) -> Tensor:
+    """Logits ``[batch, sequence, vocabulary]``; rows of padding mean nothing. ``ends`` are where calls end."""
+    entered, layers = _captured(model, arguments)
+    ids = arguments["input_ids"]
+    mask = arguments.get("attention_mask", torch.ones_like(ids)).bool()
+    visual = torch.isin(ids, torch.tensor(visual_ids))
+    states = []
+    for b in range(len(ids)):
+        prompt = Conversation(visual[b], mask[b], ends or [ids.shape[1]])
+        x, rotary = entered[0][0][b], [t[b if t.shape[0] > 1 else 0] for t in entered[0][1]]
+        for index, layer in enumerate(layers):
+            x = prompt.layer(layer, plan, index, x, rotary)
+            x = x + entered[index + 1][2][b]  # DeepStack
+        states.append(model.model.language_model.norm(x))
+    return model.lm_head(torch.stack(states))
+
+
+def _captured(model, arguments):
+    """What enters each layer of the stock model, and what is added between layers."""
+    layers = model.model.language_model.layers
+    entered, left = [], []
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda _, args, kwargs: entered.append((args[0], kwargs["position_embeddings"])), with_kwargs=True
+        )
+        for layer in layers
+    ]
+    hooks += [layer.register_forward_hook(lambda _, __, out: left.append(out)) for layer in layers]
+    model.model(**arguments, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    added = [x[0] - out for x, out in zip(entered[1:], left[:-1], strict=True)]
+    zero = torch.zeros_like(left[0])
+    return [(*x, add) for x, add in zip([*entered, entered[-1]], [zero, *added, zero], strict=True)], layers
+
+
+class Conversation:
+    """One prompt, or several calls' worth of it, on its way through the layers."""
+
+    def __init__(self, visual: Tensor, real: Tensor, ends: list[int]) -> None:
+        self.n, self.real, self.visual = len(visual), real, visual & real
+        self.call = torch.bucketize(torch.arange(self.n), torch.tensor(ends), right=True)
+        self.alive = self.visual.clone()
+        self.calls = range(len(ends))
+        self.filtered, self.idle = [False] * len(ends), [0] * len(ends)
+        self.before = None  # what the layer before showed
+        self.first = None
+
+    def layer(self, layer, plan: Plan, index: int, x: Tensor, rotary) -> Tensor:
+        row = plan.layers[index]
+        self.first = x if index == 0 else self.first
+        if isinstance(row.keep, Keep):
+            x = self.keep(row.keep, layer, index, x, rotary)
+        if isinstance(row.keep, Filter):
+            self.filter(row.keep)
+        tops = {
+            cell: self.best(cell, layer, index, x, rotary)
+            for cell in (row.attention, row.ffn, row.decode)
+            if isinstance(cell, Top)
+        }
+        return self.ffn(layer, row, tops, self.attention(layer, row, tops, x, rotary))
+
+    # operators
+
+    def project(self, attention, name, h, rotary):
+        x = getattr(attention, f"{name}_proj")(h).view(self.n, -1, attention.head_dim)
+        x = getattr(attention, f"{name}_norm")(x) if hasattr(attention, f"{name}_norm") else x
+        if rotary is None or name == "v":
+            return x.transpose(0, 1)
+        cos, sin = (t[:, None] for t in rotary)
+        half = x.shape[-1] // 2
+        return (x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin).transpose(0, 1)
+
+    def attention(self, layer, row, tops, x, rotary):
+        module = layer.self_attn
+        h = layer.input_layernorm(x)
+        q, k, v = (self.project(module, name, h, rotary) for name in "qkv")
+        groups = q.shape[0] // k.shape[0]
+        k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
+        weights = (q @ k.transpose(1, 2) * module.scaling).masked_fill(~self.allowed(row, tops), -1e30).softmax(-1)
+        sunk = v.clone()
+        if isinstance(row.visible, Sink):
+            for c in self.calls:
+                mine = (self.visual & (self.call == c)).nonzero().flatten()
+                alive = (self.alive & (self.call == c)).nonzero().flatten()
+                if len(mine) and len(alive):
+                    sunk[:, alive] = v[:, alive[:1]]
+        out = weights @ sunk
+        same = self.call[:, None] == self.call[None, :]
+        out = torch.where(self.visual[None, :, None], (weights * same) @ v + (weights * ~same) @ sunk, out)
+        update = module.o_proj(out.transpose(0, 1).flatten(1))
+        asks = ~self.visual
+        if isinstance(row.attention, Top):
+            asks = asks | tops[row.attention]
+        elif not isinstance(row.attention, Skip):
+            asks = asks | self.alive
+        update = update * asks[:, None]
+        self.before = {
+            "x": x,
+            "h": h,
+            "k": k,
+            "v": v,
+            "sunk": sunk,
+            "update": update,
+            "layer": layer,
+            "out": x + update,
+        }
+        self.before |= {"rotary": rotary}
+        return x + update
+
+    def allowed(self, row, tops):
+        """``[query, key]``: who may read whom."""
+        i, j = torch.arange(self.n)[:, None], torch.arange(self.n)[None, :]
+        from_text, to_visual = ~self.visual[:, None], self.visual[None, :]
+        same = self.call[:, None] == self.call[None, :]
+        allowed = (j <= i) & self.real[None, :] & (~to_visual | self.alive[None, :])
+        held = torch.ones(self.n, dtype=torch.bool)
+        if isinstance(row.visible, Skip) or isinstance(row.decode, Skip):
+            held = ~self.visual
+        elif isinstance(row.decode, Top):
+            held = ~self.visual | tops[row.decode]
+        allowed &= same | held[None, :]
+        if isinstance(row.visible, Skip):
+            allowed &= ~(from_text & to_visual & same)
+        if isinstance(row.attention, Window):
+            allowed &= from_text | ~to_visual | (i - j < row.attention.size)
+        return allowed | (torch.eye(self.n, dtype=torch.bool) & ~allowed.any(1, keepdim=True))
+
+    def ffn(self, layer, row, tops, x):
+        h = layer.post_attention_layernorm(x)
+        rows = ~self.visual
+        if isinstance(row.ffn, Top):
+            rows = rows | tops[row.ffn]
+        elif isinstance(row.ffn, Full):
+            rows = rows | self.alive
+        x = x + layer.mlp(h) * rows[:, None]
+        if isinstance(row.ffn, Neurons):
+            for c in self.calls:
+                mine = (self.alive & (self.call == c)).nonzero().flatten()
+                if len(mine):
+                    x = x.index_add(0, mine, self.neurons(layer.mlp, row.ffn, h[mine]))
+        return x
+
+    def neurons(self, mlp, cell, h):
+        inner = mlp.act_fn(mlp.gate_proj(h)) * mlp.up_proj(h)
+        count = max(1, round(cell.probe * len(h)))
+        probes = [round(i * (len(h) - 1) / max(1, count - 1)) for i in range(count)]
+        score = inner[probes].abs().mean(0)
+        wanted = max(1, round(cell.ratio * len(score)))
+        silent = score.argsort(descending=True)[wanted:]
+        inner[:, silent] = 0
+        return mlp.down_proj(inner)
+
+    # which tokens
+
+    def keep(self, cell, layer, index, x, rotary):
+        x = x.clone()
+        for c in self.calls:
+            mine = (self.alive & (self.call == c)).nonzero().flatten()
+            order = self.order(cell, c, layer, index, x, rotary)
+            wanted = self.wanted(cell, c, len(mine))
+            kept = [int(i) for i in order[:wanted]]
+            if cell.recycle and wanted < len(mine):
+                material = order[wanted : wanted + int(cell.recycle * (len(mine) - wanted))]
+                merged = int(cell.recycle * (len(mine) - wanted)) // 10 + 1
+                kept += self.recycle(x, material, merged)
+            self.alive[mine] = False
+            self.alive[kept] = True
+        return x
+
+    def recycle(self, x, rows, merged):
+        states = x[rows].clone()
+        d = torch.stack([(states - s).norm(dim=-1) for s in states])
+        rho = torch.exp(-(d.sort().values[:, : min(5, len(rows))] ** 2).mean(1) / x.shape[1])
+        delta = torch.stack([d[i][rho > rho[i]].min() if (rho > rho[i]).any() else d.max() for i in range(len(rows))])
+        peaks = (rho * delta).argsort(descending=True)[:merged]
+        cluster = torch.stack([d[i][peaks].argmin() for i in range(len(rows))])
+        for i, peak in enumerate(peaks):
+            x[rows[peak]] = states[(cluster == i)].mean(0)
+        return [int(rows[p]) for p in peaks]
+
+    def wanted(self, cell, c, alive):
+        count = int((self.visual & (self.call == c)).sum())
+        if cell.count is not None:
+            return min(cell.count, alive)
+        return min(alive, max(1, round(cell.ratio * count))) if cell.ratio else 0
+
+    def best(self, cell, layer, index, x, rotary):
+        chosen = torch.zeros(self.n, dtype=torch.bool)
+        for c in self.calls:
+            order = self.order(cell, c, layer, index, x, rotary)
+            chosen[order[: self.wanted(cell, c, len(order))]] = True
+        return chosen
+
+    def weights(self, shown, query, c):
+        """Plain causal attention of rows ``query`` of call ``c`` in a layer, ``[heads, rows, n]``."""
+        q = self.project(shown["layer"].self_attn, "q", shown["h"], shown["rotary"])[:, query]
+        j = torch.arange(self.n)
+        earlier = (self.call < c) & (~self.visual | self.held)
+        readable = self.real & (earlier | ((self.call == c) & (~self.visual | shown["alive"])))
+        allowed = (j[None, :] <= query[:, None]) & readable
+        scores = q @ shown["k"].transpose(1, 2) * shown["layer"].self_attn.scaling
+        return scores.masked_fill(~allowed, -1e30).softmax(-1)
+
+    held = torch.tensor(True)  # whether earlier turns' visual keys are cached; no test ranks where they are not
+
+    def shown_by(self, layer, x, rotary):
+        module, h = layer.self_attn, layer.input_layernorm(x)
+        k, v = self.project(module, "k", h, rotary), self.project(module, "v", h, rotary)
+        groups = module.num_key_value_groups
+        k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
+        return {"x": x, "h": h, "k": k, "v": v, "layer": layer, "rotary": rotary, "alive": self.alive.clone()}
+
+    def order(self, cell, c, layer, index, x, rotary):
+        """Living visual rows of a call, best first."""
+        mine = (self.alive & (self.call == c)).nonzero().flatten()
+        if not len(mine) or cell.is_none:
+            return mine
+        before = None if self.before is None else {**self.before, "alive": self.alive}
+        here = self.shown_by(layer, x, rotary)
+        in_call = self.call == c
+        last = (in_call & self.real).nonzero().flatten()[-1:]
+        behind = (in_call & self.real & ~self.visual & (torch.arange(self.n) > mine[0])).nonzero().flatten()
+        every = (self.visual & in_call).nonzero().flatten()
+        if cell.rank == "last_query_attention":
+            score = self.weights(before, last, c).mean((0, 1))[mine]
+        elif cell.rank == "instruction_attention":
+            score = self.weights(here, last, c).mean((0, 1))[mine]
+        elif cell.rank == "text_raters":
+            behind = (in_call & self.real & ~self.visual & (torch.arange(self.n) > every[0])).nonzero().flatten()
+            rating = (self.first[every] @ self.first[behind].T).softmax(-1).mean(0)
+            score = self.weights(before, behind[rating >= rating.mean()], c).mean((0, 1))[mine]
+        elif cell.rank == "value_aware":
+            score = torch.stack(
+                [(self.weights(before, last, c)[:, 0, j, None] * before["v"][:, j]).norm() for j in mine]
+            )
+        elif cell.rank == "mutual_attention":
+            count = min(16, len(mine))
+            some = mine[sorted({round(i * (len(mine) - 1) / max(1, count - 1)) for i in range(count)})]
+            score = (self.weights(here, some, c).mean((0, 1)) + self.weights(here, behind, c).mean((0, 1)))[mine]
+        elif cell.rank == "key_norm":
+            score = -before["k"].norm(dim=-1).mean(0)[mine]
+        elif cell.rank == "attention_norm":
+            score = before["update"].norm(dim=-1)[mine]
+        elif cell.rank == "update_norm":
+            score = (x - before["x"]).norm(dim=-1)[mine]
+        elif cell.rank == "random":
+            order = torch.rand(len(every), generator=torch.Generator().manual_seed(index))
+            score = order[[int((every == j).nonzero()) for j in mine]]
+        else:
+            return self.spread_out(cell, c, mine, last, here, x)
+        return mine[score.argsort(descending=True, stable=True)]
+
+    def spread_out(self, cell, c, mine, last, here, x):
+        wanted = self.wanted(cell, c, len(mine))
+        cosine = F.cosine_similarity(x[mine][:, None], x[mine][None], dim=-1)
+        if cell.rank == "diversity":
+            nearest = [max(cosine[i, j].item() for j in range(len(mine)) if j != i) for i in range(len(mine))]
+            chosen = [min(range(len(mine)), key=lambda i: nearest[i])]
+        else:
+            q, k = (self.project(here["layer"].self_attn, name, here["h"], None) for name in "qk")
+            k = k.repeat_interleave(q.shape[0] // k.shape[0], 0)[:, mine]
+            score = (q[:, last] @ k.transpose(1, 2) * here["layer"].self_attn.scaling).softmax(-1).mean((0, 1))
+            chosen = score.argsort(descending=True)[: max(1, round(0.15 * wanted))].tolist()
+        while len(chosen) < wanted:
+            left = [i for i in range(len(mine)) if i not in chosen]
+            chosen.append(min(left, key=lambda i: max(cosine[i, j].item() for j in chosen)))
+        return mine[chosen]
+
+    def filter(self, cell):
+        for c in self.calls:
+            mine = (self.alive & (self.call == c)).nonzero().flatten()
+            if not len(mine):
+                continue
+            last = ((self.call == c) & self.real).nonzero().flatten()[-1:]
+            weights = self.weights({**self.before, "alive": self.alive}, last, c)[:, 0]
+            whole = (weights[..., None] * self.before["v"]).sum(1).flatten()
+            each = [(weights[:, j, None] * self.before["v"][:, j]).flatten() for j in mine]
+            turned = min(F.cosine_similarity(whole - part, whole, dim=0).item() for part in each)
+            if not self.filtered[c]:
+                if turned < cell.cosine:
+                    self.filtered[c] = True
+                    for j, part in zip(mine, each, strict=True):
+                        self.alive[j] = bool(part.norm() > cell.norm)
+            else:
+                self.idle[c] += turned >= cell.exit_cosine
+                if self.idle[c] >= cell.patience:
+                    self.alive[mine] = False
