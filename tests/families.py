@@ -1,4 +1,4 @@
-"""Tiny random models of the families beyond LLaVA and LLaVA-NeXT, and prompts for them without a processor.
+"""Tiny random models of every family, and prompts for them without a processor.
 
 A family is how its model is built and what an image or a video becomes in a prompt. How prompts are laid out, padded
 and joined, and how a second turn follows a first, is the same for all.
@@ -29,7 +29,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from tiny import _TEXT, _VISION, IMAGE, PAD, _contrasted
+from tiny import _TEXT, _VISION, IMAGE, PAD, VISUAL, _contrasted, tiny_llava, tiny_llava_next
 
 VIDEO, START, END = 98, 97, 96  # placeholders of a video; what stands before and behind an image
 SPECIAL = [IMAGE, VIDEO, START, END]  # a random model may say them: suppress them in `generate`
@@ -98,22 +98,25 @@ class Family:
             arguments[key] = _joined([visual.arguments[key] for visual in visuals if key in visual.arguments])
         return arguments
 
-    def turns(self, model: Any, *second: int | str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Arguments of two calls over one cache: ``(5, "image", 7)``, then ``second`` behind it.
+    def turns(self, model: Any, *second: int | str) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """Arguments of two calls over one cache, ``(5, "image", 7)`` and ``second`` behind it, and of both as one call.
 
         With M-RoPE the second call has to be told its positions, those of the whole conversation cut to the chunk. The
         stock model by itself makes one for every key and fails, or, without a mask, counts on through an image as if
         it were text. What it remembers for decoding (``rope_deltas``) stays the first turn's.
         """
         first, chunk = self.arguments((5, "image", 7)), self.arguments(second, seed=1)
-        whole = {key: torch.cat((first[key], chunk[key]), -1) for key in ("input_ids", "attention_mask")}
+        per_token = ("input_ids", "attention_mask", "mm_token_type_ids")
+        whole = {k: torch.cat((first[k], chunk[k]), -1) for k in per_token if k in first}
+        for key in dict.fromkeys([*first, *chunk]):
+            if key not in whole:
+                whole[key] = _joined([turn[key] for turn in (first, chunk) if key in turn])
+        chunk = {**chunk, "attention_mask": whole["attention_mask"]}
         if self.mrope:
-            whole["mm_token_type_ids"] = torch.cat((first["mm_token_type_ids"], chunk["mm_token_type_ids"]), -1)
-            grids = {k: [turn[k] for turn in (first, chunk) if k in turn] for k in ("image_grid_thw", "video_grid_thw")}
-            whole |= {key: torch.cat(grid) for key, grid in grids.items() if grid}
-            positions, _ = model.model.get_rope_index(**whole)
+            grids = {k: whole[k] for k in (*per_token, "image_grid_thw", "video_grid_thw") if k in whole}
+            positions, _ = model.model.get_rope_index(**grids)
             chunk["position_ids"] = positions[..., first["input_ids"].shape[1] :]
-        return first, {**chunk, "attention_mask": whole["attention_mask"]}
+        return first, chunk, whole
 
 
 #: name -> the prompts of a batch
@@ -164,6 +167,23 @@ def _finished(model: Any, attention: str) -> Any:
     return model
 
 
+# LLaVA and LLaVA-NeXT
+
+
+def _llava_image(generator: Generator) -> Visual:
+    return Visual(torch.full((VISUAL,), IMAGE), {"pixel_values": torch.randn(1, 3, 32, 32, generator=generator)})
+
+
+def _llava(attention: str = "sdpa") -> Any:
+    return tiny_llava("clip-llama", attention)
+
+
+def _llava_next(attention: str = "sdpa") -> Any:
+    model = tiny_llava_next()
+    model.set_attn_implementation(attention)
+    return model
+
+
 # LLaVA-OneVision
 
 
@@ -179,11 +199,11 @@ def _onevision(attention: str = "sdpa") -> LlavaOnevisionForConditionalGeneratio
     return _finished(LlavaOnevisionForConditionalGeneration(config), attention)
 
 
-def _onevision_image(tiles: int) -> Callable[[Generator], Visual]:
+def _tiled_image(tiles: int) -> Callable[[Generator], Visual]:
     """``tiles`` side by side: 16 tokens of the whole, 16 of each tile, and a newline for each of 4 rows.
 
-    Also beside another image in the same prompt, where its processor would send ``batch_num_images`` and no tiles: two
-    images of different sizes are the harder case.
+    Of LLaVA-OneVision also beside another image in the same prompt, where its processor would send
+    ``batch_num_images`` and no tiles: two images of different sizes are the harder case.
     """
 
     def image(generator: Generator) -> Visual:
@@ -337,10 +357,12 @@ _INTERNVL_DECODERS = {
 }
 
 _ALL = [
+    Family("llava", _llava, {"image": _llava_image, "wide": _llava_image}, (IMAGE,)),
+    Family("llava_next", _llava_next, {"image": _tiled_image(1), "wide": _tiled_image(2)}, (IMAGE,)),
     Family(
         "llava_onevision",
         _onevision,
-        {"image": _onevision_image(1), "wide": _onevision_image(2), "video": _onevision_video},
+        {"image": _tiled_image(1), "wide": _tiled_image(2), "video": _onevision_video},
         (IMAGE, VIDEO),
     ),
     Family("qwen2_vl", _qwen2, _qwen_visuals(_qwen_visual(2, 2, 3, video=True)), (IMAGE, VIDEO), mrope=True),

@@ -15,8 +15,11 @@ from lookless import Filter, Full, Keep, Neurons, Plan, Sink, Skip, Top, Window
 
 
 @torch.no_grad()
-def slow_logits(model, plan: Plan, arguments: dict[str, Tensor], visual_ids, ends: list[int] | None = None) -> Tensor:
-    """Logits ``[batch, sequence, vocabulary]``; rows of padding mean nothing. ``ends`` are where calls end."""
+def slow_logits(
+    model, plan: Plan, arguments: dict[str, Tensor], visual_ids, ends: list[int] | None = None, tower=None
+) -> Tensor:
+    """Logits ``[batch, sequence, vocabulary]``; rows of padding mean nothing. ``ends`` are where calls end;
+    ``tower`` is the attention the vision tower paid to each visual token of the batch."""
     entered, layers = _captured(model, arguments)
     ids = arguments["input_ids"]
     mask = arguments.get("attention_mask", torch.ones_like(ids)).bool()
@@ -24,6 +27,7 @@ def slow_logits(model, plan: Plan, arguments: dict[str, Tensor], visual_ids, end
     states = []
     for b in range(len(ids)):
         prompt = Conversation(visual[b], mask[b], ends or [ids.shape[1]])
+        prompt.tower = None if tower is None else tower[int(visual[:b].sum()) : int(visual[: b + 1].sum())]
         x, rotary = entered[0][0][b], [t[b if t.shape[0] > 1 else 0] for t in entered[0][1]]
         for index, layer in enumerate(layers):
             x = prompt.layer(layer, plan, index, x, rotary)
@@ -122,7 +126,7 @@ class Conversation:
             "layer": layer,
             "out": x + update,
         }
-        self.before |= {"rotary": rotary}
+        self.before |= {"rotary": rotary, "alive": self.alive.clone()}
         return x + update
 
     def allowed(self, row, tops):
@@ -213,13 +217,11 @@ class Conversation:
         """Plain causal attention of rows ``query`` of call ``c`` in a layer, ``[heads, rows, n]``."""
         q = self.project(shown["layer"].self_attn, "q", shown["h"], shown["rotary"])[:, query]
         j = torch.arange(self.n)
-        earlier = (self.call < c) & (~self.visual | self.held)
-        readable = self.real & (earlier | ((self.call == c) & (~self.visual | shown["alive"])))
+        # What a plan left out of the cache is read here all the same: no test ranks where that would show.
+        readable = self.real & (self.call <= c) & (~self.visual | shown["alive"])
         allowed = (j[None, :] <= query[:, None]) & readable
         scores = q @ shown["k"].transpose(1, 2) * shown["layer"].self_attn.scaling
         return scores.masked_fill(~allowed, -1e30).softmax(-1)
-
-    held = torch.tensor(True)  # whether earlier turns' visual keys are cached; no test ranks where they are not
 
     def shown_by(self, layer, x, rotary):
         module, h = layer.self_attn, layer.input_layernorm(x)
@@ -233,7 +235,7 @@ class Conversation:
         mine = (self.alive & (self.call == c)).nonzero().flatten()
         if not len(mine) or cell.is_none:
             return mine
-        before = None if self.before is None else {**self.before, "alive": self.alive}
+        before = self.before
         here = self.shown_by(layer, x, rotary)
         in_call = self.call == c
         last = (in_call & self.real).nonzero().flatten()[-1:]
@@ -261,6 +263,8 @@ class Conversation:
             score = before["update"].norm(dim=-1)[mine]
         elif cell.rank == "update_norm":
             score = (x - before["x"]).norm(dim=-1)[mine]
+        elif cell.rank == "tower_attention":
+            score = self.tower[[int((every == j).nonzero()) for j in mine]]
         elif cell.rank == "random":
             order = torch.rand(len(every), generator=torch.Generator().manual_seed(index))
             score = order[[int((every == j).nonzero()) for j in mine]]
@@ -271,6 +275,15 @@ class Conversation:
     def spread_out(self, cell, c, mine, last, here, x):
         wanted = self.wanted(cell, c, len(mine))
         cosine = F.cosine_similarity(x[mine][:, None], x[mine][None], dim=-1)
+        if cell.rank == "tower_attention_then_diversity":
+            best = self.tower.argsort(descending=True, stable=True).tolist()
+            important, rest = best[: -(-wanted // 2)], sorted(best[-(-wanted // 2) :])
+            while len(rest) > wanted - len(important):
+                alike = {i: max(cosine[i, j].item() for j in rest[1::2]) for i in rest[::2]}
+                surplus = min(8, len(rest) - (wanted - len(important)))
+                for i in sorted(alike, key=alike.get, reverse=True)[:surplus]:
+                    rest.remove(i)
+            return mine[important + rest]
         if cell.rank == "diversity":
             nearest = [max(cosine[i, j].item() for j in range(len(mine)) if j != i) for i in range(len(mine))]
             chosen = [min(range(len(mine)), key=lambda i: nearest[i])]
@@ -290,7 +303,7 @@ class Conversation:
             if not len(mine):
                 continue
             last = ((self.call == c) & self.real).nonzero().flatten()[-1:]
-            weights = self.weights({**self.before, "alive": self.alive}, last, c)[:, 0]
+            weights = self.weights(self.before, last, c)[:, 0]
             whole = (weights[..., None] * self.before["v"]).sum(1).flatten()
             each = [(weights[:, j, None] * self.before["v"][:, j]).flatten() for j in mine]
             turned = min(F.cosine_similarity(whole - part, whole, dim=0).item() for part in each)

@@ -314,7 +314,8 @@ def recycle(cell: Keep, view: View) -> tuple[Tensor, Tensor] | None:
     material = int(cell.recycle * (len(alive) - view.wanted))
     rows = alive[order[view.wanted : view.wanted + max(material, merged)]]
     states = view.hidden[rows.to(view.hidden.device)]
-    distances = torch.cdist(states.float(), states.float())
+    exact = "donot_use_mm_for_euclid_dist"  # the fast way cancels where tokens are nearly alike
+    distances = torch.cdist(states.float(), states.float(), compute_mode=exact)
     neighbours = min(5, len(rows))
     density = (-distances.topk(neighbours, largest=False).values.square().mean(1) / states.shape[1]).exp()
     denser = density[None, :] > density[:, None]

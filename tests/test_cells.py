@@ -1,0 +1,298 @@
+"""Every cell, on every family, in every shape of batch: the fast path is the slow reference."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import DynamicCache
+
+from families import FAMILIES, SECOND, SPECIAL
+from lookless import Filter, Keep, Neurons, Plan, Sink, Skip, Top, Window, apply, trace
+from lookless.cells import RANKS
+from lookless.errors import ModelError, PlanError
+from maps import slow_logits
+from tiny import LAYERS
+
+TOLERANCE = 1e-4  # of the logits' scale, float32
+FULL = Plan.full(LAYERS)
+IN_DECODER = [name for name, rank in RANKS.items() if rank.reads != "tower"]
+OF_TOWER = [name for name, rank in RANKS.items() if rank.reads == "tower"]
+
+STATIC = {
+    "skip": FULL.at([0, 2], attention=Skip()).at([1, 2], ffn=Skip()),
+    "window": FULL.at([0, 1, 3], attention=Window(5)),
+    "neurons": FULL.at([1, 2], ffn=Neurons(0.3, probe=0.3)),
+    "sink": FULL.at([1], visible=Sink()).at([2], visible=Sink(), attention=Skip()),
+    "blind": FULL.at([1], visible=Skip())
+    .at([2], visible=Skip(), attention=Skip())
+    .at([3], visible=Skip(), attention=Window(4)),
+    "withdraw": FULL.at([3], keep=Keep(0)),
+    "withdraw at once": FULL.at([0], keep=Keep(0)),
+    "keep": FULL.at([2], keep=Keep(0.5, rank="random")).at([3], keep=Keep(count=3, rank="random")),
+    "keep, then skip": FULL.at([1], keep=Keep(0.5, rank="random")).at([2, 3], attention=Skip()).at([3], ffn=Skip()),
+    "keep, then window": FULL.at([1], keep=Keep(0.6, rank="random"), attention=Window(4), ffn=Neurons(0.5)),
+    "top": FULL.at([1], attention=Top(0.4, rank="random")).at([2], ffn=Top(0.3, rank="random")),
+    "recycle": FULL.at([2], keep=Keep(0.3, rank="random", recycle=0.8)),
+}
+RANKED = {
+    **{
+        f"keep by {rank}": FULL.at([2], keep=Keep(0.5, rank=rank)).at([4], keep=Keep(count=2, rank=rank))
+        for rank in IN_DECODER
+    },
+    **{
+        f"top by {rank}": FULL.at([1, 3], attention=Top(0.4, rank=rank)).at([2, 3], ffn=Top(0.3, rank=rank))
+        for rank in IN_DECODER
+    },
+    "recycle by attention": FULL.at([2], keep=Keep(0.3, rank="last_query_attention", recycle=0.5)),
+}
+DECODE = {
+    "decode": FULL.at([1], decode=Skip()).at([2], decode=Top(0.5, rank="key_norm")),
+    "filter": FULL.at([2, 3, 4], keep=Filter(cosine=2.0, norm=0.02, exit_cosine=0.9)),
+    "decode, asked by few": FULL.at([1, 2], decode=Skip(), attention=Top(0.3, rank="random")),
+}
+PLANS = {**STATIC, **RANKED}
+
+
+@cache
+def model_of(family: str):
+    return FAMILIES[family].build()
+
+
+def text_of(family, arguments) -> torch.Tensor:
+    visual = torch.isin(arguments["input_ids"], torch.tensor(family.visual_ids))
+    return arguments["attention_mask"].bool() & ~visual
+
+
+def far(fast: torch.Tensor, slow: torch.Tensor) -> float:
+    """Largest difference, as a share of the logits' scale."""
+    return ((fast - slow).abs().max() / slow.abs().max()).item()
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_prefill_is_the_slow_reference(name, plan):
+    family, model = FAMILIES[name], model_of(name)
+    moved = 0.0
+    for kind in family.kinds:
+        arguments = family.batch(kind)
+        text = text_of(family, arguments)
+        slow = slow_logits(model, PLANS[plan], arguments, family.visual_ids)[text]
+        with apply(model, PLANS[plan]):
+            fast = model(**arguments).logits[text]
+        assert far(fast, slow) < TOLERANCE, kind
+        moved = max(moved, far(slow, model(**arguments).logits[text]))
+    assert moved > 10 * TOLERANCE  # the plan does something that the test would see
+
+
+@pytest.mark.parametrize("plan", {**PLANS, **DECODE})
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_cached_generation_is_uncached(name, plan):
+    """Greedy answers over caches of different lengths per layer, against whole sequences without any cache."""
+    family, model, new = FAMILIES[name], model_of(name), 4
+    plan = {**PLANS, **DECODE}[plan]
+    options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+    options |= {"return_dict_in_generate": True, "output_logits": True, "suppress_tokens": SPECIAL}
+    for kind in ("two images", "padded left"):
+        arguments = family.batch(kind)
+        length = arguments["input_ids"].shape[1]
+        with apply(model, plan):
+            answer = model.generate(**arguments, **options)
+        whole = {**arguments, "input_ids": answer.sequences}
+        whole["attention_mask"] = F.pad(arguments["attention_mask"], (0, new), value=1)
+        if family.mrope:
+            whole["mm_token_type_ids"] = F.pad(arguments["mm_token_type_ids"], (0, new))
+        slow = slow_logits(model, plan, whole, family.visual_ids, [length, length + new])[:, length - 1 : -1]
+        assert far(torch.stack(answer.logits, 1), slow) < TOLERANCE, kind
+
+
+@pytest.mark.parametrize("plan", {**PLANS, **DECODE})
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_a_second_turn_is_the_slow_reference(name, plan):
+    family, model = FAMILIES[name], model_of(name)
+    plan = {**PLANS, **DECODE}[plan]
+    for second in SECOND.values():
+        first, turn, whole = family.turns(model, *second)
+        cache = DynamicCache(config=model.config.get_text_config())
+        with apply(model, plan):
+            model(**first, past_key_values=cache)
+            fast = model(**turn, past_key_values=cache).logits
+        length = first["input_ids"].shape[1]
+        total = whole["input_ids"].shape[1]
+        slow = slow_logits(model, plan, whole, family.visual_ids, [length, total])[:, length:]
+        text = text_of(family, {**turn, "attention_mask": torch.ones_like(turn["input_ids"])})
+        assert far(fast[text], slow[text]) < TOLERANCE, second
+
+
+@pytest.mark.parametrize("plan", STATIC)
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_trace_is_what_the_plan_predicts(name, plan):
+    family, model = FAMILIES[name], model_of(name)
+    for kind in ("one image", "padded left"):
+        arguments = family.batch(kind)
+        text = text_of(family, arguments)
+        visual = arguments["attention_mask"].bool() & ~text
+        expected = [dict.fromkeys(("query", "key", "ffn"), 0) for _ in range(LAYERS)]
+        for v, t in zip(visual.sum(1).tolist(), text.sum(1).tolist(), strict=True):
+            for row, more in zip(expected, STATIC[plan].live().rows(visual=v, text=t), strict=True):
+                row.update({k: row[k] + more[k] for k in row})
+        with apply(model, STATIC[plan]), trace(model) as counted:
+            model(**arguments)
+        padding = int((~arguments["attention_mask"].bool()).sum())
+        with apply(model, STATIC[plan]):
+            touched = ["forward" in layer.__dict__ for layer in model.model.language_model.layers]
+        for row, is_touched in zip(expected, touched, strict=True):
+            if not is_touched:  # a stock layer computes padding too
+                row.update({k: v + padding for k, v in row.items()})
+        assert counted.layers == expected, kind
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_liveness_changes_no_text_logit(name):
+    """Work that nobody reads, spared in a plan that does nothing else."""
+    family, model = FAMILIES[name], model_of(name)
+    plan = FULL.live()
+    assert plan.skipped("attention") == plan.skipped("ffn") == (LAYERS - 1,)
+    for kind in family.kinds:
+        arguments = family.batch(kind)
+        text = text_of(family, arguments)
+        stock = model(**arguments).logits[text]
+        with apply(model, plan):
+            assert far(model(**arguments).logits[text], stock) < 1e-6, kind
+
+
+@pytest.mark.parametrize("plan", ["keep", "withdraw", "keep, then skip", "blind"])
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+@torch.no_grad()
+def test_beams_are_with_a_cache_what_they_are_without(name, plan):
+    """Beams are reordered at every step, and with them what a pruned cache holds."""
+    family, model = FAMILIES[name], model_of(name)
+    arguments = family.batch("one image")
+    options = {"num_beams": 3, "max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "suppress_tokens": SPECIAL}
+    with apply(model, PLANS[plan]):
+        cached = model.generate(**arguments, **options)
+        if family.mrope:  # stock transformers refuses to generate without a cache where positions are its own
+            return
+        assert torch.equal(cached, model.generate(**arguments, **options, use_cache=False))
+
+
+@torch.no_grad()
+def test_sampling_over_a_pruned_cache():
+    family, model = FAMILIES["llava"], model_of("llava")
+    options = {"max_new_tokens": 6, "do_sample": True, "pad_token_id": 0, "suppress_tokens": SPECIAL}
+    with apply(model, PLANS["keep"]):
+        answers = []
+        for use_cache in (True, False):
+            torch.manual_seed(3)
+            answers.append(model.generate(**family.batch("padded left"), **options, use_cache=use_cache))
+    assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_filters_are_the_slow_reference(name):
+    """Contributions are of another size in every model: of these lengths one cuts, somewhere."""
+    family, model = FAMILIES[name], model_of(name)
+    moved = 0.0
+    for norm in (0.003, 0.02, 0.1, 0.4):
+        for exit_cosine in (0.9, 2.0):
+            cell = Filter(cosine=2.0, norm=norm, exit_cosine=exit_cosine)
+            plan = FULL.at([1, 2, 3, 4], keep=cell)
+            for kind in family.kinds:
+                arguments = family.batch(kind)
+                text = text_of(family, arguments)
+                slow = slow_logits(model, plan, arguments, family.visual_ids)[text]
+                with apply(model, plan):
+                    assert far(model(**arguments).logits[text], slow) < TOLERANCE, (kind, cell)
+                moved = max(moved, far(slow, model(**arguments).logits[text]))
+    assert moved > 10 * TOLERANCE
+
+
+@torch.no_grad()
+def test_a_pruned_cache_is_smaller():
+    """By what the plan says: dropped tokens, and those left out for decoding, are in no layer's cache behind."""
+    family, model = FAMILIES["qwen3_vl"], model_of("qwen3_vl")
+    arguments = family.batch("one image")
+    cache = DynamicCache(config=model.config.get_text_config())
+    plan = FULL.at([1], decode=Skip()).at([2], visible=Skip()).at([3], keep=Keep(0.25, rank="key_norm"))
+    with apply(model, plan):
+        model(**arguments, past_key_values=cache)
+        text, visual = 5 + 7 + 2, 12
+        assert [layer.keys.shape[-2] for layer in cache.layers] == [text + v for v in (visual, 0, 0, 3, 3)]
+        assert cache.get_seq_length() == text + visual
+        assert {layer.get_seq_length() for layer in cache.layers} == {text + visual}
+
+
+@pytest.mark.parametrize("rank", OF_TOWER)
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "qwen3_vl"])
+@torch.no_grad()
+def test_ranks_of_the_tower(name, rank):
+    """Against the attention maps that the tower itself returns, in forward and in generate."""
+    family, model = FAMILIES[name], FAMILIES[name].build("eager")
+    plan = FULL.at([0], keep=Keep(0.4, rank=rank))
+    moved = 0.0
+    for kind in ("one image", "two images", "padded left"):
+        arguments = family.batch(kind)
+        text = text_of(family, arguments)
+        tower = tower_maps(name, model, arguments)
+        slow = slow_logits(model, plan, arguments, family.visual_ids, tower=tower)[text]
+        with apply(model, plan):
+            fast = model(**arguments).logits[text]
+            answer = model.generate(**arguments, max_new_tokens=1, output_logits=True, return_dict_in_generate=True)
+        assert far(fast, slow) < TOLERANCE, kind
+        if kind == "two images":
+            assert far(answer.logits[0][0], slow[-1]) < TOLERANCE
+        moved = max(moved, far(slow, model(**arguments).logits[text]))
+    assert moved > 10 * TOLERANCE
+
+
+def tower_maps(name, model, arguments):
+    if name == "llava":
+        maps = model.model.vision_tower(arguments["pixel_values"], output_attentions=True).attentions[-1]
+        return maps[:, :, 0, 1:].mean(1).flatten()
+    grid = arguments["image_grid_thw"]
+    maps = []
+    block = model.model.visual.blocks[-1].attn
+    interface = type(block).forward.__globals__["eager_attention_forward"]
+
+    def spy(module, *args, **kwargs):
+        out = interface(module, *args, **kwargs)
+        if module is block:
+            maps.append(out[1])
+        return out
+
+    type(block).forward.__globals__["eager_attention_forward"] = spy
+    try:
+        model.model.visual(arguments["pixel_values"], grid_thw=grid)
+    finally:
+        type(block).forward.__globals__["eager_attention_forward"] = interface
+    return torch.cat([m[0].mean((0, 1)) for m in maps]).unflatten(0, (-1, 4)).mean(1)
+
+
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision", "qwen2_5_vl", "internvl-qwen2"])
+def test_towers_that_are_not_followed_are_refused(name):
+    with pytest.raises(ModelError, match=r"tower_attention needs one score .* rank by diversity"):
+        apply(model_of(name), FULL.at([0], keep=Keep(0.4, rank="tower_attention")))
+
+
+def test_ranks_that_cannot_be_read_are_refused():
+    with pytest.raises(PlanError, match="layer 0 ranks by key_norm, which reads the layer before: there is none"):
+        FULL.at([0], keep=Keep(0.4, rank="key_norm"))
+    with pytest.raises(PlanError, match="no visual key is read in the layer before"):
+        FULL.at([1], visible=Skip(), attention=Skip()).at([2], keep=Keep(0.4, rank="value_aware"))
+    with pytest.raises(PlanError, match="which is of the vision tower: use it in layer 0"):
+        FULL.at([1], keep=Keep(0.4, rank="tower_attention"))
+
+
+@torch.no_grad()
+def test_a_static_cache_that_would_hold_too_much_is_refused():
+    model = model_of("llava")
+    with apply(model, PLANS["keep"]), pytest.raises(ModelError, match="default dynamic cache"):
+        model.generate(**FAMILIES["llava"].batch("one image"), cache_implementation="static", max_new_tokens=2)
