@@ -11,6 +11,7 @@ from lookless import PRESETS, Geometry, Plan, Skip, apply
 from lookless.errors import GeometryError, PlanError
 from lookless.flops import layer, prefill
 from lookless.models import geometry_of
+from test_cells import STATIC
 from tiny import LAYERS, VISUAL, batch, prompt, tiny_llava
 
 SEVEN = Geometry.preset("LLaVA-1.5-7B")
@@ -76,6 +77,8 @@ COUNTED = {
     "attention": Plan.full(LAYERS).at([0, 2, 3], attention=Skip()),
     "ffn": Plan.full(LAYERS).at([1, 4], ffn=Skip()),
     "mixed": Plan.full(LAYERS).at([0, 1], attention=Skip()).at([1, 3], ffn=Skip()),
+    # A window over tokens that were kept here and there is priced as if they stood together.
+    **{name: plan for name, plan in STATIC.items() if name != "keep, then window"},
 }
 
 

@@ -2,113 +2,135 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
-from lookless.rows import Gathered, Runs, text_rows
+from lookless import Window
+from lookless.prompts import Prompts
+from lookless.rows import attend, causal_calls, runs_of, window_calls
 
 HEADS, WIDTH = 2, 4
-MODULE = SimpleNamespace(scaling=WIDTH**-0.5)
-
-
-def sdpa(_, q, k, v, mask, dropout=0.0, scaling=None):
-    """The interface of Hugging Face's attention functions, over PyTorch's."""
-    causal = mask is None and q.shape[2] > 1
-    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scaling)
-    return out.transpose(1, 2), None
-
-
-def written_out(q, k, v, allowed):
-    """Softmax attention ``[batch, rows, head * width]`` of every row, by its definition."""
-    scores = torch.einsum("bnhd,bhkd->bhnk", q, k) * MODULE.scaling
-    weights = scores.masked_fill(~allowed[:, None], float("-inf")).softmax(-1)
-    return torch.einsum("bhnk,bhkd->bnhd", weights, v).flatten(2)
-
 
 LAYOUTS = {
     "one image": ["tttvvvvtt"],
     "image first": ["vvvvttt"],
     "image last": ["tttvvvv"],
     "two images": ["ttvvtvvvt"],
+    "many images": ["tvtvtvtvtvtvtvtvtvt"],
     "batch alike": ["ttvvvt", "ttvvvt"],
     "other places": ["ttvvvt", "tvvvtt"],
     "padded left": ["pptvvt", "ttvvtt"],
     "padded right": ["tvvtpp", "ttvvtt"],
+    "padded alike": ["ptvvt", "ptvvt"],
     "one without": ["tttttt", "ttvvtt"],
     "all image": ["vvvv"],
 }
 
 
-def layout(prompts):
-    visual = torch.tensor([[c == "v" for c in p] for p in prompts])
-    real = torch.tensor([[c != "p" for c in p] for p in prompts])
-    return visual, real
+def prompts_of(layout):
+    visual = torch.tensor([[c == "v" for c in p] for p in layout])
+    real = torch.tensor([[c != "p" for c in p] for p in layout])
+    return Prompts(visual, real)
 
 
-@pytest.mark.parametrize(("masked", "past", "spare"), [(False, 0, 0), (False, 0, 5), (True, 0, 0), (True, 3, 0)])
-@pytest.mark.parametrize("prompts", LAYOUTS.values(), ids=LAYOUTS)
-def test_attention_of_text_rows(prompts, masked, past, spare):
-    """``past`` keys stand in a warm cache before the prompt, ``spare`` empty places of a static one behind it."""
-    visual, real = layout(prompts)
-    if not masked and not real.all():
-        pytest.skip("the stock model always gives a mask where there is padding")
-    rows = text_rows(visual, real)
-    batch, n = visual.shape
-    torch.manual_seed(0)
-    q = torch.randn(batch, n, HEADS, WIDTH)
-    k, v = torch.randn(2, batch, HEADS, past + n + spare, WIDTH).unbind()
-    seen = torch.arange(past + n + spare)[None, :] <= past + torch.arange(n)[:, None]
-    places = [torch.ones(batch, past, dtype=torch.bool), real, torch.zeros(batch, spare, dtype=torch.bool)]
-    keys_real = torch.cat(places, dim=1)
-    allowed = seen[None] & (keys_real[:, None, :] | ~real[:, :, None])
-    text = ~visual & real
-    if not text.any():
-        assert rows.count == 0
-        return
-    mask = allowed[:, None] if masked else None
-    out = rows.attend(sdpa, MODULE, rows.take(q), k, v, mask)
-    put = rows.add(torch.zeros(batch, n, HEADS * WIDTH), out)
-    expected = written_out(q, k, v, allowed)
-    assert torch.allclose(put[text], expected[text], atol=1e-6)
-    assert (put[~text] == 0).all()
-    again = rows.attend(sdpa, MODULE, rows.take(q), k, v, mask)  # masks are remembered between layers
-    assert torch.equal(out, again)
+def wanted(layout, kind):
+    kinds = {"text": "t", "visual": "v", "live": "tv"}[kind]
+    return torch.tensor([[c in kinds for c in p] for p in layout])
 
 
-@pytest.mark.parametrize("prompts", LAYOUTS.values(), ids=LAYOUTS)
-def test_take_and_add(prompts):
-    visual, real = layout(prompts)
-    rows = text_rows(visual, real)
-    text = ~visual & real
-    x = torch.randn(*visual.shape, 5)
-    assert rows.count == int(text.sum())
-    if not rows.count:
-        return
-    assert torch.equal(rows.take(x).reshape(-1, 5), x[text])
+@pytest.mark.parametrize("kind", ["text", "visual", "live"])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_rows_are_taken_and_put_back(layout, kind):
+    rows, mask = prompts_of(layout).rows(kind), wanted(layout, kind)
+    x = torch.randn(len(layout), len(layout[0]), 3)
+    compact = rows.take(x)
+    assert rows.count == int(mask.sum())
+    assert torch.equal(compact.reshape(-1, 3), x[mask])
     before = x.clone()
-    added = rows.add(x, rows.take(torch.ones_like(x)))
+    added = rows.add(x, compact)
     assert torch.equal(x, before)
-    assert torch.equal(added, x + text[..., None])
+    assert torch.equal(added, torch.where(mask[..., None], 2 * x, x))
+    assert torch.equal(rows.spread(compact), torch.where(mask[..., None], x, 0.0))
+    one = torch.randn(1, len(layout[0]), 3)  # rotary embeddings may be one for all prompts
+    assert torch.equal(rows.take(one).expand(*compact.shape), rows.take(one.expand_as(x)))
+    if rows.count:
+        wide, places = rows.rectangle(compact), rows.places.expand(len(layout), -1)
+        assert torch.equal(rows.compact(wide), compact)
+        for b, prompt in enumerate(places.tolist()):
+            assert [p for p in prompt if p >= 0] == mask[b].nonzero().flatten().tolist()
+            for slot, place in enumerate(prompt):
+                assert torch.equal(wide[b, slot], x[b, place] if place >= 0 else torch.zeros(3))
 
 
-def test_kinds():
-    """Slices where prompts are alike, gathers where they are not, nothing where nothing is visual."""
-    assert text_rows(*layout(["ttt"])) is None
-    assert text_rows(*layout(["ttvvtvt"])).spans == ((0, 2), (4, 5), (6, 7))
-    assert isinstance(text_rows(*layout(["tvt", "tvt"])), Runs)
-    assert isinstance(text_rows(*layout(["tvt", "vtt"])), Gathered)
-    assert isinstance(text_rows(*layout(["ptv"])), Gathered)
-    assert isinstance(text_rows(layout(["tvt"])[0], None), Runs)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_rows_within_rows(layout):
+    prompts = prompts_of(layout)
+    x = torch.randn(len(layout), len(layout[0]), 3)
+    live = prompts.rows("live")
+    for kind in ("text", "visual", "live"):
+        rows = prompts.rows(kind)
+        assert torch.equal(rows.within(live).take(live.take(x)), rows.take(x))
 
 
-def test_rows_of_a_broadcast_tensor():
-    """Rotary tables have one row of the batch where positions are alike."""
-    x = torch.randn(1, 6, 3)
-    for prompts in (["ttvvvt", "ttvvvt"], ["ttvvvt", "tvvvtt"]):
-        visual, real = layout(prompts)
-        rows = text_rows(visual, real)
-        wide = rows.take(x.expand(2, -1, -1)).reshape(-1, 3)
-        narrow = rows.take(x)
-        assert torch.equal(narrow.expand(2, -1, -1).reshape(-1, 3) if narrow.ndim == 3 else narrow, wide)
+def test_what_is_whole_is_not_copied():
+    x = torch.randn(2, 6, 3)
+    assert prompts_of(["ttvvvt", "ttvvvt"]).rows("live").take(x) is x
+    assert not prompts_of(["ptvvvt", "ttvvvt"]).rows("live").is_whole
+
+
+def written_out(q, k, v, allowed):
+    """Softmax attention ``[batch, rows, head * width]`` of every row, by its definition."""
+    scores = torch.einsum("bnhd,bkhd->bhnk", q, k) * WIDTH**-0.5
+    weights = scores.masked_fill(~allowed[:, None], float("-inf")).softmax(-1)
+    return torch.einsum("bhnk,bkhd->bnhd", weights, v).flatten(2)
+
+
+def random_heads(layout):
+    torch.manual_seed(0)
+    return (torch.randn(len(layout), len(layout[0]), HEADS, WIDTH) for _ in range(3))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_causal_attention(layout):
+    q, k, v = random_heads(layout)
+    prompts, n = prompts_of(layout), len(layout[0])
+    causal = torch.ones(n, n, dtype=torch.bool).tril() & wanted(layout, "live")[:, None, :]
+    live = prompts.rows("live")
+    for kind in ("text", "live"):
+        rows = prompts.rows(kind)
+        if not rows.count:
+            continue
+        calls = causal_calls(rows, live)
+        out = attend(rows.take(q), live.take(k), live.take(v), calls, WIDTH**-0.5)
+        expected = rows.take(written_out(q, k, v, causal | torch.eye(n, dtype=torch.bool)))
+        torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("size", [1, 3, 40])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_windows(layout, size):
+    q, k, v = random_heads(layout)
+    prompts, n = prompts_of(layout), len(layout[0])
+    i, j = torch.arange(n)[:, None], torch.arange(n)[None, :]
+    near = (i - j < size) | ~wanted(layout, "visual")[:, None, :]
+    allowed = (j <= i) & near & wanted(layout, "live")[:, None, :]
+    visual, live = prompts.rows("visual"), prompts.rows("live")
+    if visual.count:
+        calls = window_calls(visual, live, prompts.visual, Window(size).blocks, size)
+        out = attend(visual.take(q), live.take(k), live.take(v), calls, WIDTH**-0.5)
+        torch.testing.assert_close(out, visual.take(written_out(q, k, v, allowed | torch.eye(n, dtype=torch.bool))))
+
+
+def test_a_windowed_query_scores_no_key_far_outside():
+    """1000 visual tokens in a window of 64: blocks of 16 queries see 79 visual keys and the 5 text keys before them."""
+    layout = ["t" * 5 + "v" * 1000 + "ttt"]
+    prompts = prompts_of(layout)
+    calls = window_calls(prompts.rows("visual"), prompts.rows("live"), prompts.visual, Window(64).blocks, 64)
+    assert max(call.mask.shape[1] for call in calls) == 5 + 64 + 16 - 1
+    assert sum(call.mask.numel() for call in calls) < 1000 * (5 + 64 + 16)
+
+
+def test_runs():
+    assert runs_of([]) == []
+    assert runs_of([3]) == [(3, 4)]
+    assert runs_of([0, 1, 2, 5, 7, 8]) == [(0, 3), (5, 6), (7, 9)]

@@ -91,24 +91,20 @@ def layer_of(cache: Any, index: int) -> Any:
     return cache.layers[index] if index < len(cache.layers) else None
 
 
-def store(
-    cache: Any, index: int, keys: Tensor, values: Tensor, places: Tensor | None, new: int
-) -> tuple[Tensor, Tensor]:
+def store(cache: Any, index: int, keys: Tensor, values: Tensor, places: Tensor | None, new: int) -> None:
     """Put keys and values ``[batch, kv_heads, slots, head_dim]`` of the ``new`` next tokens into the cache.
 
-    ``places [batch, slots]`` tells which of them they are; None: all. Returns all the layer holds now.
+    ``places [batch, slots]`` tells which of them they are; None: all.
 
     Raises:
         ModelError: some are left out, and the cache is of a kind that holds every token.
     """
-    layer = layer_of(cache, index)
     if places is None:
-        held: tuple[Tensor, Tensor] = cache.update(keys, values, index)
-        return held
-    if layer is None:
-        while len(cache.layers) <= index:
-            cache.layers.append(DynamicLayer())
-        layer = cache.layers[index]
+        cache.update(keys, values, index)
+        return
+    while len(cache.layers) <= index:
+        cache.layers.append(DynamicLayer())
+    layer = cache.layers[index]
     if not isinstance(layer, PrunedLayer):
         if type(layer) is not DynamicLayer:
             raise ModelError(
@@ -117,7 +113,6 @@ def store(
             )
         layer = cache.layers[index] = PrunedLayer.following(layer)
     layer.append(keys, values, places, new)
-    return layer.keys, layer.values
 
 
 def cut(mask: Tensor | None, layer: Any, new: int) -> Tensor | None:

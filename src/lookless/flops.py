@@ -96,16 +96,16 @@ def _layers(g: Geometry, plan: Plan, visual: float, text: float, before: float |
 
 def _pairs(row: LayerPlan, alive: float, asking: float, text: float, before: float | None) -> float:
     """(query, key) pairs scored in one layer: of text, and of the ``asking`` among the ``alive`` visual tokens."""
-    n, seen = alive + text, before or 0
-    mine = text * (n if row.visible != Skip() else text)
-    if before is not None and row.visible != Skip() and not (row.attention == Full() or isinstance(row.attention, Top)):
-        mine = before * before + (text - before) * n
+    n = alive + text
+    if before is None:
+        reach = text + min(row.attention.size, alive) if isinstance(row.attention, Window) else n
+        return text * (text if row.visible == Skip() else n) + asking * reach
+    if row.visible == Full() and (row.attention == Full() or isinstance(row.attention, Top)):
+        return (text + asking) * n
+    # Text and visual tokens ask apart; text before the image is scored with the keys before it only.
+    mine = text * text if row.visible == Skip() or not alive else before * before + (text - before) * n
     if isinstance(row.attention, Window):
-        if before is None:
-            return mine + alive * (text + min(row.attention.size, alive))
         start, end = int(before), int(before + alive)
         blocks = row.attention.blocks(start, end)
         return mine + sum((last - first) * (before + last - max(start, key)) for first, last, key in blocks)
-    if before is not None and row.visible == Skip():
-        n = seen + alive  # visual tokens are asked for by themselves, up to the image's end
-    return mine + asking * n
+    return mine + asking * (n if isinstance(row.attention, Top) else before + alive)

@@ -24,9 +24,25 @@ from .cells import Full, Neurons, Sink, Skip, Top, Window
 from .errors import ModelError
 from .plan import LayerPlan
 from .prompts import Prompts
-from .rows import Rows, attend, causal_calls, scaled_dot_product, window_calls
+from .rows import Call, Rows, attend, causal_calls, scaled_dot_product, window_calls
 
 Rotary = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a layer's cache holds of earlier turns.
+
+    Attributes:
+        keys, values: ``[batch, kv_heads, slots, head_dim]``.
+        places: which token of the sequence stands in each slot, -1 for none, int64 ``[batch, slots]``.
+        readable: which of them the prompt's last row may read, bool ``[batch, slots]``.
+    """
+
+    keys: Tensor
+    values: Tensor
+    places: Tensor
+    readable: Tensor
 
 
 @dataclass(frozen=True)
@@ -39,8 +55,7 @@ class Seen:
         normed: the attention's input, ``[groups, rows, hidden]``.
         key, value: ``[groups, rows, kv_heads, head_dim]``, keys rotated.
         rotary: cos and sin, ``[batch or 1, sequence, head_dim]``.
-        before: keys and values ``[batch, kv_heads, slots, head_dim]`` of earlier turns, and which of them the last
-            query may read, bool ``[batch, slots]``; None without any.
+        past: what earlier turns left in the layer's cache; None without any.
         entered: the layer's input, ``[batch, sequence, hidden]``.
         left: what the attention added to it, as the input behind the attention; None if not asked yet.
     """
@@ -51,7 +66,7 @@ class Seen:
     key: Tensor
     value: Tensor
     rotary: Rotary
-    before: tuple[Tensor, Tensor, Tensor] | None
+    past: Past | None
     entered: Tensor
     left: Tensor | None = None
 
@@ -101,11 +116,10 @@ def _keys(layer: nn.Module, rows: Rows, x: Tensor, mask: Tensor | None, rotary: 
     normed = layer.input_layernorm(rows.take(x))
     key = project(module, "k", normed, tuple(rows.take(t) for t in rotary))
     value = _heads(module.v_proj(normed), module.head_dim)
-    return Seen(module, rows, normed, key, value, rotary, _before(module, cache, mask), x)
+    return Seen(module, rows, normed, key, value, rotary, _past(module, cache, mask), x)
 
 
-def _before(module: Any, cache: Any, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Keys of earlier turns; see :class:`Seen`."""
+def _past(module: Any, cache: Any, mask: Tensor | None) -> Past | None:
     held = None if cache is None else layer_of(cache, module.layer_idx)
     if held is None or held.get_seq_length() == 0:
         return None
@@ -113,12 +127,12 @@ def _before(module: Any, cache: Any, mask: Tensor | None) -> tuple[Tensor, Tenso
         places: Tensor = held.places  # type: ignore[assignment]
     else:
         places = torch.arange(int(held.get_seq_length()), device=held.keys.device).expand(held.keys.shape[0], -1)
-    count = places.shape[1]
     readable = places >= 0
     if mask is not None:
-        cut_mask: Any = select(mask[:, :, -1:], places, 1)
-        readable = cut_mask[:, 0, 0] if cut_mask.dtype == torch.bool else cut_mask[:, 0, 0] == 0
-    return held.keys[:, :, :count], held.values[:, :, :count], readable
+        row: Any = select(mask[:, :, -1:], places, 1)
+        readable = row[:, 0, 0] if row.dtype == torch.bool else row[:, 0, 0] == 0
+    slots = places.shape[1]  # a static cache has empty places behind
+    return Past(held.keys[:, :, :slots], held.values[:, :, :slots], places, readable)
 
 
 def _attention(
@@ -137,8 +151,8 @@ def _attention(
     value = seen.value
     if cells.visible == Sink():
         value = prompts.sunk(readable, value)
-    held = prompts.cached(cells)
-    past = _store(seen, value, held, cache, mask, prompts)
+    if cache is not None:
+        _store(seen, value, prompts.cached(cells), cache, prompts)
 
     # (who asks, whose keys they may read): text and visual tokens apart where they may not read the same
     parts: list[tuple[Rows, Rows, Tensor]] = []
@@ -155,15 +169,15 @@ def _attention(
     for asks, reads, values in parts:
         if not asks.count:  # a chunk that is all image, or an image withdrawn: nobody asks
             continue
-        inner = asks.within(readable)
+        inner = prompts.within(asks, readable)
         cos, sin = (asks.take(t) for t in rotary)
         query = project(seen.module, "q", inner.take(seen.normed), (cos, sin))
-        if past is None:
-            shown = reads.within(readable)
+        if prompts.is_cold:
+            shown = prompts.within(reads, readable)
             key, val = shown.take(seen.key), shown.take(values)
             update = _cold(cells, prompts, asks, reads, query, key, val, seen.module.scaling)
         else:
-            update = _warm(cells, prompts, asks, reads, query, seen, values, past, mask)
+            update = _warm(cells, prompts, asks, reads, query, seen, values, mask)
         out = asks.add(out, seen.module.o_proj(update))
     return out, replace(seen, left=out)
 
@@ -182,15 +196,13 @@ def _cold(
     window = cells.attention.size if isinstance(cells.attention, Window) else 0
     is_window = window and asks is prompts.rows("visual")
     key_of = ("window", window) if is_window else (id(asks), id(reads))
-    calls = prompts.remembered(
-        key_of,
-        lambda: (
-            window_calls(asks, reads, prompts.visual, cells.attention.blocks, window)  # type: ignore[union-attr]
-            if is_window
-            else causal_calls(asks, reads)
-        ),
-    )
-    return attend(query, key, value, calls, scaling)
+
+    def calls() -> list[Call]:
+        if is_window:
+            return window_calls(asks, reads, prompts.visual, cells.attention.blocks, window)  # type: ignore[union-attr]
+        return causal_calls(asks, reads, scattered=isinstance(cells.attention, Top))
+
+    return attend(query, key, value, prompts.remembered(key_of, calls), scaling)
 
 
 def _warm(
@@ -201,19 +213,17 @@ def _warm(
     query: Tensor,
     seen: Seen,
     value: Tensor,
-    past: Past,
     mask: Tensor | None,
 ) -> Tensor:
     """Attention behind earlier turns, or under a mask of the caller's own: one masked call over all keys held."""
-    rows = seen.rows
-    key, value = (
-        torch.cat((old, rows.rectangle(new).transpose(1, 2)), dim=2)
-        for old, new in ((past.keys, seen.key), (past.values, value))
-    )
+    rows, past = seen.rows, seen.past
+    key, value = (rows.rectangle(x).transpose(1, 2) for x in (seen.key, value))
     batch = key.shape[0]
     coming = rows.places.expand(batch, -1)
-    coming_in_sequence = torch.where(coming < 0, coming, coming + prompts.past)
-    places = torch.cat((past.places, coming_in_sequence), dim=1)
+    places = torch.where(coming < 0, coming, coming + prompts.past)
+    if past is not None:
+        key, value = torch.cat((past.keys, key), dim=2), torch.cat((past.values, value), dim=2)
+        places = torch.cat((past.places, places), dim=1)
     where = asks.places.expand(batch, -1).clamp_min(0)  # rows of this call that ask
     if mask is None or mask.ndim != 4:
         allowed = (places[:, None] <= where[..., None] + prompts.past) & (places >= 0)[:, None]
@@ -235,49 +245,17 @@ def _warm(
     return asks.compact(out)
 
 
-@dataclass(frozen=True)
-class Past:
-    """What was cached before this call: ``keys, values [batch, kv_heads, slots, head_dim]``, their places in the
-    sequence ``[batch, slots]``."""
-
-    keys: Tensor
-    values: Tensor
-    places: Tensor
-
-
-def _store(seen: Seen, value: Tensor, held: Rows, cache: Any, mask: Tensor | None, prompts: Prompts) -> Past | None:
-    """Cache what the plan leaves of the keys and values, and return what was there before if it is to be read."""
-    module, rows = seen.module, seen.rows
-    past = None
-    if not prompts.is_cold:
-        before = seen.before
-        batch = len(prompts.visual)
-        if before is None:
-            empty = seen.key.new_zeros(batch, seen.key.shape[2], 0, seen.key.shape[3])
-            past = Past(empty, empty, torch.zeros(batch, 0, dtype=torch.int64, device=empty.device))
-        else:
-            layer = layer_of(cache, module.layer_idx)
-            places = (
-                layer.places
-                if isinstance(layer, PrunedLayer)
-                else torch.arange(before[0].shape[2], device=before[0].device).expand(batch, -1)
-            )
-            past = Past(before[0], before[1], places)
-    if cache is None:
-        return past
-    new = prompts.length
-    if held is rows or held.count == rows.count:
-        complete = not isinstance(layer_of(cache, module.layer_idx), PrunedLayer) and prompts.is_complete(rows)
+def _store(seen: Seen, value: Tensor, held: Rows, cache: Any, prompts: Prompts) -> None:
+    """Cache the keys and values of the rows ``held``; all rows as the stock model does, if nothing is left out."""
+    index, rows = seen.module.layer_idx, seen.rows
+    was_pruned = isinstance(layer_of(cache, index), PrunedLayer)
+    if prompts.is_complete(held) and not was_pruned:
+        key, val = (rows.spread(x).transpose(1, 2) for x in (seen.key, value))
+        store(cache, index, key, val, None, prompts.length)
     else:
-        complete = False
-    if complete:
-        key, val = (rows.spread(t).transpose(1, 2) for t in (seen.key, value))
-        store(cache, module.layer_idx, key, val, None, new)
-    else:
-        inner = held.within(rows)
-        key, val = (held.rectangle(inner.take(t)).transpose(1, 2) for t in (seen.key, value))
-        store(cache, module.layer_idx, key, val, held.places, new)
-    return past
+        inner = prompts.within(held, rows)
+        key, val = (held.rectangle(inner.take(x)).transpose(1, 2) for x in (seen.key, value))
+        store(cache, index, key, val, held.places, prompts.length)
 
 
 def _ffn(layer: nn.Module, cells: LayerPlan, prompts: Prompts, x: Tensor) -> Tensor:

@@ -116,6 +116,11 @@ class Prompts:
             self._memory[key] = make()
         return self._memory[key]
 
+    def within(self, rows: Rows, outer: Rows) -> Rows:
+        """``rows`` as rows of ``outer``'s compact tensors."""
+        found: Rows = self.remembered(("within", id(rows), id(outer)), lambda: rows.within(outer))
+        return found
+
     def cached(self, cells: LayerPlan) -> Rows:
         """Rows whose keys stay in the cache of a layer."""
         if cells.visible == Skip() or cells.decode == Skip():

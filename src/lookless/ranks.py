@@ -104,10 +104,10 @@ class View:
         key, value = (t[group, here].transpose(0, 1) for t in (self.seen.key, self.seen.value))
         places = self.seen.rows.prompts[self.b].to(rows.device)
         readable = places[None, :] <= rows[:, None]
-        if self.seen.before is not None:
-            old_key, old_value, old_readable = (t[self.b] for t in self.seen.before)
-            key, value = torch.cat((old_key, key), dim=1), torch.cat((old_value, value), dim=1)
-            readable = torch.cat((old_readable.expand(len(rows), -1), readable), dim=1)
+        past = self.seen.past
+        if past is not None:
+            key, value = torch.cat((past.keys[self.b], key), dim=1), torch.cat((past.values[self.b], value), dim=1)
+            readable = torch.cat((past.readable[self.b].expand(len(rows), -1), readable), dim=1)
         query = self.query(rows)
         groups = query.shape[0] // key.shape[0]
         scores = query.float() @ key.repeat_interleave(groups, dim=0).float().transpose(1, 2)

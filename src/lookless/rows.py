@@ -169,16 +169,16 @@ class Call:
     mask: Tensor | None
 
 
-def causal_calls(query: Rows, key: Rows) -> list[Call]:
+def causal_calls(query: Rows, key: Rows, *, scattered: bool = False) -> list[Call]:
     """The calls by which each of ``query``'s rows reads ``key``'s rows of its own prompt, up to itself.
 
     Query rows are among the key rows. A run of consecutive queries needs no key behind it, and a run at the very
-    beginning no mask.
+    beginning no mask; ``scattered`` rows, or more than a few runs, are asked in one masked call.
     """
 
     def of_prompt(queries: list[int], count: int, q_start: int, k_start: int) -> list[Call]:
         runs = runs_of(queries)
-        if len(runs) > CALLS:
+        if scattered or len(runs) > CALLS:
             rows = torch.tensor(queries, device=query.device)
             mask = torch.arange(count, device=query.device)[None, :] <= rows[:, None]
             here = slice(q_start, q_start + len(queries))
