@@ -31,6 +31,7 @@ class Pass:
         row = self.plan.layers[index]
         if index == 0:
             self._embedded = x
+        self.prompts.move(x.device)
         if row.ranks or row.keep != LayerPlan().keep:
             x = self._narrow(layer, index, row, x, arguments)
         x, self._seen = run_layer(layer, row, self.prompts, x, observed=observed(self.plan, index), **arguments)
@@ -60,7 +61,7 @@ class Pass:
             if merged is not None:
                 places, states = merged
                 x = x.clone()
-                x[view.b, places.to(x.device)] = states
+                x[view.b, places.to(x.device)] = states.to(x.device)
                 rows = torch.cat((rows, places)).sort().values
             kept.append(rows)
         self.prompts.keep(tuple(kept))
@@ -85,13 +86,15 @@ class Pass:
                     f"the {sum(prompts.counts)} visual tokens, and the tower of this call gave {len(scores)}."
                 )
             towers = list(scores.split(list(prompts.counts)))
+        device = x.device if seen is None else seen.key.device  # under a device map, of the layer before
+        hidden, embedded = x.to(device), None if self._embedded is None else self._embedded.to(device)
         return [
             View(
                 b=b,
                 prompts=prompts,
-                hidden=x[b],
+                hidden=hidden[b],
                 seen=seen,
-                embedded=None if self._embedded is None else self._embedded[b],
+                embedded=None if embedded is None else embedded[b],
                 tower=towers[b],
                 wanted=0 if cell is None else int(cell.of(prompts.counts[b])),
                 layer=index,

@@ -78,6 +78,11 @@ class Prompts:
         self.alive = alive
         self._lasting = {}
 
+    def move(self, device: torch.device) -> None:
+        """Row sets are of tensors on ``device`` from here on."""
+        if device != self.device:
+            self.device, self._lasting, self._of_choices = device, {}, {}
+
     def choose(self, top: Top, rows: tuple[Tensor, ...]) -> None:
         """The visual rows that ``top`` means in the layer about to run."""
         self.chosen[top] = rows

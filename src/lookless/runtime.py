@@ -36,12 +36,20 @@ class _PlannedForward:
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         running = self.handle.running
         if running is not None:
-            return running.run(self.layer, self.index, hidden_states, *args, **kwargs)
+            return self._run(running, hidden_states, *args, **kwargs)
         cache = kwargs.get("past_key_values")
         if cache is not None and "attention_mask" in kwargs:
             mask = stock_mask(kwargs["attention_mask"], cache, self.index, hidden_states.shape[1])
             kwargs = {**kwargs, "attention_mask": mask}
         return self.stock(hidden_states, *args, **kwargs)
+
+    def _run(self, running: Pass, *args: Any, **kwargs: Any) -> Any:
+        """The pass's step; under a device map inside accelerate's hook, which the stock forward has in itself."""
+        hook = getattr(self.layer, "_hf_hook", None)
+        if hook is None:
+            return running.run(self.layer, self.index, *args, **kwargs)
+        args, kwargs = hook.pre_forward(self.layer, *args, **kwargs)
+        return hook.post_forward(self.layer, running.run(self.layer, self.index, *args, **kwargs))
 
 
 class Applied:
