@@ -26,12 +26,14 @@ from .errors import LooklessError
 from .geometry import PRESETS, Geometry
 from .methods import v_skip
 from .plan import LayerPlan, Plan
+from .roles import operator_roles
 from .scores import Scores
 from .version import __version__
 
 if TYPE_CHECKING:
     from .calibration import calibrate, sweep
     from .data import Sample, Samples, load_data
+    from .diagnostics import diagnose
     from .evaluation import Evaluation, evaluate
     from .loading import Loaded, load_model
     from .measure import time_prefill
@@ -48,6 +50,7 @@ _LATER = {
     "Trace": "tracing",
     "apply": "runtime",
     "calibrate": "calibration",
+    "diagnose": "diagnostics",
     "evaluate": "evaluation",
     "load_data": "data",
     "load_model": "loading",
@@ -80,11 +83,13 @@ __all__ = [
     "__version__",
     "apply",
     "calibrate",
+    "diagnose",
     "evaluate",
     "flops",
     "load_data",
     "load_model",
     "methods",
+    "operator_roles",
     "sweep",
     "time_prefill",
     "trace",
