@@ -26,16 +26,21 @@ from .errors import LooklessError
 from .geometry import PRESETS, Geometry
 from .methods import v_skip
 from .plan import LayerPlan, Plan
+from .roles import operator_roles
 from .scores import Scores
 from .version import __version__
 
 if TYPE_CHECKING:
     from .calibration import calibrate, sweep
+    from .choices import dop, repair
     from .data import Sample, Samples, load_data
+    from .diagnostics import diagnose
     from .evaluation import Evaluation, evaluate
     from .loading import Loaded, load_model
     from .measure import time_prefill
+    from .objective import Objective, joint_distance
     from .runtime import Applied, apply
+    from .search import Move, Order, greedy_order, gsop_order, redundancylens_order
     from .tracing import Trace, trace
 
 # name -> module; no module is called like what it holds, or importing the one would hide the other
@@ -43,14 +48,24 @@ _LATER = {
     "Applied": "runtime",
     "Evaluation": "evaluation",
     "Loaded": "loading",
+    "Move": "search",
+    "Objective": "objective",
+    "Order": "search",
     "Sample": "data",
     "Samples": "data",
     "Trace": "tracing",
     "apply": "runtime",
     "calibrate": "calibration",
+    "diagnose": "diagnostics",
+    "dop": "choices",
     "evaluate": "evaluation",
+    "greedy_order": "search",
+    "gsop_order": "search",
+    "joint_distance": "objective",
     "load_data": "data",
     "load_model": "loading",
+    "redundancylens_order": "search",
+    "repair": "choices",
     "sweep": "calibration",
     "time_prefill": "measure",
     "trace": "tracing",
@@ -67,7 +82,10 @@ __all__ = [
     "LayerPlan",
     "Loaded",
     "LooklessError",
+    "Move",
     "Neurons",
+    "Objective",
+    "Order",
     "Plan",
     "Sample",
     "Samples",
@@ -80,11 +98,19 @@ __all__ = [
     "__version__",
     "apply",
     "calibrate",
+    "diagnose",
+    "dop",
     "evaluate",
     "flops",
+    "greedy_order",
+    "gsop_order",
+    "joint_distance",
     "load_data",
     "load_model",
     "methods",
+    "operator_roles",
+    "redundancylens_order",
+    "repair",
     "sweep",
     "time_prefill",
     "trace",

@@ -1,0 +1,187 @@
+"""How much of what a layer does to visual tokens can the answer see? One forward and one backward pass per sample.
+
+"Attend, Transform, or Silence" (arXiv 2606.31903) finds that late updates of visual tokens are large and yet change
+nothing in the answer. Its diagnostic is the first-order influence of those updates on the answer; the paper prints no
+formula and its release no code, so these are derived. With x(i) what enters the layer at visual token i, op(i) what its
+attention or its FFN adds there, and S the log-probability of the full model's own answer:
+
+* update size, mean over i of ||op(i)|| / ||x(i)||: how far the token is moved;
+* influence, |sum over i of <dS/d op(i), op(i)>|: what a small part of it, taken away, would change S by, per part.
+
+Large and without influence is answer-silent: a candidate for skipping. Influence is first order: it screens all layers
+for the price of about three passes, and :func:`lookless.calibrate` measures those that remain. To these comes the
+baseline of V-Skip (arXiv 2606.08511), how little a layer turns its visual tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .calibration import Position, _prompt
+from .data import Samples
+from .errors import DataError
+from .loading import Loaded
+from .models import Located, locate
+from .progress import shown
+from .runtime import prompts_of
+from .scores import Scores
+
+#: name of the scores -> their unit
+DIAGNOSTICS = {
+    "attention_update_size": "||attention(i)|| / ||x(i)||",
+    "ffn_update_size": "||ffn(i)|| / ||x(i)||",
+    "attention_influence": "nats",
+    "ffn_influence": "nats",
+    "cosine_similarity": "1 - cos",
+}
+
+
+def diagnose(
+    loaded: Loaded, samples: Samples, *, position: Position = "last", progress: bool = True
+) -> dict[str, Scores]:
+    """All of :data:`DIAGNOSTICS` of every layer, by name.
+
+    ``x(i)`` is the layer's input for both operators. The cosine is between a visual token as it enters the layer and as
+    it leaves it (before DeepStack adds to it), mean over tokens; as all scores are higher where a layer matters more,
+    one minus it is told.
+
+    Args:
+        loaded: the model, without a plan on it. Its parameters are lent: gradients go to activations alone.
+        samples: those without an image are left out.
+        position: S is of the full model's likeliest token at the ``last`` prompt position, or the mean over the tokens
+            of its own greedy ``answer`` (at most 32).
+        progress: show a bar on standard error.
+
+    Raises:
+        DataError: no sample has an image, or the processor puts no visual token into a prompt.
+    """
+    started, located = time.perf_counter(), locate(loaded.model)
+    table: dict[str, list[tuple[float, ...]]] = {name: [] for name in DIAGNOSTICS}
+    prompts = visual_prompts(loaded, located, samples, f"diagnostics on {samples.name}", position, progress)
+    for inputs, read, visual in prompts:
+        for name, row in _sample(loaded.model, located, inputs, read, visual).items():
+            table[name].append(tuple(row))
+    return {
+        name: Scores(
+            name=name,
+            unit=DIAGNOSTICS[name],
+            position=position,
+            per_sample=tuple(rows),
+            geometry=located.geometry,
+            model=loaded.name,
+            revision=loaded.revision,
+            data=samples.name,
+            data_hash=samples.hash,
+            seconds=time.perf_counter() - started,
+        )
+        for name, rows in table.items()
+    }
+
+
+def visual_prompts(
+    loaded: Loaded, located: Located, samples: Samples, what: str, position: Position, progress: bool
+) -> Iterator[tuple[dict[str, Any], slice, Tensor]]:
+    """Of each sample with an image: the arguments of one pass, the rows to read, and bool ``[sequence]``, its visual
+    tokens; with a bar that says ``what``.
+
+    Raises:
+        DataError: no sample has an image, or the processor puts no visual token into a prompt.
+    """
+    with_images = [sample for sample in samples if sample.images]
+    if not with_images:
+        raise DataError(
+            f"none of the {len(samples)} samples of {samples.name} has an image: there is nothing to measure."
+        )
+    for sample in shown(with_images, what, progress):
+        inputs, read = _prompt(loaded, sample, position)
+        prompts = prompts_of(located, inputs)
+        if prompts is None:
+            raise DataError(
+                f"the processor of {loaded.name} put no visual token into the prompt {sample.question[:60]!r}: "
+                f"its image token and the model's do not agree."
+            )
+        yield inputs, read, prompts.visual[0]
+
+
+def _sample(
+    model: nn.Module, located: Located, inputs: dict[str, Any], read: slice, visual: Tensor
+) -> dict[str, list[float]]:
+    """The diagnostics of one prompt, one number per layer."""
+    seen: dict[str, list[Tensor]] = {"entered": [], "attention": [], "ffn": [], "left": []}
+    with _lent(model), _watched(located, seen), torch.enable_grad():
+        last = located.inner(**inputs, use_cache=False).last_hidden_state
+        logits = model.get_output_embeddings()(last[0, read])  # type: ignore[operator]
+        log_probs = torch.log_softmax(logits.float(), dim=-1)
+        forced = inputs["input_ids"][0, read.start + 1 : read.stop + 1]  # behind the prompt; none at its last position
+        answer = forced if len(forced) else log_probs.argmax(-1)
+        told = log_probs.gather(-1, answer[:, None]).mean()
+        updates = seen["attention"] + seen["ffn"]
+        slopes = torch.autograd.grad(told, updates)  # of the residual stream too: there the update is added
+    rows = visual.to(last.device)
+    influence = [
+        float((slope[0, rows].float() * update.detach()[0, rows].float()).sum().abs())
+        for slope, update in zip(slopes, updates, strict=True)
+    ]
+    x, a, f, y = ([t.detach()[0, rows].float() for t in seen[name]] for name in ("entered", "attention", "ffn", "left"))
+    return {
+        "attention_update_size": [_size(update, at) for update, at in zip(a, x, strict=True)],
+        "ffn_update_size": [_size(update, at) for update, at in zip(f, x, strict=True)],
+        "attention_influence": influence[: len(a)],
+        "ffn_influence": influence[len(a) :],
+        "cosine_similarity": [
+            float((1 - F.cosine_similarity(before, after, dim=-1)).mean()) for before, after in zip(x, y, strict=True)
+        ],
+    }
+
+
+def _size(update: Tensor, at: Tensor) -> float:
+    return float((update.norm(dim=-1) / at.norm(dim=-1).clamp_min(1e-12)).mean())
+
+
+@contextmanager
+def _watched(located: Located, seen: dict[str, list[Tensor]]) -> Iterator[None]:
+    """Append to ``seen`` what enters each layer, what its operators add, and what leaves it, ``[1, sequence, hidden]``;
+    gradients begin at the first layer's input."""
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        x = args[0] if args else kwargs["hidden_states"]
+        if seen["entered"]:
+            seen["entered"].append(x)
+            return None
+        x = x.detach().requires_grad_()
+        seen["entered"].append(x)
+        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
+
+    hooks = []
+    for layer in located.layers:
+        hooks += [
+            layer.register_forward_pre_hook(enter, with_kwargs=True),
+            layer.self_attn.register_forward_hook(lambda _, __, out: seen["attention"].append(out[0])),  # type: ignore[union-attr]
+            layer.mlp.register_forward_hook(lambda _, __, out: seen["ffn"].append(out)),  # type: ignore[union-attr]
+            layer.register_forward_hook(lambda _, __, out: seen["left"].append(out)),
+        ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _lent(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient, so that no activation is kept for one; given back as they were."""
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
