@@ -7,10 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lookless import LayerPlan, Plan, Skip, calibrate, data, load_data, sweep
-from lookless.calibration import kl
-from lookless.errors import DataError
+from families import FAMILIES
+from lookless import LayerPlan, Plan, Skip, Window, calibrate, data, load_data, sweep
+from lookless.calibration import MEASURES, kl
+from lookless.errors import DataError, ScoresError
 from lookless.models import geometry_of
+from maps import slow_logits
 from slow import slow
 from tiny import BATCHES, tiny_llava
 
@@ -78,6 +80,33 @@ def test_vig_on_the_reference_model_is_the_naive_passes(reference):
         read = slice(n - 1, ids.shape[1] - 1)
         assert read.stop - read.start >= 3  # two characters and the end, at least
         assert answer.per_sample[i] == pytest.approx(naive(reference.model, longer, skip, read), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("measure", MEASURES)
+@torch.no_grad()
+def test_every_measure_on_every_family(name, measure):
+    """A run from the middle is the whole run, also where features are added between layers (DeepStack)."""
+    family, model = FAMILIES[name], FAMILIES[name].build()
+    arguments = family.batch("one image")
+    cells = MEASURES[measure].cells
+    if measure == "window_effect":  # wider than these prompts
+        cells = LayerPlan(attention=Window(4))
+    samples = data.Samples("tiny", (data.Sample((PIXEL,), "q", ""),))
+    loaded = SimpleNamespace(model=model, name=name, revision=None, inputs=lambda _: dict(arguments))
+    scores = sweep(loaded, samples, cells, name=measure, distance=MEASURES[measure].distance, progress=False)
+    stock = torch.log_softmax(model(**arguments).logits[0, -1].float(), -1)
+    for layer, score in enumerate(scores.mean):
+        plan = Plan.full(geometry_of(model)).at([layer], **dict(cells))
+        slow = slow_logits(model, plan, arguments, family.visual_ids)[0, -1]
+        changed = torch.log_softmax(slow.float(), -1)
+        assert score == pytest.approx(MEASURES[measure].distance(stock, changed).item(), rel=2e-3, abs=2e-6)
+    assert max(scores.mean) > 1e-5
+
+
+def test_an_unknown_measure_is_refused():
+    with pytest.raises(ScoresError, match="no measure is called 'vibes'; choose one of visual_information_gain"):
+        calibrate(tiny_loaded(), data.Samples("s", ()), measure="vibes")
 
 
 def test_kl_has_the_papers_direction():

@@ -94,7 +94,8 @@ def run_from(model: nn.Module, located: Located, dense: Dense, layer: int, plan:
     if any(RANKS[rank].reads == "previous" for rank in plan.layers[layer].ranks):
         layer -= 1
     x, _ = dense.inputs[layer]
-    running = Pass(plan.live(), dense.prompts())
+    prompts = dense.prompts()
+    running = Pass(plan.live() if prompts.end_in_text else plan, prompts)
     steps = zip(located.layers, dense.inputs, dense.added, strict=True)
     for index, (module, (_, arguments), added) in list(enumerate(steps))[layer:]:
         x = running.run(module, index, x, **arguments)
