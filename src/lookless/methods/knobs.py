@@ -23,10 +23,10 @@ from ..plan import Plan
 from ..scores import Scores
 
 Arguments = ParamSpec("Arguments")
-Scaling = Literal["depth", "set", "stages"]
+Scaling = Literal["depth", "count", "set", "stages"]
 
 Layer = Annotated[int, "depth"]  #: one layer, 0-based
-Count = Annotated[int, "depth"]  #: how many layers
+Count = Annotated[int, "count"]  #: how many layers
 Layers = Annotated[tuple[int, ...], "set"]  #: some layers; two that fall on one are one
 Stages = Annotated[tuple[int, ...], "stages"]  #: rising layers that other knobs are given for, one by one
 Order = tuple[tuple[str, int], ...]  #: (column, layer) pairs, the first changed first
@@ -58,6 +58,8 @@ class Knob:
         """A setting for ``of`` layers at the same relative depth of ``layers``; what is not depth stays."""
         if self.scaling is None or layers == of:
             return value
+        if self.scaling == "count":
+            return min(max(round(value * layers / of), 1), layers) if value else 0
         if self.scaling == "depth":
             return at_depth(value, layers, of)
         moved = [at_depth(layer, layers, of) for layer in value]
@@ -82,7 +84,7 @@ class Knob:
 
 def at_depth(layer: int, layers: int, of: int) -> int:
     """Where ``layer`` of ``of`` layers falls among ``layers``; what is not the first does not become it."""
-    return min(max(round(layer * layers / of), 1), layers) if layer else 0
+    return min(max(round(layer * layers / of), 1), layers - 1) if layer else 0
 
 
 def knobs_of(make: Callable[..., Plan]) -> dict[str, Knob]:
@@ -118,13 +120,13 @@ def method(make: Callable[Arguments, Plan]) -> Callable[Arguments, Plan]:
             raise type(problem)(f"{name}: {problem}") from None
         except ValidationError as problem:
             raise PlanError(f"{name}: {sentence(problem)}.") from None
-        knobs = {knob: _told(value) for knob, value in bound.kwargs.items()}
+        knobs = {knob: told(value) for knob, value in bound.kwargs.items()}
         return plan.made_by(method=name, knobs=knobs | _source_names(scores), **_sources(scores))
 
     return signed
 
 
-def _told(value: Any) -> int | float | str:
+def told(value: Any) -> int | float | str:
     """A knob's value as a plan's file holds it."""
     if not isinstance(value, tuple | list):
         return value if isinstance(value, int | float) else str(value)

@@ -109,21 +109,24 @@ class Method:
         """
         unknown = [knob for knob in knobs if knob not in self.knobs]
         if unknown:
-            raise PlanError(f"{self.name} has no knob {unknown[0]!r}; its knobs are {self._forms()}.")
+            raise PlanError(f"{self.name} has no knob {unknown[0]!r}; its knobs are {self.forms}.")
         paper = {k.name: k.default for k in self.knobs.values() if not k.is_required} | dict(self.at)
         moved = {name: self.knobs[name].scaled(value, geometry.layers, self.of) for name, value in paper.items()}
         chosen = moved | knobs
         missing = [knob for knob in self.knobs if knob not in chosen]
         if missing:
-            raise PlanError(f"{self.name} needs {missing[0]}, which is found by search; its knobs are {self._forms()}.")
+            raise PlanError(f"{self.name} needs {missing[0]}, which is found by search; its knobs are {self.forms}.")
         return self.make(*self._given(geometry, scores), **chosen)
 
     def sample(self, geometry: Geometry, **knobs: Any) -> Plan:
-        """A plan from scores that are all alike: its cells, and its price where only counts matter."""
-        blank = (tuple(0.0 for _ in range(geometry.layers)),)
-        alike = {need: Scores(name=need, per_sample=blank, geometry=geometry) for need in self.measures}
+        """A plan to look at, from scores that are all alike."""
         found = {name: self.knobs[name].scaled(v, geometry.layers, self.of) for name, v in self.such_as.items()}
-        return self.at_paper(geometry, alike, **{**found, **knobs})
+        return self.at_paper(geometry, self.alike(geometry), **{**found, **knobs})
+
+    def alike(self, geometry: Geometry) -> dict[str, Scores]:
+        """Scores that tell no layer from another: where only counts matter, they give a plan of the right price."""
+        blank = ((0.0,) * geometry.layers,)
+        return {need: Scores(name=need, per_sample=blank, geometry=geometry) for need in self.measures}
 
     @property
     def is_prefix_cache_safe(self) -> bool:
@@ -133,7 +136,7 @@ class Method:
     @property
     def is_priced_by_counts(self) -> bool:
         """Whether its price is known without scores: it needs none, or only asks in how many layers."""
-        return not self.measures or any(k.scaling == "depth" and k.name.endswith("layers") for k in self.knobs.values())
+        return not self.measures or any(knob.scaling == "count" for knob in self.knobs.values())
 
     def _given(
         self, geometry: Geometry, scores: Mapping[str, Scores] | Sequence[Scores]
@@ -154,7 +157,9 @@ class Method:
             Plan.full(one.geometry).check(geometry)
         return tuple(found)
 
-    def _forms(self) -> str:
+    @property
+    def forms(self) -> str:
+        """Its knobs as options of the command line."""
         return ", ".join(f"--{k.name.replace('_', '-')} {k.form}" for k in self.knobs.values()) or "none"
 
 
