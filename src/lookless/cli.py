@@ -6,20 +6,25 @@ Bad input is one sentence and exit code 2.
 from __future__ import annotations
 
 import functools
+import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
-from .errors import LooklessError, PlanError
+from .errors import GeometryError, LooklessError, PlanError
 from .version import __version__
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from .geometry import Geometry
+    from .methods import Method
     from .plan import Plan
 
 app = typer.Typer(
@@ -31,8 +36,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-plans = typer.Typer(help="Make a plan from scores.", no_args_is_help=True)
-app.add_typer(plans, name="plan")
+#: Words that are no option of a command are read by the command: a method's knobs.
+OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 out, err = Console(), Console(stderr=True)
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -51,21 +56,28 @@ Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
 
 
-def _told(command: Command) -> Command:
+@contextmanager
+def _telling() -> Iterator[None]:
     """One sentence on standard error and exit code 2 for what the library raises on purpose."""
+    try:
+        yield
+    except LooklessError as error:
+        typer.echo(f"lookless: {error}", err=True)
+        raise typer.Exit(2) from None
+    except (BrokenPipeError, KeyboardInterrupt):
+        raise typer.Exit(130) from None
+    except OSError as problem:  # a full disk, a folder that may not be written
+        typer.echo(f"lookless: {problem}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _told(command: Command) -> Command:
+    """``command``, whose refusals are told as :func:`_telling` does."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
-        try:
+        with _telling():
             command(*args, **kwargs)
-        except LooklessError as error:
-            typer.echo(f"lookless: {error}", err=True)
-            raise typer.Exit(2) from None
-        except (BrokenPipeError, KeyboardInterrupt):
-            raise typer.Exit(130) from None
-        except OSError as problem:  # a full disk, a folder that may not be written
-            typer.echo(f"lookless: {problem}", err=True)
-            raise typer.Exit(2) from None
 
     return run  # type: ignore[return-value]
 
@@ -142,27 +154,32 @@ def calibrate(
     position: Annotated[
         str, typer.Option(help="Read the distribution at the `last` prompt token, or over the model's own `answer`.")
     ] = "last",
+    measure: Annotated[
+        str, typer.Option(help="What to change in a layer; a wrong name lists them.")
+    ] = "visual_information_gain",
     device: Device = "cpu",
     dtype: Dtype = "auto",
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
-    """Measure how much each layer's visual attention matters to the answer (visual information gain).
+    """Measure how much each layer matters to the answer: by default its visual attention (visual information gain).
 
     Example: lookless calibrate reference --data reference:chart --out scores.json
     """
-    from . import report
-    from .calibration import calibrate as measure
+    from . import calibration, report
     from .data import load_data
     from .loading import load_model
 
     if position not in ("last", "answer"):
         raise LooklessError(f"position {position!r} is not one of last, answer.")
+    if measure not in calibration.MEASURES:
+        raise LooklessError(f"no measure is called {measure!r}; choose one of {', '.join(calibration.MEASURES)}.")
     _writable(out_path, folder=False)
     chosen = load_data(data, split="calibration", limit=samples)
-    scores = measure(
+    scores = calibration.calibrate(
         load_model(model, dtype=dtype, device=device, revision=revision),
         chosen,
+        measure=measure,
         position=position,  # type: ignore[arg-type]
     )
     scores.save(out_path)
@@ -170,30 +187,176 @@ def calibrate(
         _print_json(scores)
         return
     out.print(report.scores_table(scores))
-    out.print(
-        f"saved to {out_path}; next: lookless plan v-skip --scores {out_path} --layers N --out PLAN_DIR", soft_wrap=True
-    )
+    from .methods import METHODS
+
+    next_step = next((m.name for m in METHODS.values() if m.measures == (measure,)), None)
+    then = f"; next: lookless plan {next_step} --scores {out_path} --out PLAN_DIR" if next_step else ""
+    if measure == "visual_information_gain":
+        then = f"; next: lookless plan v-skip --scores {out_path} --layers N --out PLAN_DIR"
+    out.print(f"saved to {out_path}{then}", soft_wrap=True)
 
 
-@plans.command("v-skip")
+class _Methods(TyperGroup):
+    """`lookless plan`: a command for every method there is, made from its signature when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        from .methods import all_methods
+
+        with _telling():
+            return [*super().list_commands(ctx), *all_methods()]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        from .methods import find
+
+        with _telling():
+            return super().get_command(ctx, cmd_name) or _method_command(find(cmd_name))
+
+
+plans = typer.Typer(
+    cls=_Methods,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Make a plan by a published method. Knobs left out are the paper's own, at the same relative depth.",
+)
+app.add_typer(plans, name="plan")
+
+PlanOut = Annotated[Path, typer.Option("--out", help="Folder for the plan.")]
+
+
+@plans.command("preset")
 @_told
-def plan_v_skip(
-    scores_path: Annotated[Path, typer.Option("--scores", help="What `lookless calibrate` wrote.")],
-    layers: Annotated[int, typer.Option(help="How many layers to skip visual attention in.", min=0)],
-    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the plan.")],
+def plan_preset(
+    name: Annotated[str, typer.Argument(help="Such as operator-skipping/Qwen3-VL-8B/20; a wrong name lists them.")],
+    out_dir: PlanOut,
     as_json: Json = False,
 ) -> None:
-    """Skip visual attention in the layers where it matters least (arXiv 2606.08511).
+    """A ready plan: the layers that authors published for their model.
 
-    Example: lookless plan v-skip --scores scores.json --layers 7 --out my-plan
+    Example: lookless plan preset shortv/LLaVA-1.5-7B --out my-plan
     """
-    from .methods import v_skip
-    from .scores import Scores
+    from .methods import preset
 
+    plan = preset(name)
     _writable(out_dir, folder=True)
-    plan = v_skip(Scores.load(scores_path), layers=layers)
     plan.save_pretrained(out_dir)
     _show(plan, as_json)
+
+
+def _method_command(method: Method) -> Any:
+    """`lookless plan METHOD`: scores if it needs some, a geometry if not, and an option for each knob."""
+
+    @_told
+    def make(
+        ctx: typer.Context,
+        out_dir: Path,
+        scores: list[Path] | None = None,
+        geometry: str | None = None,
+        as_json: bool = False,
+        **words: str | None,
+    ) -> None:
+        from .scores import Scores
+
+        knobs = _knobs(method, {k: v for k, v in words.items() if v is not None}, ctx.args)
+        _writable(out_dir, folder=True)
+        given = [Scores.load(path) for path in scores or ()]
+        if geometry is None and not given:
+            what = f"--scores FILE, of {', '.join(method.measures)}" if method.measures else "--geometry"
+            raise PlanError(f"{method.name} needs {what}.")
+        shape = given[0].geometry if geometry is None else _geometry(geometry)
+        by_name = given if len(method.measures) == 1 else {s.name: s for s in given}
+        plan = method.at_paper(shape, by_name, **knobs)
+        plan.save_pretrained(out_dir)
+        _show(plan, as_json)
+
+    file = "What `lookless calibrate` wrote; may be given more than once."
+    model = "A preset such as LLaVA-1.5-7B, `reference`, or a model's folder."
+    options: dict[str, Any] = {"ctx": typer.Context, "out_dir": PlanOut}
+    if method.measures:
+        options["scores"] = Annotated[list[Path] | None, typer.Option("--scores", metavar="FILE", help=file)]
+    options["geometry"] = Annotated[str | None, typer.Option(metavar="NAME", help=model)]
+    for knob in method.knobs.values():
+        option = typer.Option(f"--{knob.name.replace('_', '-')}", metavar=knob.form, help=_paper_setting(method, knob))
+        options[knob.name] = Annotated[str | None, option]
+    options["as_json"] = Json
+    defaults = {"ctx": inspect.Parameter.empty, "out_dir": inspect.Parameter.empty, "as_json": False}
+    kind = inspect.Parameter.KEYWORD_ONLY
+    make.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(n, kind, default=defaults.get(n), annotation=a) for n, a in options.items()]
+    )
+    make.__annotations__ = options
+    del make.__wrapped__  # type: ignore[attr-defined]
+    needs = "".join(f" --scores {need}.json" for need in method.measures) or " --geometry LLaVA-1.5-7B"
+    told = (method.make.__doc__ or "").strip().split("\n\n")[0]
+    one = typer.Typer(add_completion=False, rich_markup_mode="rich")
+    example = f"Example: lookless plan {method.name}{needs} --out my-plan"
+    one.command(method.name, help=f"{told} arXiv {method.paper}.\n\n{example}", short_help=told, context_settings=OPEN)(
+        make
+    )
+    return typer.main.get_command(one)
+
+
+def _paper_setting(method: Method, knob: Any) -> str:
+    from .methods.knobs import told
+
+    if knob.is_required and knob.name not in method.at:
+        return "Found by search."
+    value = told(method.at.get(knob.name, knob.default))
+    return f"The paper's: {value}" + (f", of {method.of} layers." if knob.scaling else ".")
+
+
+def _knobs(method: Method, words: dict[str, str], rest: list[str]) -> dict[str, Any]:
+    """What was typed for a method's knobs: options that are known, and ``rest``, which may name others."""
+    typed, names = dict(words), iter(rest)
+    for word in names:
+        name, equals, value = word.partition("=")
+        if not name.startswith("--"):
+            raise PlanError(f"{word!r} belongs to no option of {method.name}; its knobs are {method.forms}.")
+        typed[name[2:].replace("-", "_")] = value if equals else next(names, "")
+    unknown = [name for name in typed if name not in method.knobs]
+    if unknown:
+        option = unknown[0].replace("_", "-")
+        raise PlanError(f"{method.name} has no knob --{option}; its knobs are {method.forms}.")
+    try:
+        return {name: method.knobs[name].parsed(text) for name, text in typed.items()}
+    except PlanError as problem:
+        raise PlanError(f"{method.name}: {problem} Its knobs are {method.forms}.") from None
+
+
+def _geometry(name: str) -> Geometry:
+    """A preset, the reference model's, or that of a model's folder."""
+    from .geometry import Geometry
+
+    folder = Path(name)
+    if name == "reference":
+        from . import reference
+
+        folder = Path(reference.MODEL)
+    if not (folder / "config.json").exists():
+        return Geometry.preset(name)
+    import transformers  # a config.json may leave out what is default
+
+    try:
+        return Geometry.from_config(transformers.AutoConfig.from_pretrained(folder))
+    except (OSError, ValueError) as problem:
+        first_line = str(problem).strip().splitlines()[0]
+        raise GeometryError(f"{folder / 'config.json'} cannot be read as a configuration: {first_line}") from None
+
+
+@app.command("methods")
+@_told
+def list_methods(as_json: Json = False) -> None:
+    """The published methods there are: what each needs, and whether a cached prefix stays right under it.
+
+    Example: lookless methods --json
+    """
+    from . import report
+    from .methods import all_methods
+
+    methods = all_methods()
+    if as_json:
+        _print_json({m.name: report.method_record(m) for m in methods.values()})
+    else:
+        out.print(report.methods_table(methods))
 
 
 @app.command()
@@ -293,15 +456,19 @@ def generate(
         typer.echo(answer)
 
 
-@app.command()
+@app.command(context_settings=OPEN)
 @_told
 def flops(
-    geometry: Annotated[str, typer.Option(help="A preset such as LLaVA-1.5-7B; a wrong name lists them.")],
+    ctx: typer.Context,
+    geometry: Annotated[
+        str, typer.Option(help="A preset such as LLaVA-1.5-7B, `reference`, or a folder; a wrong name lists them.")
+    ],
     visual: Annotated[float, typer.Option(help="Visual tokens of the prompt.", min=0)],
     text: Annotated[float, typer.Option(help="Text tokens of the prompt.", min=0)],
     plan_dir: Annotated[str | None, typer.Option("--plan", help="Price this plan.")] = None,
-    method: Annotated[str | None, typer.Option(help="Price a method instead of a plan: v-skip.")] = None,
-    layers: Annotated[int | None, typer.Option(help="With --method: in how many layers.", min=0)] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Price a method instead of a plan; its knobs are options, such as --layers 19.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Price a prefill from its formula, no weights needed (decoder only, 2 FLOPs per multiply-add).
@@ -311,17 +478,17 @@ def flops(
     from rich.table import Table
 
     from .flops import prefill
-    from .geometry import Geometry
+    from .methods import find
     from .plan import Plan
 
-    chosen = Geometry.preset(geometry)
+    chosen = _geometry(geometry)
     if plan_dir is not None and method is not None:
         raise PlanError("give either --plan or --method, not both.")
     plan = None if plan_dir is None else Plan.from_pretrained(plan_dir)
     if method is not None:
-        plan = _by_count(method, layers, chosen)
-    elif layers is not None:
-        raise PlanError("--layers says how many layers a --method skips: name the method, v-skip.")
+        plan = _by_count(find(method), ctx.args, chosen)
+    elif ctx.args:
+        raise PlanError(f"{ctx.args[0]} is no option of lookless flops; for a knob, name its --method.")
     costs = {"dense": prefill(chosen, visual=visual, text=text)}
     if plan is not None:
         costs[method or str(plan_dir)] = prefill(chosen, visual=visual, text=text, plan=plan)
@@ -362,18 +529,14 @@ def flops(
     out.print(table)
 
 
-def _by_count(method: str, layers: int | None, geometry: Any) -> Plan:
-    """A plan that costs what ``method`` costs; which layers it skips does not matter to the price."""
-    from .cells import Skip
-    from .plan import Plan
-
-    if method != "v-skip":
-        raise PlanError(f"no method {method!r} can be priced; choose v-skip.")
-    if layers is None:
-        raise PlanError("--method v-skip needs --layers N.")
-    if layers > geometry.layers:
-        raise PlanError(f"{method} was asked to skip {layers} layers and the model has {geometry.layers}.")
-    return Plan.full(geometry).at(range(layers), attention=Skip())
+def _by_count(method: Method, words: list[str], geometry: Geometry) -> Plan:
+    """A plan that costs what ``method`` costs; which layers it chooses does not matter to the price."""
+    if not method.is_priced_by_counts:
+        raise PlanError(
+            f"what {method.name} costs depends on scores: make a plan by `lookless plan {method.name}`, and price that "
+            f"with --plan."
+        )
+    return method.at_paper(geometry, method.alike(geometry), **_knobs(method, {}, words))
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from .data import Sample
     from .evaluation import Answer, Evaluation
+    from .methods import Method
 
 INK, MUTED, KEPT, SKIPPED = "#1b2733", "#8793a0", "#2f6fb3", "#e3a23b"
 BAR = "█"
@@ -34,11 +35,42 @@ def plan_table(plan: Plan) -> Table:
     if made.data:
         about.append(f"calibrated on {made.samples} samples of {made.data}")
     table = Table(title="what visual tokens do in each layer", caption="; ".join(a for a in about if a))
-    for column in ("layer", "attention", "ffn"):
+    for column in ("layer", *plan.columns):
         table.add_column(column, justify="right" if column == "layer" else "left")
     for i, row in enumerate(plan.layers):
-        cells = (f"[yellow]{c}[/]" if c == Skip() else str(c) for c in (row.attention, row.ffn))
+        shown = (getattr(row, column) for column in plan.columns)
+        cells = (f"[yellow]{c}[/]" if c == Skip() else str(c) for c in shown)
         table.add_row(str(i), *cells)
+    return table
+
+
+def method_record(method: Method) -> dict[str, Any]:
+    """What there is to know of a method before it is used."""
+    return {
+        "paper": method.paper,
+        "title": method.title,
+        "idea": method.idea,
+        "needs": list(method.needs),
+        "prefix_cache_safe": method.is_prefix_cache_safe,
+        "knobs": {knob.name: knob.form for knob in method.knobs.values()},
+    }
+
+
+def methods_table(methods: Mapping[str, Method]) -> Table:
+    """One row per method."""
+    table = Table(
+        title="published methods",
+        caption="cached prefix: whether keys and values of image and prefix serve another question",
+    )
+    table.add_column("method", no_wrap=True)
+    table.add_column("arXiv", no_wrap=True)
+    table.add_column("needs")
+    table.add_column("cached\nprefix")
+    table.add_column("idea")
+    for name, method in methods.items():
+        record = method_record(method)
+        safe = "safe" if record["prefix_cache_safe"] else "[yellow]no[/]"
+        table.add_row(name, method.paper, "\n".join(n.replace("_", " ") for n in method.needs), safe, record["idea"])
     return table
 
 

@@ -2,6 +2,76 @@
 
 from __future__ import annotations
 
+from .alvts import alvts
+from .cosine import cosine
+from .dash import dash
+from .divprune import divprune
+from .dop import dop
+from .fastv import fastv
+from .ffn_skip import ffn_skip
+from .gsop import gsop
+from .halfv import halfv
+from .halfv_llava import halfv_llava
+from .knobs import Count, Layer, Layers, Order, Stages, method
+from .operator_skipping import labels, operator_skipping
+from .presets import READY, preset
+from .pyramiddrop import pyramiddrop
+from .random_layers import random_layers
+from .random_tokens import random_tokens
+from .redundancylens import redundancylens
+from .shortv import shortv
+from .sparsevlm import sparsevlm
+from .st3 import st3
+from .table import METHODS, Method, all_methods, find
+from .v2drop import v2drop
 from .v_skip import v_skip
+from .v_skip_universal import v_skip_universal
+from .vica import vica
+from .visionzip import visionzip
+from .visipruner import visipruner
+from .vispruner import vispruner
+from .vtw import vtw
+from .vtw_search import vtw_search
 
-__all__ = ["v_skip"]
+__all__ = [
+    "METHODS",
+    "READY",
+    "Count",
+    "Layer",
+    "Layers",
+    "Method",
+    "Order",
+    "Stages",
+    "all_methods",
+    "alvts",
+    "cosine",
+    "dash",
+    "divprune",
+    "dop",
+    "fastv",
+    "ffn_skip",
+    "find",
+    "gsop",
+    "halfv",
+    "halfv_llava",
+    "labels",
+    "method",
+    "operator_skipping",
+    "preset",
+    "pyramiddrop",
+    "random_layers",
+    "random_tokens",
+    "redundancylens",
+    "shortv",
+    "sparsevlm",
+    "st3",
+    "v2drop",
+    "v_skip",
+    "v_skip_universal",
+    "vica",
+    "visionzip",
+    "visipruner",
+    "vispruner",
+    "vtw",
+    "vtw_search",
+]

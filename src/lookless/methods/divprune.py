@@ -1,0 +1,19 @@
+"""DivPrune: as unlike each other as can be.
+
+arXiv 2503.02175 (CVPR 2025), Sec. 3: choose the subset of visual tokens whose smallest cosine distance is largest,
+greedily, from the projected features and before the first decoder layer; no attention, no question. The released
+default keeps 9.8 % of them.
+"""
+
+from __future__ import annotations
+
+from ..cells import Keep
+from ..geometry import Geometry
+from ..plan import Plan
+from .knobs import method
+
+
+@method
+def divprune(model: Geometry | int, *, keep: float = 0.098) -> Plan:
+    """Keep the most diverse visual tokens, before the first layer."""
+    return Plan.full(model).at([0], keep=Keep(keep, rank="diversity"))

@@ -1,0 +1,160 @@
+"""Knobs: the arguments of a method that are numbers, read off its signature.
+
+What a knob *is* decides how a paper's setting moves to a model of another depth: a layer of 32 is at the same share of
+12, a ratio is a ratio. So a method says it once, by annotation, and the table, the command line and the provenance of a
+plan all read it there::
+
+    def fastv(model: Geometry | int, *, layer: Layer = 2, keep: float = 0.5) -> Plan
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from typing import Annotated, Any, Literal, ParamSpec, get_args, get_origin, get_type_hints
+
+from pydantic import ValidationError
+
+from ..errors import PlanError, PlanMismatchError
+from ..files import sentence
+from ..plan import Plan
+from ..scores import Scores
+
+Arguments = ParamSpec("Arguments")
+Scaling = Literal["depth", "count", "set", "stages"]
+
+Layer = Annotated[int, "depth"]  #: one layer, 0-based
+Count = Annotated[int, "count"]  #: how many layers
+Layers = Annotated[tuple[int, ...], "set"]  #: some layers; two that fall on one are one
+Stages = Annotated[tuple[int, ...], "stages"]  #: rising layers that other knobs are given for, one by one
+Order = tuple[tuple[str, int], ...]  #: (column, layer) pairs, the first changed first
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One of them: its name, its type, how it scales with depth, and its default if it has one."""
+
+    name: str
+    type: Any
+    scaling: Scaling | None
+    default: Any = inspect.Parameter.empty
+
+    @property
+    def is_required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+    @property
+    def form(self) -> str:
+        """What is to be typed for it, in a word."""
+        if self.type == Order:
+            return "COLUMN:LAYER,..."
+        listed = get_origin(self.type) is tuple
+        word = {int: "int", float: "float"}.get(get_args(self.type)[0] if listed else self.type, "text").upper()
+        return f"{word},{word},..." if listed else word
+
+    def scaled(self, value: Any, layers: int, of: int) -> Any:
+        """A setting for ``of`` layers at the same relative depth of ``layers``; what is not depth stays."""
+        if self.scaling is None or layers == of:
+            return value
+        if self.scaling == "count":
+            return min(max(round(value * layers / of), 1), layers) if value else 0
+        if self.scaling == "depth":
+            return at_depth(value, layers, of)
+        moved = [at_depth(layer, layers, of) for layer in value]
+        if self.scaling == "set":
+            return tuple(sorted(set(moved)))
+        for i in range(1, len(moved)):
+            moved[i] = max(moved[i], moved[i - 1] + 1)
+        return tuple(moved)
+
+    def parsed(self, text: str) -> Any:
+        """Raises: PlanError: ``text`` is not of this knob's form."""
+        words = [word.strip() for word in text.split(",")] if text.strip() else []
+        try:
+            if self.type == Order:
+                return tuple((column, int(layer)) for column, layer in (word.split(":") for word in words))
+            if get_origin(self.type) is tuple:
+                return tuple(get_args(self.type)[0](word) for word in words)
+            return self.type(text)
+        except ValueError:
+            raise PlanError(f"{self.name} is {text!r} and should be {self.form}.") from None
+
+
+def at_depth(layer: int, layers: int, of: int) -> int:
+    """Where ``layer`` of ``of`` layers falls among ``layers``; what is not the first does not become it."""
+    return min(max(round(layer * layers / of), 1), layers - 1) if layer else 0
+
+
+def knobs_of(make: Callable[..., Plan]) -> dict[str, Knob]:
+    """The keyword-only arguments of ``make``."""
+    hints, found = get_type_hints(make, include_extras=True), {}
+    for name, parameter in inspect.signature(make).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            hint = hints[name]
+            scaled = get_origin(hint) is Annotated
+            kind, scaling = get_args(hint)[:2] if scaled else (hint, None)
+            found[name] = Knob(name, kind, scaling, parameter.default)
+    return found
+
+
+def name_of(make: Callable[..., Plan]) -> str:
+    return make.__name__.replace("_", "-")
+
+
+def method(make: Callable[Arguments, Plan]) -> Callable[Arguments, Plan]:
+    """A method signs its plans, with its name, its knobs and the scores it read, and its refusals, with its name."""
+    name, signature = name_of(make), inspect.signature(make)
+
+    @wraps(make)
+    def signed(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Plan:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = [value for each in bound.args for value in (each if isinstance(each, tuple) else (each,))]
+        scores = [value for value in given if isinstance(value, Scores)]
+        try:
+            _of_one_model(scores)
+            plan = make(*args, **kwargs)
+        except PlanError as problem:
+            raise type(problem)(f"{name}: {problem}") from None
+        except ValidationError as problem:
+            raise PlanError(f"{name}: {sentence(problem)}.") from None
+        knobs = {knob: told(value) for knob, value in bound.kwargs.items()}
+        return plan.made_by(method=name, knobs=knobs | _source_names(scores), **_sources(scores))
+
+    return signed
+
+
+def told(value: Any) -> int | float | str:
+    """A knob's value as a plan's file holds it."""
+    if not isinstance(value, tuple | list):
+        return value if isinstance(value, int | float) else str(value)
+    return " ".join(":".join(map(str, v)) if isinstance(v, tuple) else f"{v:g}" for v in value)
+
+
+def _of_one_model(scores: list[Scores]) -> None:
+    for other in scores[1:]:
+        if other.geometry != scores[0].geometry:
+            raise PlanMismatchError(
+                f"{scores[0].name} is of {scores[0].geometry} and {other.name} of {other.geometry}: "
+                f"calibrate both on one model."
+            )
+
+
+def _source_names(scores: list[Scores]) -> dict[str, str]:
+    return {"scores": " ".join(dict.fromkeys(s.name for s in scores))} if scores else {}
+
+
+def _sources(scores: list[Scores]) -> Mapping[str, Any]:
+    """The fields of a plan's provenance that tell what was measured on."""
+    sets = {(s.data, s.data_hash): s.samples for s in scores}
+    if not scores:
+        return {}
+    return {
+        "model": scores[0].model,
+        "revision": scores[0].revision,
+        "data": " + ".join(data for data, _ in sets if data) or None,
+        "data_hash": scores[0].data_hash if len(sets) == 1 else None,
+        "samples": sum(sets.values()),
+    }

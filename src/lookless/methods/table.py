@@ -1,0 +1,234 @@
+"""The table of methods: one line each, and whatever other packages add.
+
+A package adds a method with an entry point of the group ``lookless.methods`` that names a :class:`Method`::
+
+    [project.entry-points."lookless.methods"]
+    squint = "mine.squint:METHOD"
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import entry_points
+from typing import Any
+
+from ..errors import PlanError
+from ..geometry import Geometry
+from ..plan import Plan
+from ..scores import Scores
+from .alvts import alvts
+from .cosine import cosine
+from .dash import dash
+from .divprune import divprune
+from .dop import dop
+from .fastv import fastv
+from .ffn_skip import ffn_skip
+from .gsop import gsop
+from .halfv import halfv
+from .halfv_llava import halfv_llava
+from .knobs import Knob, knobs_of, name_of
+from .operator_skipping import operator_skipping
+from .pyramiddrop import pyramiddrop
+from .random_layers import random_layers
+from .random_tokens import random_tokens
+from .redundancylens import redundancylens
+from .shortv import shortv
+from .sparsevlm import sparsevlm
+from .st3 import st3
+from .v2drop import v2drop
+from .v_skip import v_skip
+from .v_skip_universal import v_skip_universal
+from .vica import vica
+from .visionzip import visionzip
+from .visipruner import visipruner
+from .vispruner import vispruner
+from .vtw import vtw
+from .vtw_search import vtw_search
+
+GROUP = "lookless.methods"
+SEARCH = "search"
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A published method.
+
+    Attributes:
+        make: the pure function, from scores if it needs some, else from a geometry, to a plan. Its keyword-only
+            arguments are the knobs (:mod:`lookless.methods.knobs`).
+        paper: arXiv id.
+        title: of the paper, or the part of it that tells.
+        needs: the measures whose scores ``make`` takes, in order; ``search`` if a knob is found by search.
+        of: layers of the model that the paper's knobs are for.
+        at: the paper's knobs, where they are not the defaults of ``make``.
+        such_as: values of knobs that only a search finds, to show what a plan looks like. No paper's.
+    """
+
+    make: Callable[..., Plan]
+    paper: str
+    title: str
+    needs: tuple[str, ...] = ()
+    of: int = 32
+    at: Mapping[str, Any] = field(default_factory=dict)
+    such_as: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return name_of(self.make)
+
+    @property
+    def idea(self) -> str:
+        """The first line of the function's docstring."""
+        return (self.make.__doc__ or "").strip().split("\n")[0]
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What has to be measured; a search is not a measure."""
+        return tuple(need for need in self.needs if need != SEARCH)
+
+    @cached_property
+    def knobs(self) -> dict[str, Knob]:
+        return knobs_of(self.make)
+
+    @property
+    def takes_many(self) -> bool:
+        """Whether it takes any number of scores."""
+        parameters = inspect.signature(self.make).parameters.values()
+        return any(p.kind is p.VAR_POSITIONAL for p in parameters)
+
+    def at_paper(self, geometry: Geometry, scores: Mapping[str, Scores] | Sequence[Scores] = (), **knobs: Any) -> Plan:
+        """The plan at the paper's setting, at the same relative depth of ``geometry``; ``knobs`` given go before.
+
+        ``scores`` are by measure, or just as the method takes them, whatever was measured.
+
+        Raises:
+            PlanError: scores are missing, a knob is unknown, or one that only a search finds is not given.
+        """
+        unknown = [knob for knob in knobs if knob not in self.knobs]
+        if unknown:
+            raise PlanError(f"{self.name} has no knob {unknown[0]!r}; its knobs are {self.forms}.")
+        paper = {k.name: k.default for k in self.knobs.values() if not k.is_required} | dict(self.at)
+        moved = {name: self.knobs[name].scaled(value, geometry.layers, self.of) for name, value in paper.items()}
+        chosen = moved | knobs
+        missing = [knob for knob in self.knobs if knob not in chosen]
+        if missing:
+            raise PlanError(f"{self.name} needs {missing[0]}, which is found by search; its knobs are {self.forms}.")
+        return self.make(*self._given(geometry, scores), **chosen)
+
+    def sample(self, geometry: Geometry, **knobs: Any) -> Plan:
+        """A plan to look at, from scores that are all alike."""
+        found = {name: self.knobs[name].scaled(v, geometry.layers, self.of) for name, v in self.such_as.items()}
+        return self.at_paper(geometry, self.alike(geometry), **{**found, **knobs})
+
+    def alike(self, geometry: Geometry) -> dict[str, Scores]:
+        """Scores that tell no layer from another: where only counts matter, they give a plan of the right price."""
+        blank = ((0.0,) * geometry.layers,)
+        return {need: Scores(name=need, per_sample=blank, geometry=geometry) for need in self.measures}
+
+    @property
+    def is_prefix_cache_safe(self) -> bool:
+        """Of its plans at the paper's setting, as :attr:`Plan.is_prefix_cache_safe` tells it."""
+        return self.sample(_ANY).is_prefix_cache_safe
+
+    @property
+    def is_priced_by_counts(self) -> bool:
+        """Whether its price is known without scores: it needs none, or only asks in how many layers."""
+        return not self.measures or any(knob.scaling == "count" for knob in self.knobs.values())
+
+    def _given(
+        self, geometry: Geometry, scores: Mapping[str, Scores] | Sequence[Scores]
+    ) -> tuple[Geometry | Scores, ...]:
+        if not self.measures:
+            return (geometry,)
+        if isinstance(scores, Mapping):
+            found, names = [scores[need] for need in self.measures if need in scores], list(scores)
+        else:
+            found, names = list(scores), [s.name for s in scores]
+        if len(found) < len(self.measures) or (len(found) > len(self.measures) and not self.takes_many):
+            there = ", ".join(names) or "none"
+            raise PlanError(
+                f"{self.name} needs scores of {', '.join(self.measures)} and was given {there}: "
+                f"`lookless calibrate --measure` measures one."
+            )
+        for one in found:
+            Plan.full(one.geometry).check(geometry)
+        return tuple(found)
+
+    @property
+    def forms(self) -> str:
+        """Its knobs as options of the command line."""
+        return ", ".join(f"--{k.name.replace('_', '-')} {k.form}" for k in self.knobs.values()) or "none"
+
+
+_ANY = Geometry.preset("LLaVA-1.5-7B")
+_VIG, _FFN, _LC = ("visual_information_gain",), ("ffn_effect",), ("layer_contribution",)
+_RISKS = ("visual_information_gain", "ffn_effect", "freeze_effect")
+_19 = {"layers": 19}
+
+#: name -> method; those of this package
+METHODS: dict[str, Method] = {
+    m.name: m
+    for m in (
+        Method(v_skip, "2606.08511", "Look Less, Reason More (V-Skip)", _VIG, at=_19),
+        Method(v_skip_universal, "2606.08511", "V-Skip*, one mask for all tasks", _VIG, at=_19),
+        Method(ffn_skip, "2606.08511", "FFN-Skip, V-Skip's ablation", _FFN, at=_19),
+        Method(cosine, "2606.08511", "Cosine, a selection baseline of V-Skip", ("cosine_similarity",), at=_19),
+        Method(random_layers, "2606.08511", "Random, a selection baseline of V-Skip", at=_19),
+        Method(shortv, "2504.00502", "ShortV: freezing visual tokens in ineffective layers", _LC, at=_19),
+        Method(operator_skipping, "2606.31903", "Attend, Transform, or Silence", _RISKS, of=36, at={"save": 0.337}),
+        Method(redundancylens, "2501.19036", "RedundancyLens", ("window_effect", "neuron_effect")),
+        Method(vtw, "2405.05803", "Visual Tokens Withdrawal"),
+        Method(vtw_search, "2405.05803", "Visual Tokens Withdrawal, its search", ("withdrawal",)),
+        Method(fastv, "2403.06764", "An Image is Worth 1/2 Tokens After Layer 2"),
+        Method(random_tokens, "2512.07580", "Random tokens, FastV's control"),
+        Method(pyramiddrop, "2410.17247", "PyramidDrop"),
+        Method(sparsevlm, "2410.04417", "SparseVLM"),
+        Method(st3, "2412.20105", "ST3: spatial-temporal visual token trimming"),
+        Method(v2drop, "2509.01552", "Variation-aware Vision Token Dropping", of=28),
+        Method(visionzip, "2412.04467", "VisionZip"),
+        Method(divprune, "2503.02175", "DivPrune"),
+        Method(vispruner, "2412.01818", "Beyond Text-Visual Attention (VisPruner)"),
+        Method(visipruner, "2510.17205", "VisiPruner"),
+        Method(halfv, "2604.16462", "HalfV, on Qwen2.5-VL", of=28),
+        Method(halfv_llava, "2604.16462", "HalfV, on LLaVA"),
+        Method(alvts, "2606.14277", "ALVTS, like it"),
+        Method(dash, "2604.18103", "DASH"),
+        Method(vica, "2602.07574", "ViCA, untrained"),
+        Method(dop, "2507.02909", "DOP (v2)", (SEARCH,), such_as={"attention": 16, "ffn": 24, "keep": 0.5}),
+        Method(gsop, "2507.02909", "GSOP (v1)", (SEARCH,), such_as={"order": (("ffn", 1), ("attention", 1))}),
+    )
+}
+
+
+def all_methods() -> dict[str, Method]:
+    """:data:`METHODS` and those of installed packages, which are imported now and not before.
+
+    Raises:
+        PlanError: an entry point does not load, is no :class:`Method`, or has a name that is taken.
+    """
+    found = dict(METHODS)
+    for point in entry_points(group=GROUP):
+        where = f"the entry point {point.name!r} of {GROUP} ({point.value})"
+        try:
+            method = point.load()
+        except Exception as problem:  # whatever a stranger's module raises
+            raise PlanError(
+                f"{where} cannot be loaded ({type(problem).__name__}: {problem}): mend or uninstall it."
+            ) from None
+        if not isinstance(method, Method):
+            raise PlanError(f"{where} is a {type(method).__name__} and should be a lookless.methods.Method.")
+        if method.name in found:
+            raise PlanError(f"{where} adds a method {method.name!r}, and there is one of that name: rename it.")
+        found[method.name] = method
+    return found
+
+
+def find(name: str) -> Method:
+    """Raises: PlanError: no method is called so; the message lists them."""
+    methods = all_methods()
+    if name not in methods:
+        raise PlanError(f"no method {name!r}; choose one of {', '.join(methods)}.")
+    return methods[name]

@@ -1,0 +1,43 @@
+"""V-Skip*: one mask for every task.
+
+"Look Less, Reason More" (arXiv 2606.08511), the universal mask of its ablation: the layers chosen on MME are skipped on
+every benchmark, at 99.55 % of the full model's average. Here the mask is of as many tasks as there are scores of: given
+one task's, it is the paper's.
+
+With several the paper has no rule, so there are two of ours. ``mean`` averages the gains, and a task whose gains are
+ten times another's has ten times its say. ``rank`` averages each layer's place in each task's order, where all tasks
+have the same say.
+"""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+from ..cells import Skip
+from ..errors import PlanError
+from ..plan import Plan
+from ..scores import Scores
+from .knobs import Count, method
+from .selection import change_lowest, ranking
+
+
+@method
+def v_skip_universal(*scores: Scores, layers: Count, by: str = "mean") -> Plan:
+    """Skip visual attention where it matters least to several tasks taken together (V-Skip*).
+
+    Raises:
+        PlanError: no scores, ``by`` is not one of mean, rank, or ``layers`` are more than the model has.
+    """
+    if not scores:
+        raise PlanError("there are no scores: give those of at least one task.")
+    if by not in ("mean", "rank"):
+        raise PlanError(f"by is {by!r} and should be one of mean, rank.")
+    tasks = [s.mean if by == "mean" else _places(s) for s in scores]
+    together = tuple(fmean(layer) for layer in zip(*tasks, strict=True))
+    return change_lowest(scores[0].model_copy(update={"per_sample": (together,)}), layers, attention=Skip())
+
+
+def _places(scores: Scores) -> tuple[float, ...]:
+    """Each layer's place in the order, 0 for the lowest; equal scores share the mean of their places."""
+    order = [scores.mean[layer] for layer in ranking(scores)]
+    return tuple(order.index(mean) + (order.count(mean) - 1) / 2 for mean in scores.mean)

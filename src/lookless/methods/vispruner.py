@@ -1,0 +1,19 @@
+"""VisPruner: half by what the tower looked at, half by what is unlike the rest.
+
+"Beyond Text-Visual Attention" (arXiv 2412.01818, ICCV 2025), Sec. 3: important tokens by the tower's class attention,
+and from the others, near-duplicates removed step by step until as many diverse ones are left; both before the first
+decoder layer. Half and half in the released code; 64 of 576 tokens is the middle one of its budgets.
+"""
+
+from __future__ import annotations
+
+from ..cells import Keep
+from ..geometry import Geometry
+from ..plan import Plan
+from .knobs import method
+
+
+@method
+def vispruner(model: Geometry | int, *, keep: float = 64 / 576) -> Plan:
+    """Keep visual tokens half by the tower's attention and half for diversity, before the first layer."""
+    return Plan.full(model).at([0], keep=Keep(keep, rank="tower_attention_then_diversity"))

@@ -1,0 +1,32 @@
+"""VTW: from some layer on the image is gone.
+
+"Boosting Multimodal Large Language Models with Visual Tokens Withdrawal" (arXiv 2405.05803, AAAI 2025). Deep layers do
+not read visual tokens, so these leave the residual stream and no later layer caches them; text keeps its positions.
+
+One number, three conventions. The released code deletes them at the *entry* of layer k, 0-based, so k layers see the
+image; k = 15 by default. The figure that others print for "K = 16" on LLaVA-1.5-7B, 4.94 TFLOPs, is 17 full layers.
+Here ``after`` is the last layer that sees the image: ``after=14`` is the code's k = 15, ``after=16`` is 4.94.
+"""
+
+from __future__ import annotations
+
+from ..cells import Keep
+from ..errors import PlanError
+from ..geometry import Geometry
+from ..plan import Plan
+from .knobs import Layer, method
+
+
+@method
+def vtw(model: Geometry | int, *, after: Layer = 14) -> Plan:
+    """Withdraw all visual tokens behind one layer.
+
+    Raises:
+        PlanError: there is no layer ``after``, or none behind it.
+    """
+    plan = Plan.full(model)
+    if not 0 <= after < len(plan.layers) - 1:
+        raise PlanError(
+            f"after is {after}, and behind it a layer is needed: the model's are 0 to {len(plan.layers) - 1}."
+        )
+    return plan.at([after + 1], keep=Keep(0))
