@@ -77,14 +77,17 @@ def evaluate(
     *,
     batch: int = 25,
     max_new_tokens: int = 16,
+    dense: Sequence[str] | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Answer every sample greedily, dense and under ``plan``, and compare.
 
+    ``dense`` are the dense model's answers, if it has given them before.
+
     Raises:
         PlanMismatchError: the plan is for another architecture.
     """
-    dense = _answers(loaded, samples, None, batch, max_new_tokens, progress)
+    dense = _answers(loaded, samples, None, batch, max_new_tokens, progress) if dense is None else dense
     planned = None if plan is None else _answers(loaded, samples, plan, batch, max_new_tokens, progress)
     expected = [sample.answer for sample in samples]
     right = _agree(dense, expected)
@@ -139,6 +142,11 @@ def retention_estimate(plan: np.ndarray, dense: np.ndarray) -> Estimate | None:
         return None
     # A resample in which the dense model gets nothing right has no ratio; any accuracy worth keeping rules it out.
     return _estimate((plan, dense), lambda p, d, axis=-1: p.mean(axis=axis) / np.maximum(d.mean(axis=axis), 1e-9))
+
+
+def paired_difference(values: np.ndarray, others: np.ndarray) -> Estimate:
+    """Mean of ``values - others``, resampled in pairs: answers to the same questions."""
+    return mean_estimate(values - others)
 
 
 def _estimate(columns: Sequence[np.ndarray], statistic: object) -> Estimate:

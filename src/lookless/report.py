@@ -106,7 +106,7 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
 
 def profile_figure(scores: Mapping[str, Scores], plans: Mapping[str, Plan]) -> Figure:
     """Score per layer, one panel per task: a dot per sample, the mean as a line, skipped layers shaded."""
-    figure, panels = _panels(len(scores), height=2.5)
+    figure, panels = panels_of(len(scores), height=2.5)
     floor = 1e-6
     top = max(10 * floor, *(max(row) for s in scores.values() for row in s.per_sample))
     for axes, (task, s) in zip(panels, scores.items(), strict=True):
@@ -134,7 +134,7 @@ def profile_figure(scores: Mapping[str, Scores], plans: Mapping[str, Plan]) -> F
 
 def examples_figure(task: str, samples: Sequence[Sample], answers: Sequence[Answer]) -> Figure:
     """Test images with question, expected answer, dense answer and plan answer; disagreements in colour."""
-    figure, panels = _panels(len(samples), height=3.1, columns=4)
+    figure, panels = panels_of(len(samples), height=3.1, columns=4)
     for axes, sample, answer in zip(panels, samples, answers, strict=True):
         if sample.images:
             axes.imshow(sample.images[0], interpolation="nearest")
@@ -158,11 +158,12 @@ def save_figure(figure: Figure, path: Path) -> None:
     files.write_bytes(path, drawn.getvalue())
 
 
-def _panels(count: int, height: float, columns: int = 3) -> tuple[Figure, list[Any]]:
+def panels_of(count: int, height: float, columns: int = 3, width: float = 3.3) -> tuple[Figure, list[Any]]:
+    """A figure of ``count`` panels, each ``width`` x ``height`` inches, and the panels."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(3.3 * columns, height * rows + 0.7), layout="constrained")
+    figure = Figure(figsize=(width * columns, height * rows + 0.7), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     panels = list(grid.flat)
     for axes in panels[count:]:

@@ -1,0 +1,124 @@
+"""The document that ``lookless table`` writes: what every method keeps, and what it costs, on each model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .evaluation import Estimate, paired_difference
+from .methods import Method
+from .report import INK, KEPT, MUTED, SKIPPED, panels_of
+from .table import PAPER, Outcome, Results, accuracy, retention
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BEGIN, END = "<!-- what follows is written by `lookless table` -->", "<!-- end of what `lookless table` writes -->"
+CONTROL = "random-tokens"
+
+
+def document(before: str, results: Sequence[Results], methods: Mapping[str, Method], figure: str) -> str:
+    """``before``, the file as it was, with the tables in it anew; whatever stands outside the marks stays."""
+    body = "\n\n".join([f"![Retention by FLOPs kept]({figure})", *(section(r, methods) for r in results)])
+    block = f"{BEGIN}\n\n{body}\n\n{END}\n"
+    if BEGIN in before and END in before:
+        head, rest = before.split(BEGIN, 1)
+        return head + block + rest.split(END, 1)[1].lstrip("\n")
+    return (before.rstrip() + "\n\n" if before.strip() else "") + block
+
+
+def section(results: Results, methods: Mapping[str, Method]) -> str:
+    """One model: its dense answers, the methods at their papers' settings, and at each budget."""
+    tasks = list(dict.fromkeys(o.task for o in results.outcomes))
+    dense = {task: next(o for o in results.outcomes if o.task == task) for task in tasks}
+    told = ", ".join(f"{_short(task)} {100 * np.mean(dense[task].dense):.0f}" for task in tasks)
+    lines = [
+        f"## {results.model}",
+        "",
+        f"{results.geometry}. {results.questions} questions of each of {len(tasks)} tasks; methods that calibrate saw "
+        f"{results.samples} other images of each. Dense answers right, %: {told}. {results.machine}",
+    ]
+    settings = list(dict.fromkeys(o.setting for o in results.outcomes))
+    for setting in settings:
+        title = "At the paper's setting, at the same relative depth" if setting == PAPER else f"At {float(setting):.0%}"
+        lines += ["", f"### {title}{'' if setting == PAPER else ' of the FLOPs'}", "", *_table(results, setting, methods)]
+    missed = [f"* {key.split(', ')[0]} ({_setting(key.split(', ')[1])}): {why}" for key, why in results.missed.items()]
+    return "\n".join([*lines, *(["", "Not there:", "", *missed] if missed else [])])
+
+
+def _table(results: Results, setting: str, methods: Mapping[str, Method]) -> list[str]:
+    tasks = list(dict.fromkeys(o.task for o in results.outcomes))
+    budget = setting != PAPER
+    heads = ["method", "FLOPs kept, %", "prefill time kept, %", "retention, %"]
+    heads += ["points above random tokens"] if budget else []
+    heads += ["prefix-cache safe"]
+    rows = ["| " + " | ".join([*heads, *map(_short, tasks)]) + " |", "|---" + "|---:" * (len(heads) + len(tasks) - 1) + "|"]
+    names = [name for name in methods if results.of(name, setting)]
+    control = results.of(CONTROL, setting)
+
+    def kept_answers(name: str) -> float:
+        estimate = retention(results.of(name, setting))
+        return -1.0 if estimate is None else -estimate.value
+
+    for name in sorted(names, key=kept_answers):
+        outcomes = results.of(name, setting)
+        better = "the control" if name == CONTROL or not control else _points(_against(outcomes, control))
+        cells = [
+            f"{name}",
+            f"{100 * fmean(o.kept for o in outcomes):.0f}",
+            f"{100 * results.times[f'{name}, {setting}']:.0f}",
+            _percent(retention(outcomes)),
+            *([better] if budget else []),
+            "yes" if methods[name].is_prefix_cache_safe else "no",
+            *(f"{100 * np.mean(o.right):.0f}" for o in outcomes),
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    return rows
+
+
+def _against(outcomes: Sequence[Outcome], control: Sequence[Outcome]) -> Estimate:
+    """Difference of accuracy, question by question."""
+    mine, theirs = (np.concatenate([np.array(o.right, dtype=float) for o in some]) for some in (outcomes, control))
+    return paired_difference(mine, theirs)
+
+
+def _percent(e: Estimate | None) -> str:
+    return "-" if e is None else f"{100 * e.value:.1f} ({100 * e.low:.1f} to {100 * e.high:.1f})"
+
+
+def _points(e: Estimate) -> str:
+    sure = "**" if e.low > 0 or e.high < 0 else ""
+    return f"{sure}{100 * e.value:+.1f}{sure} ({100 * e.low:+.1f} to {100 * e.high:+.1f})"
+
+
+def _short(task: str) -> str:
+    return task.split(":")[-1]
+
+
+def _setting(setting: str) -> str:
+    return "paper's setting" if setting == PAPER else f"{float(setting):.0%} of the FLOPs"
+
+
+def retention_figure(results: Sequence[Results]) -> Figure:
+    """Answers kept by FLOPs kept, a panel for each model; hollow at the paper's setting, full at a budget."""
+    figure, axes = panels_of(len(results), height=4.8, columns=len(results), width=6.2)
+    for axis, one in zip(axes, results, strict=False):
+        for key in one.times:
+            name, setting = key.split(", ")
+            outcomes = one.of(name, setting)
+            if not outcomes:
+                continue
+            x, y = fmean(o.kept for o in outcomes), accuracy(outcomes).value
+            colour = SKIPPED if name.startswith("random") else KEPT
+            axis.plot(x, y, "o", ms=6, mec=colour, mfc="none" if setting == PAPER else colour)
+            if setting == PAPER:
+                axis.annotate(name, (x, y), xytext=(5, 2), textcoords="offset points", fontsize=6.5, color=INK)
+        dense = float(np.mean([r for o in one.outcomes if o.method == one.outcomes[0].method for r in o.dense]))
+        axis.axhline(dense, color=MUTED, lw=1, ls="--")
+        axis.text(0.01, dense, " dense", color=MUTED, va="bottom", fontsize=8)
+        axis.set(title=one.model, xlabel="share of the prefill's FLOPs that ran", ylabel="answers right", xlim=(0, 1.02))
+    figure.suptitle("Hollow: at the paper's setting. Full: at the budget. Orange: random, the control", fontsize=9)
+    return figure
