@@ -1,4 +1,4 @@
-"""Trains the reference model from nothing: ``python training/train.py all``; each stage resumes where it stopped.
+"""Trains a reference model from nothing: ``python training/train.py all``; each stage resumes where it stopped.
 
 ===== ================= ============================================ ===============================
 stage trains            on                                           in LLaVA
@@ -10,6 +10,7 @@ joint projector and     whole images: questions, statements,         visual inst
       decoder           descriptions, facts
 ===== ================= ============================================ ===============================
 
+``--model qwen3_vl`` trains the second model by the same recipe; its mergers, DeepStack's among them, are the projector.
 The tower is frozen after its stage, as LLaVA's is. Unlike LLaVA's, the decoder has read no text before it sees;
 README.md in this folder says why, and what that changes.
 """
