@@ -1,4 +1,4 @@
-"""The shipped model is real: it loads with stock classes, sees, and without seeing it guesses."""
+"""The shipped models are real: they load with stock classes, see, and without seeing they guess."""
 
 from __future__ import annotations
 
@@ -9,84 +9,122 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlavaForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
+)
 
-from lookless import calibrate, evaluate, load_data, reference, v_skip
+from lookless import Loaded, calibrate, evaluate, load_data, v_skip
 from lookless.data import Sample, Samples
+from lookless.reference import MODELS, TASKS
 
-CARD = json.loads((reference.MODEL / "scores.json").read_text())
+CLASSES = {"llava": LlavaForConditionalGeneration, "qwen3_vl": Qwen3VLForConditionalGeneration}
+CARDS = {name: json.loads((folder / "scores.json").read_text()) for name, folder in MODELS.items()}
 QUESTIONS = 200
 #: A guesser who knows the tasks but not the image: the most common answer of each; the margin is three standard errors.
 BLIND = {"existence": 0.5, "attribute": 0.2, "counting": 0.22, "spatial": 0.42, "text": 0.0, "chart": 0.3}
 MARGIN = 0.11
 
 
-def test_loads_with_stock_classes_and_none_of_ours():
-    model = AutoModelForImageTextToText.from_pretrained(reference.MODEL)
-    processor = AutoProcessor.from_pretrained(reference.MODEL)
-    assert type(model) is LlavaForConditionalGeneration
-    assert isinstance(processor, LlavaProcessor)
-    assert model.config.text_config.num_hidden_layers >= 12
-    text = processor.apply_chat_template(
-        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what colour is the star?"}]}],
-        add_generation_prompt=True,
-    )
-    inputs = processor(text=text, images=Image.new("RGB", (300, 200)), return_tensors="pt")
-    visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
+@pytest.fixture(scope="module", params=MODELS)
+def shipped(request) -> Loaded:
+    """Each shipped model, loaded by stock classes alone."""
+    folder = MODELS[request.param]
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    return Loaded(model, AutoProcessor.from_pretrained(folder), request.param, None)
+
+
+def test_loads_with_stock_classes_and_none_of_ours(shipped):
+    assert type(shipped.model) is CLASSES[shipped.name]
+    assert type(shipped.processor).__module__.startswith("transformers.")
+    assert shipped.model.config.text_config.num_hidden_layers >= 12
+    [sample] = load_data("reference", limit=1).items
+    inputs = shipped.inputs([Sample((sample.images[0].resize((300, 300)),), sample.question, sample.answer)])
+    visual = int((inputs["input_ids"] == shipped.model.config.image_token_id).sum())
     assert visual >= 144
     assert visual / inputs["input_ids"].shape[1] > 0.8
 
 
-def test_is_small():
-    assert sum(path.stat().st_size for path in reference.MODEL.iterdir()) <= 30e6
+@pytest.mark.parametrize("folder", MODELS.values(), ids=MODELS)
+def test_is_small(folder):
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 30e6
 
 
-def test_prompts_are_mostly_visual(reference):
+def test_prompts_are_mostly_visual(shipped):
     for sample in load_data("reference", limit=30):
-        ids = reference.inputs([sample])["input_ids"]
-        assert (ids == reference.model.config.image_token_id).float().mean() > 0.8
+        ids = shipped.inputs([sample])["input_ids"]
+        assert (ids == shipped.model.config.image_token_id).float().mean() > 0.8
 
 
-def test_prompt_is_what_training_used(reference):
-    """Chat template, tokenizer and image processor give exactly the sequence and the pixels that were trained on."""
-    from batches import pixels_of, talk_batch
+def test_other_shapes_of_image_are_answered(shipped):
+    """Qwen3-VL's tokens follow the image's shape; LLaVA's do not."""
+    wide = Sample((Image.new("RGB", (300, 200)),), "how many red objects are there?", "0")
+    assert shipped.answer([wide], max_new_tokens=4)
+
+
+def of_training(shipped):
+    from architecture import ARCHITECTURES
     from tokens import Words
 
-    words = Words(reference.processor.tokenizer)
-    from lookless.reference.questions import pose
-
-    for task in ("chart", "spatial"):
-        world, _, _ = pose(task, random.Random("prompt"))
-        trained = talk_batch(random.Random("prompt"), words, 1, describing=0.0, facts=0.0, stating=0.0)
-        sample = load_data(f"reference:{task}", limit=1).items[0]
-        inputs = reference.inputs([sample])
-        prefix = trained.visual_at + 144
-        assert inputs["input_ids"][0, :prefix].tolist() == trained.ids[0, :prefix].tolist()
-        asked = words(f"\n{sample.question} ASSISTANT:")
-        assert inputs["input_ids"][0, prefix:].tolist() == asked
-        shown = reference.processor.image_processor(reference_image(world), return_tensors="pt")["pixel_values"]
-        assert torch.allclose(shown, pixels_of([world]), atol=1e-5)
+    architecture = ARCHITECTURES[shipped.name]
+    return architecture, Words(shipped.processor.tokenizer, architecture.prompt)
 
 
-def reference_image(world):
-    from lookless.reference.draw import draw
+@pytest.mark.parametrize("task", ["chart", "spatial"])
+def test_prompt_is_what_training_used(shipped, task):
+    """Chat template and tokenizer give exactly the sequence that was trained on."""
+    from batches import talk_batch
 
-    return draw(world)
+    architecture, words = of_training(shipped)
+    trained = talk_batch(random.Random("prompt"), words, 1, describing=0.0, facts=0.0, stating=0.0)
+    [sample] = load_data(f"reference:{task}", limit=1).items
+    inputs = shipped.inputs([sample])
+    prefix = int((trained.segments[0] == 0).sum())
+    assert inputs["input_ids"][0, :prefix].tolist() == trained.ids[0, :prefix].tolist()
+    asked = words(architecture.prompt.question.format(sample.question))
+    assert inputs["input_ids"][0, prefix:].tolist() == asked
+
+
+@torch.no_grad()
+def test_training_computes_what_the_stock_model_computes(shipped):
+    """Many questions behind one image, each as if alone: pixels, positions, masks, and which layer is given what."""
+    from batches import talk_batch
+    from losses import hidden_states
+
+    architecture, words = of_training(shipped)
+    model = shipped.model
+    b = talk_batch(random.Random("stock"), words, 2, describing=0.0, facts=0.0, stating=0.0)
+    trained = model.lm_head(
+        model.model.language_model.norm(hidden_states(model, b, architecture.visual(model, b.pixels)))
+    )
+    for i in range(2):
+        drawn = Image.fromarray((b.pixels[i].permute(1, 2, 0) * 127.5 + 127.5).round().byte().numpy())
+        image = dict(shipped.processor.image_processor(drawn, return_tensors="pt"))
+        prefix = (b.segments[i] == 0).nonzero()[:, 0]
+        for turn in range(1, int(b.segments[i].max()) + 1):
+            at = (b.segments[i] == turn).nonzero()[:, 0]
+            ids = b.ids[i, torch.cat((prefix, at))][None]
+            if "image_grid_thw" in image:
+                image["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
+            stock = model(input_ids=ids, **image).logits
+            assert torch.allclose(stock[0, len(prefix) :], trained[i, at], atol=1e-3)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("task", reference.TASKS)
-def test_sees(reference, task):
+@pytest.mark.parametrize("task", TASKS)
+def test_sees(shipped, task):
     """No worse than its card says, on test images, within what 200 questions can tell."""
-    result = evaluate(reference, load_data(f"reference:{task}", limit=QUESTIONS), progress=False)
+    result = evaluate(shipped, load_data(f"reference:{task}", limit=QUESTIONS), progress=False)
     accuracy = result.accuracy_dense.value
-    stated = CARD["accuracy"][task]
+    stated = CARDS[shipped.name]["accuracy"][task]
     assert accuracy >= stated - 3 * (max(stated * (1 - stated), 0.01) / QUESTIONS) ** 0.5
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("task", reference.TASKS)
-def test_blind_it_guesses(reference, task):
+@pytest.mark.parametrize("task", TASKS)
+def test_blind_it_guesses(shipped, task):
     """The same questions on noise: nothing in the wording gives the answer away."""
     rng = np.random.default_rng(0)
     seen = load_data(f"reference:{task}", limit=QUESTIONS)
@@ -97,7 +135,7 @@ def test_blind_it_guesses(reference, task):
             for s in seen
         ),
     )
-    assert evaluate(reference, noise, progress=False).accuracy_dense.value <= BLIND[task] + MARGIN
+    assert evaluate(shipped, noise, progress=False).accuracy_dense.value <= BLIND[task] + MARGIN
 
 
 @pytest.mark.long

@@ -1,59 +1,262 @@
-"""The reference model: stock LLaVA, small. CLIP tower, two-layer projector, Llama decoder of twelve layers."""
+"""The reference models, small and stock: LLaVA, and Qwen3-VL.
+
+One recipe trains both. What it needs to know of a model is here: how it is built, what its tower says of each visual
+token, and what of that its decoder is given.
+"""
 
 from __future__ import annotations
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 from transformers import (
+    CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PaddleOCRVLProcessor,
     PreTrainedTokenizerFast,
+    Qwen2VLImageProcessorPil,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
+from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
 
-from batches import VISUAL
 from describe import PATCH
+from labels import SIDE, VISUAL
 from lookless.reference.worlds import IMAGE_SIZE
+from tokens import LLAVA, QWEN
 
 WIDTH = 192
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
-    vision = CLIPVisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        image_size=IMAGE_SIZE,
-        patch_size=PATCH,
-        projection_dim=WIDTH,
-    )
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=512,
-        num_hidden_layers=12,
-        num_attention_heads=6,
-        num_key_value_heads=6,
-        max_position_embeddings=2048,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=VISUAL,
-        vision_feature_layer=-1,  # the tower ends where its training ended; no layer is computed for nothing
-        vision_feature_select_strategy="default",
-    )
-    model = LlavaForConditionalGeneration(config)
+def start_small(model) -> None:
+    """Tokens start as large as what visual tokens become, and branches at nothing.
+
+    At the default of 0.02 the layers drown the embeddings before the first step.
+    """
     with torch.no_grad():
-        # Tokens start as large as what visual tokens become, and branches at nothing: at the default of 0.02 the
-        # layers drown the embeddings before the first step.
         model.model.language_model.embed_tokens.weight.normal_()
         for layer in model.model.language_model.layers:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
-    return model
+
+
+class Llava:
+    """CLIP tower, projector of two layers, Llama decoder."""
+
+    prompt = LLAVA
+    card = (
+        "LLaVA's architecture as stock `transformers` has it (`LlavaForConditionalGeneration`: CLIP tower\n"
+        "of 4 layers, two-layer projector, Llama decoder of 12 layers, width 192)"
+    )
+    bridge = "projector"  # what stands between tower and decoder, in words
+    features_width = WIDTH
+
+    def build(self, tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
+        vision = CLIPVisionConfig(
+            hidden_size=WIDTH,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=6,
+            image_size=IMAGE_SIZE,
+            patch_size=PATCH,
+            projection_dim=WIDTH,
+        )
+        text = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=512,
+            num_hidden_layers=12,
+            num_attention_heads=6,
+            num_key_value_heads=6,
+            max_position_embeddings=2048,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        config = LlavaConfig(
+            vision_config=vision,
+            text_config=text,
+            image_token_index=tokenizer.image_token_id,
+            image_seq_length=VISUAL,
+            vision_feature_layer=-1,  # the tower ends where its training ended; no layer is computed for nothing
+            vision_feature_select_strategy="default",
+        )
+        model = LlavaForConditionalGeneration(config)
+        start_small(model)
+        return model
+
+    def tower(self, model) -> nn.Module:
+        return model.model.vision_tower
+
+    def freeze(self, model) -> None:
+        self.tower(model).requires_grad_(False)
+
+    def features(self, model, pixels: torch.Tensor) -> torch.Tensor:
+        """``[batch, VISUAL, features_width]`` of the tower, class token dropped."""
+        tower = self.tower(model)
+        x = tower.pre_layrnorm(tower.embeddings(pixels))
+        for layer in tower.encoder.layers:
+            x = layer(x, attention_mask=None)
+        return x[:, 1:]
+
+    def visual(self, model, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """What the decoder is given of each visual token: as its embedding, then behind each of its first layers.
+
+        Each is ``[batch, VISUAL, WIDTH]``. The tower gets no gradient.
+        """
+        with torch.no_grad():
+            features = self.features(model, pixels)
+        return [model.model.multi_modal_projector(features)]
+
+    def processor(self, tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+        size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+        images = CLIPImageProcessorPil(
+            size=size, crop_size=size, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        )
+        return LlavaProcessor(
+            image_processor=images,
+            tokenizer=tokenizer,
+            patch_size=PATCH,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,  # CLIP's class token
+            chat_template=self.prompt.template,
+        )
+
+
+class Qwen3VL:
+    """Dynamic resolution, DeepStack, M-RoPE, grouped queries.
+
+    Patches half as wide as the labels' are merged two by two, so that visual tokens are the labels' patches.
+    """
+
+    prompt = QWEN
+    card = (
+        "Qwen3-VL's architecture as stock `transformers` has it (`Qwen3VLForConditionalGeneration`:\n"
+        "tower of 4 layers whose patches of 4 x 4 pixels are merged two by two, DeepStack into the first 3 of 12\n"
+        "decoder layers, interleaved M-RoPE, 6 query and 2 key-value heads, width 192)"
+    )
+    bridge = "mergers"
+    merge, frames, tower_width, tower_layers = 2, 2, 96, 4
+    features_width = tower_width * merge**2
+
+    def build(self, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGeneration:
+        vision = {
+            "depth": self.tower_layers,
+            "hidden_size": self.tower_width,
+            "intermediate_size": 256,
+            "num_heads": 3,
+            "patch_size": PATCH // self.merge,
+            "spatial_merge_size": self.merge,
+            "temporal_patch_size": self.frames,
+            "out_hidden_size": WIDTH,
+            "num_position_embeddings": VISUAL * self.merge**2,
+            "deepstack_visual_indexes": [0, 1, 2],
+        }
+        text = {
+            "vocab_size": len(tokenizer),
+            "hidden_size": WIDTH,
+            "intermediate_size": 512,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "max_position_embeddings": 2048,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [6, 5, 5],
+                "mrope_interleaved": True,
+            },
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        config = Qwen3VLConfig(
+            vision_config=vision,
+            text_config=text,
+            image_token_id=tokenizer.image_token_id,
+            video_token_id=tokenizer.video_token_id,
+            vision_start_token_id=tokenizer.vision_start_token_id,
+            vision_end_token_id=tokenizer.vision_end_token_id,
+        )
+        model = Qwen3VLForConditionalGeneration(config)
+        start_small(model)
+        tower = model.model.visual
+        with torch.no_grad():  # no norm stands behind the embedding, so it starts at the size that the blocks work at
+            tower.patch_embed.proj.weight.normal_(std=0.1)
+            tower.pos_embed.weight.normal_(std=0.3)
+            for merger in tower.deepstack_merger_list:  # a branch, too
+                merger.linear_fc2.weight.zero_()
+        return model
+
+    def tower(self, model) -> nn.Module:
+        return model.model.visual
+
+    def freeze(self, model) -> None:
+        tower = self.tower(model)
+        for part in (tower.patch_embed, tower.pos_embed, tower.blocks):
+            part.requires_grad_(False)
+
+    def patches(self, pixels: torch.Tensor) -> torch.Tensor:
+        """As the processor's: ``[batch, patches, pixels]``, in blocks that will be merged, the image once a frame."""
+        n, size = self.merge, PATCH // self.merge
+        x = pixels.reshape(-1, 3, SIDE, n, size, SIDE, n, size).permute(0, 2, 5, 3, 6, 1, 4, 7)
+        x = x.unsqueeze(6).expand(*x.shape[:6], self.frames, size, size)
+        return x.reshape(len(pixels), VISUAL * n * n, -1)
+
+    def layers(self, model, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """``[batch, patches, tower_width]`` behind each block. The stock tower, but for whole batches of one size."""
+        tower, n = self.tower(model), self.merge
+        across = torch.arange(SIDE * n).reshape(SIDE, n)
+        row = across[:, None, :, None].expand(SIDE, SIDE, n, n).flatten()
+        column = across[None, :, None, :].expand(SIDE, SIDE, n, n).flatten()
+        weight, bias = tower.patch_embed.proj.weight.flatten(1), tower.patch_embed.proj.bias
+        x = F.linear(self.patches(pixels), weight, bias) + tower.pos_embed.weight[row * SIDE * n + column]
+        cos, sin = tower.rotary_pos_emb(x, torch.stack((row, column), dim=1))
+        outputs = []
+        for block in tower.blocks:
+            heads = block.attn.qkv(block.norm1(x)).unflatten(-1, (3, block.attn.num_heads, -1))
+            q, k, v = heads.unbind(2)
+            q, k = apply_rotary_pos_emb_vision(q, k, cos, sin)
+            q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+            x = x + block.attn.proj(attend(q, k, v).transpose(1, 2).flatten(2))
+            x = x + block.mlp(block.norm2(x))
+            outputs.append(x)
+        return outputs
+
+    def features(self, model, pixels: torch.Tensor) -> torch.Tensor:
+        """``[batch, VISUAL, features_width]``: what the merger reads, the tower's patches side by side."""
+        return self.layers(model, pixels)[-1].reshape(len(pixels), VISUAL, -1)
+
+    def visual(self, model, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """As :meth:`Llava.visual`."""
+        tower = self.tower(model)
+        with torch.no_grad():
+            layers = self.layers(model, pixels)
+        read = [tower.merger(layers[-1])]
+        read += [m(layers[i]) for m, i in zip(tower.deepstack_merger_list, tower.deepstack_visual_indexes, strict=True)]
+        return [x.reshape(len(pixels), VISUAL, WIDTH) for x in read]
+
+    def processor(self, tokenizer: PreTrainedTokenizerFast) -> PaddleOCRVLProcessor:
+        """Does with images and text what Qwen3VLProcessor does, which demands a video processor and so torchvision."""
+        area = IMAGE_SIZE * IMAGE_SIZE  # pixels; other images are brought to as many, in their own shape
+        images = Qwen2VLImageProcessorPil(
+            size={"shortest_edge": area, "longest_edge": area},
+            patch_size=PATCH // self.merge,
+            merge_size=self.merge,
+            temporal_patch_size=self.frames,
+            image_mean=[0.5] * 3,
+            image_std=[0.5] * 3,
+        )
+        return PaddleOCRVLProcessor(image_processor=images, tokenizer=tokenizer, chat_template=self.prompt.template)
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Attention of everything to everything. Written out, as the compiler fuses it."""
+    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).float().softmax(-1).to(v.dtype) @ v
+
+
+ARCHITECTURES = {"llava": Llava(), "qwen3_vl": Qwen3VL()}

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 
 from describe import DESCRIBE, converse, describe, sample_world, state
-from labels import HEADS, SIDE, dense_labels
+from labels import HEADS, VISUAL, dense_labels
 from lookless.reference.draw import draw
 from lookless.reference.worlds import World, sample_chart, sample_scene, sample_sign
 from tokens import Words
 
-VISUAL = SIDE * SIDE
 MEAN, STD = 127.5, 127.5  # the processor's image_mean and image_std of 0.5
 TALK = 128  # tokens of questions and answers behind one prefix
 TARGETS = 40  # answer tokens that are scored behind one prefix, at most; describing needs most
@@ -28,8 +27,8 @@ SHARED, NOWHERE = 0, -1  # segments: seen by every question; padding
 
 @dataclass
 class Batch:
-    """``ids, positions, segments`` int64 ``[batch, sequence]``; ``where, targets`` int64 ``[batch, TARGETS]``,
-    target -100 where unused; ``pixels`` float ``[batch, 3, 96, 96]``;
+    """``ids, segments`` int64 ``[batch, sequence]``; ``positions`` int64 ``[axes, batch, sequence]``;
+    ``where, targets`` int64 ``[batch, TARGETS]``, target -100 where unused; ``pixels`` float ``[batch, 3, 96, 96]``;
     ``visual_at`` is where the visual tokens begin; ``shown`` int64 ``[batch, patches]`` are the patches shown, None for
     all of them."""
 
@@ -66,13 +65,14 @@ def _talk(
     world: World, rng: random.Random, words: Words, describing: float, facts: float, stating: float
 ) -> list[tuple[list[int], list[int]]]:
     """Tokens given and tokens to be answered, of each turn about ``world``."""
+    prompt = words.prompt
     if rng.random() < stating:
         stated = (state(world, rng) for _ in range(25))
-        return [(words(f"\n{beginning}"), words(f" {end}")) for beginning, end in stated]
+        return [(words(prompt.statement.format(beginning)), words(f" {end}")) for beginning, end in stated]
     talk = converse(world, rng, turns=9, facts=facts)
     if rng.random() < describing:
         talk.insert(0, (rng.choice(DESCRIBE), describe(world)))
-    return [(words(f"\n{question} ASSISTANT:"), [*_said(words, answer), words.eos]) for question, answer in talk]
+    return [(words(prompt.question.format(q)), [*_said(words, a), *words(prompt.end)]) for q, a in talk]
 
 
 def _said(words: Words, answer: str) -> list[int]:
@@ -95,29 +95,31 @@ def talk_batch(
     """``size`` worlds with as many questions as fit in ``room`` tokens; a share ``describing`` is described first,
     a share ``stating`` gets statements and no questions. Of each image ``focus`` patches are shown; without ``extras``
     only those at which something is."""
-    head = [words.bos, *words("USER: ")]
-    prefix = len(head) + focus
-    start = len(head) + VISUAL  # where questions begin at test time, whatever stands before them
+    head, tail = words(words.prompt.before), words(words.prompt.after)
+    behind = len(head) + focus  # the visual tokens
+    prefix = behind + len(tail)
+    offsets, resumed = words.prompt.offsets, len(head) + words.prompt.span
+    start = resumed + len(tail)  # where questions begin at test time, whatever stands before them
     length = prefix + room
     ids = np.full((size, length), words.pad)
-    positions = np.zeros((size, length), dtype=np.int64)
+    positions = np.zeros((len(offsets), size, length), dtype=np.int64)
     segments = np.full((size, length), NOWHERE)
     where = np.zeros((size, TARGETS), dtype=np.int64)
     targets = np.full((size, TARGETS), -100)
-    image_id = words.tokenizer.convert_tokens_to_ids("<image>")
-    patches = np.zeros((size, focus), dtype=np.int64)
+    patches = np.tile(np.arange(focus), (size, 1))
     worlds = []
     for b in range(size):
         world = sample_world(rng)
         worlds.append(world)
-        ids[b, :prefix] = [*head, *[image_id] * focus]
-        positions[b, :prefix] = range(prefix)
+        ids[b, :prefix] = [*head, *[words.image] * focus, *tail]
         segments[b, :prefix] = SHARED
         if focus < VISUAL:
             patches[b], centres = focus_on(world, rng, focus)
-            positions[b, len(head) : prefix] = len(head) + patches[b]
             if not extras:
-                segments[b, len(head) : prefix] = np.where(centres, SHARED, NOWHERE)
+                segments[b, len(head) : behind] = np.where(centres, SHARED, NOWHERE)
+        positions[:, b, : len(head)] = range(len(head))
+        positions[:, b, len(head) : behind] = len(head) + offsets[:, patches[b]]
+        positions[:, b, behind:prefix] = range(resumed, start)
         at, scored = prefix, 0
         talk = _talk(world, rng, words, describing, facts, stating)
         for turn, (asked, answered) in enumerate(talk, start=1):
@@ -126,7 +128,7 @@ def talk_batch(
                 continue
             here = slice(at, at + len(tokens))
             ids[b, here] = tokens
-            positions[b, here] = range(start, start + len(tokens))
+            positions[:, b, here] = range(start, start + len(tokens))
             segments[b, here] = turn
             first = at + len(asked) - 1
             where[b, scored : scored + len(answered)] = range(first, first + len(answered))

@@ -9,6 +9,7 @@ from lookless.reference.draw import bar_boxes, character_boxes
 from lookless.reference.worlds import CHARACTERS, COLOURS, IMAGE_SIZE, SHAPES, Scene, Sign, World
 
 SIDE = IMAGE_SIZE // PATCH
+VISUAL = SIDE * SIDE  # visual tokens of an image
 CONTENT = ("nothing", *SHAPES, "bar", *CHARACTERS)
 COLOUR = ("nothing", *COLOURS)
 # number: a character's place in its sign, a bar's value; centre: the patch an object is counted at
@@ -31,7 +32,7 @@ def _boxes(world: World):
 
 
 def dense_labels(world: World) -> np.ndarray:
-    """int64 ``[SIDE * SIDE, len(HEADS)]``: each patch is labelled by the box that covers most of it."""
+    """int64 ``[VISUAL, len(HEADS)]``: each patch is labelled by the box that covers most of it."""
     labels = np.zeros((SIDE, SIDE, len(HEADS)), dtype=np.int64)
     covered = np.zeros((SIDE, SIDE))
     edges = np.arange(SIDE) * PATCH
@@ -47,4 +48,4 @@ def dense_labels(world: World) -> np.ndarray:
         covered[row, column] = PATCH * PATCH
     labels[..., 4] = np.arange(SIDE)[:, None]
     labels[..., 5] = np.arange(SIDE)[None, :]
-    return labels.reshape(SIDE * SIDE, len(HEADS))
+    return labels.reshape(VISUAL, len(HEADS))

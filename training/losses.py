@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from architecture import WIDTH
 from batches import Batch
 from labels import HEADS
 
@@ -14,10 +13,10 @@ from labels import HEADS
 class Reader(nn.Module):
     """Heads that read the dense labels off the tower; thrown away after its stage."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(WIDTH)
-        self.heads = nn.ModuleDict({name: nn.Linear(WIDTH, size) for name, size in HEADS.items()})
+        self.norm = nn.LayerNorm(width)
+        self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in HEADS.items()})
 
     def forward(self, features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = self.norm(features)
@@ -31,41 +30,35 @@ class Reader(nn.Module):
         return torch.stack(losses).sum(), torch.stack(right)
 
 
-def visual_features(model, pixels: torch.Tensor) -> torch.Tensor:
-    """``[batch, VISUAL, WIDTH]`` of the tower, class token dropped."""
-    tower = model.model.vision_tower
-    x = tower.pre_layrnorm(tower.embeddings(pixels))
-    for layer in tower.encoder.layers:
-        x = layer(x, attention_mask=None)
-    return x[:, 1:]
-
-
-def decode_loss(model, embeds, positions, segments, where, targets) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean cross-entropy of the answer tokens, and the share of them that is the argmax."""
+def hidden_states(model, b: Batch, visual: list[torch.Tensor]) -> torch.Tensor:
+    """``[batch, sequence, width]`` behind the last layer, before its norm."""
     decoder = model.model.language_model
-    length = embeds.shape[1]
+    before = b.visual_at
+    if b.shown is not None:
+        visual = [x.gather(1, b.shown[..., None].expand(-1, -1, x.shape[-1])) for x in visual]
+    length = b.ids.shape[1]
+    behind = length - before - visual[0].shape[1]
+    embeds = decoder.embed_tokens(b.ids)
+    embeds = torch.cat((embeds[:, :before], visual[0].to(embeds.dtype), embeds[:, length - behind :]), dim=1)
     causal = torch.ones(length, length, dtype=torch.bool).tril()
-    key, query = segments[:, None, None, :], segments[:, None, :, None]
+    key, query = b.segments[:, None, None, :], b.segments[:, None, :, None]
     mask = causal & ((key == 0) | (key == query)) & (key >= 0) | torch.eye(length, dtype=torch.bool)
     mask = torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill(~mask, -1e9)
+    positions = b.positions if len(b.positions) > 1 else b.positions[0]
     rotary = decoder.rotary_emb(embeds, positions)
     x = embeds
-    for layer in decoder.layers:
-        x = layer(x, attention_mask=mask, position_ids=positions, position_embeddings=rotary)
-    x = decoder.norm(x.gather(1, where[..., None].expand(-1, -1, x.shape[-1])))
+    for i, layer in enumerate(decoder.layers, start=1):
+        x = layer(x, attention_mask=mask, position_embeddings=rotary)
+        if i < len(visual):  # DeepStack
+            x = x + F.pad(visual[i].to(x.dtype), (0, 0, before, behind))
+    return x
+
+
+def image_loss(architecture, model, b: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean cross-entropy of the answer tokens, and the share of them that is the argmax."""
+    x = hidden_states(model, b, architecture.visual(model, b.pixels))
+    x = model.model.language_model.norm(x.gather(1, b.where[..., None].expand(-1, -1, x.shape[-1])))
     logits = model.lm_head(x).float().flatten(0, 1)
-    target = targets.flatten()
+    target = b.targets.flatten()
     right = ((logits.argmax(-1) == target) & (target >= 0)).sum() / (target >= 0).sum()
     return F.cross_entropy(logits, target), right
-
-
-def image_loss(model, b: Batch):
-    with torch.no_grad():  # the tower stays as it is, as in LLaVA; Muon's steps are of one size and would wear it down
-        features = visual_features(model, b.pixels)
-    visual = model.model.multi_modal_projector(features)
-    if b.shown is not None:
-        visual = visual.gather(1, b.shown[..., None].expand(-1, -1, visual.shape[-1]))
-    embeds = model.model.language_model.embed_tokens(b.ids)
-    after = b.visual_at + visual.shape[1]
-    embeds = torch.cat((embeds[:, : b.visual_at], visual.to(embeds.dtype), embeds[:, after:]), dim=1)
-    return decode_loss(model, embeds, b.positions, b.segments, b.where, b.targets)

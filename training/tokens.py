@@ -3,32 +3,107 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from describe import DESCRIBE, ORDINALS, describe, fact
+from labels import SIDE, VISUAL
 from lookless.reference.questions import FRUIT, TASKS, WARMTH
 from lookless.reference.worlds import CHARACTERS
 
-SPECIAL = ("<pad>", "<s>", "</s>", "<image>")
+
+@dataclass(frozen=True)
+class Prompt:
+    """How a model is told of an image and asked about it: what its chat template writes, in pieces.
+
+    ``offsets`` int ``[axes, visual tokens]`` are the positions of the visual tokens behind the first one's; text goes
+    on behind the largest.
+    """
+
+    special: tuple[str, ...]
+    names: dict[str, str]  # the tokenizer's and the processor's names of special tokens
+    before: str
+    after: str
+    statement: str
+    question: str
+    end: str
+    template: str
+    offsets: np.ndarray
+    lines: tuple[str, ...]  # for the tokenizer's corpus
+
+    @property
+    def span(self) -> int:
+        return int(self.offsets.max()) + 1
+
+
+_TEXT = "{% for item in message['content'] if item['type'] == 'text' %}{{ item['text'] }}{% endfor %}"
 # LLaVA-1.5's conversation, shortened to what a model without small talk needs.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{% if message['role'] == 'user' %}USER: "
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for item in message['content'] if item['type'] == 'image' %}<image>\n{% endfor %}"
-    "{% for item in message['content'] if item['type'] == 'text' %}{{ item['text'] }}{% endfor %}{% endif %}"
-    "{% else %} ASSISTANT: {% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for item in message['content'] if item['type'] == 'text' %}{{ item['text'] }}{% endfor %}{% endif %}</s>"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+LLAVA = Prompt(
+    special=("<pad>", "<s>", "</s>", "<image>"),
+    names={"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "image_token": "<image>"},
+    before="<s>USER: ",
+    after="",
+    statement="\n{}",
+    question="\n{} ASSISTANT:",
+    end="</s>",
+    template=(
+        "{% for message in messages %}{% if message['role'] == 'user' %}USER: "
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+        "{% for item in message['content'] if item['type'] == 'image' %}<image>\n{% endfor %}"
+        f"{_TEXT}{{% endif %}}"
+        "{% else %} ASSISTANT: {% if message['content'] is string %}{{ message['content'] }}{% else %}"
+        f"{_TEXT}{{% endif %}}</s>"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+    ),
+    offsets=np.arange(VISUAL)[None],
+    lines=("USER: x ASSISTANT: x",),
+)
+# Qwen's conversation without its line breaks; a visual token's position is its time, row and column.
+QWEN = Prompt(
+    special=(
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+    ),
+    names={
+        "pad_token": "<|endoftext|>",
+        "eos_token": "<|im_end|>",
+        "image_token": "<|image_pad|>",
+        "video_token": "<|video_pad|>",
+        "vision_start_token": "<|vision_start|>",
+        "vision_end_token": "<|vision_end|>",
+    },
+    before="<|im_start|>user<|vision_start|>",
+    after="<|vision_end|>",
+    statement="{}",
+    question="{}<|im_end|><|im_start|>assistant",
+    end="<|im_end|>",
+    template=(
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}"
+        "{% if message['role'] == 'assistant' %} {% endif %}"
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+        "{% for item in message['content'] if item['type'] == 'image' %}"
+        "<|vision_start|><|image_pad|><|vision_end|>{% endfor %}"
+        f"{_TEXT}{{% endif %}}<|im_end|>{{% endfor %}}"
+        "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+    ),
+    offsets=np.stack((np.zeros(VISUAL, dtype=np.int64), np.arange(VISUAL) // SIDE, np.arange(VISUAL) % SIDE)),
+    lines=("user assistant",),
 )
 
 
-def corpus() -> list[str]:
+def corpus(prompt: Prompt) -> list[str]:
     rng = random.Random("tokenizer")
     lines = [
-        *["USER: x ASSISTANT: x"] * 50,
+        *prompt.lines * 50,
         *DESCRIBE,
         *ORDINALS,
         *["the first character is a bar of value is at the number of objects is"] * 50,
@@ -48,31 +123,32 @@ def corpus() -> list[str]:
     return lines
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(prompt: Prompt) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
-        corpus(),
+        corpus(prompt),
         trainers.BpeTrainer(
             vocab_size=2000,
             min_frequency=20,
-            special_tokens=list(SPECIAL),
+            special_tokens=list(prompt.special),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
     )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
-    )
+    if "bos_token" in prompt.names:
+        bos = prompt.names["bos_token"]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
+    own = {name: token for name, token in prompt.names.items() if name in ("pad_token", "bos_token", "eos_token")}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        extra_special_tokens={"image_token": "<image>"},
+        **own,
+        extra_special_tokens={name: token for name, token in prompt.names.items() if name not in own},
         padding_side="left",
-        chat_template=CHAT_TEMPLATE,
+        chat_template=prompt.template,
         model_max_length=2048,
     )
 
@@ -80,9 +156,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 class Words:
     """Strings to ids, remembered: the tasks have few distinct strings but for signs and descriptions."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.tokenizer = tokenizer
-        self.bos, self.eos, self.pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, prompt: Prompt) -> None:
+        self.tokenizer, self.prompt = tokenizer, prompt
+        self.pad = tokenizer.pad_token_id
+        self.image = tokenizer.convert_tokens_to_ids(prompt.names["image_token"])
         self._one = lru_cache(maxsize=200_000)(self._ids)
 
     def _ids(self, text: str) -> tuple[int, ...]:

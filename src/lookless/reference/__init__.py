@@ -1,4 +1,4 @@
-"""The reference model and its tasks: a small LLaVA, trained by ``training/``, and images this package draws itself.
+"""The reference models and their tasks: a small LLaVA and a small Qwen3-VL, and images this package draws itself.
 
 Images and questions are a function of split, task and index; splits share no seed, so no image, and training
 draws from seeds of its own.
@@ -14,10 +14,11 @@ from PIL import Image
 from .draw import draw
 from .questions import TASKS, pose
 
-#: The folder of the shipped model, loadable by ``AutoModelForImageTextToText.from_pretrained``.
-MODEL = Path(__file__).parent / "model"
+#: The folders of the shipped models by architecture, loadable by ``AutoModelForImageTextToText.from_pretrained``.
+MODELS = {"llava": Path(__file__).parent / "model", "qwen3_vl": Path(__file__).parent / "qwen3_vl"}
+MODEL = MODELS["llava"]
 
-__all__ = ["MODEL", "TASKS", "question"]
+__all__ = ["MODEL", "MODELS", "TASKS", "question"]
 
 
 def question(task: str, split: str, index: int) -> tuple[Image.Image, str, str]:
