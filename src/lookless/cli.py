@@ -42,7 +42,9 @@ OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
 out, err = Console(), Console(stderr=True)
 Command = TypeVar("Command", bound=Callable[..., None])
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="`reference`, a local folder, or a hub id.")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="`reference`, `reference-qwen3-vl`, a local folder, or a hub id.")
+]
 Data = Annotated[
     str,
     typer.Option(
@@ -454,6 +456,62 @@ def generate(
         _print_json({"prompt": prompt, "answer": answer, "plan": plan_dir})
     else:
         typer.echo(answer)
+
+
+@app.command()
+@_told
+def table(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="By default the shipped ones.")
+    ] = None,
+    out_path: Annotated[
+        Path, typer.Option("--out", help="The document, Markdown; what else stands in it stays.")
+    ] = Path("results.md"),
+    work: Annotated[
+        Path, typer.Option(help="Folder for scores and outcomes; a table that was cut off goes on from it.")
+    ] = Path("lookless-table"),
+    budget: Annotated[list[float] | None, typer.Option(help="Share of FLOPs at which all are compared: 0.6.")] = None,
+    only: Annotated[list[str] | None, typer.Option("--method", help="Only this method; may be repeated.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Tasks, as for eval; by default the shipped six.")] = None,
+    questions: Annotated[int, typer.Option(help="Questions of each task.", min=2)] = 60,
+    samples: Annotated[int, typer.Option(help="Calibration samples of each task.", min=1)] = 20,
+    machine: Annotated[str, typer.Option(help="What it ran on, a sentence for the document.")] = "",
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+) -> None:
+    """Run every method at its paper's relative depth and at one budget, and write what each keeps and costs.
+
+    Over an hour on two cores for both shipped models. Example: lookless table reference --method v-skip --method fastv
+    """
+    from . import files, reference, report, results
+    from .loading import load_model
+    from .methods import all_methods
+    from .table import run_table
+
+    known = all_methods()
+    unknown = [name for name in only or () if name not in known]
+    if unknown:
+        raise PlanError(f"no method is called {unknown[0]!r}; methods are {', '.join(known)}.")
+    chosen = {name: method for name, method in known.items() if name in (only or known)}
+    _writable(out_path, folder=False)
+    outcomes = [
+        run_table(
+            load_model(model, dtype=dtype, device=device),
+            chosen,
+            _writable(work / model.replace("/", "-"), folder=True),
+            tasks=data or [f"reference:{task}" for task in reference.TASKS],
+            budgets=budget or [0.6],
+            questions=questions,
+            samples=samples,
+            machine=machine,
+        )
+        for model in models or reference.NAMES
+    ]
+    figure = out_path.parent / "images" / f"{out_path.stem}.png"
+    report.save_figure(results.retention_figure(outcomes), figure)
+    before = out_path.read_text(encoding="utf-8") if out_path.exists() else ""
+    files.write_text(out_path, results.document(before, outcomes, known, f"images/{figure.name}"))
+    out.print(f"written: {out_path} and {figure}; outcomes, question by question, are in {work}", soft_wrap=True)
 
 
 @app.command(context_settings=OPEN)

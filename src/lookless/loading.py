@@ -68,14 +68,14 @@ class Loaded:
 
 
 def load_model(name: str, *, dtype: str = "auto", device: str = "cpu", revision: str | None = None) -> Loaded:
-    """``reference``, a local folder, or a hub id.
+    """``reference``, ``reference-qwen3-vl``, a local folder, or a hub id.
 
     Raises:
         ModelError: it is not there, cannot be read, or its family is not supported.
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
-    where = str(reference.MODEL) if name == "reference" else name
+    where = str(reference.NAMES.get(name, name))
     if looks_local(where) and not (Path(where) / "config.json").is_file():
         raise ModelError(f"{where} is not a model's folder: it has no config.json.")
     import transformers
@@ -83,8 +83,8 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu", revision:
     if not sys.stderr.isatty():  # a bar is for eyes; in a log or a pipe it is noise
         transformers.utils.logging.disable_progress_bar()
 
-    # The reference is stored in bfloat16 to be small, and run in float32, which every CPU does well.
-    chosen = torch.float32 if name == "reference" and dtype == "auto" else DTYPES[dtype]
+    # The shipped models are stored in bfloat16 to be small, and run in float32, which every CPU does well.
+    chosen = torch.float32 if name in reference.NAMES and dtype == "auto" else DTYPES[dtype]
     try:
         config = transformers.AutoConfig.from_pretrained(where, revision=revision)
         family_of(config)  # before gigabytes are read

@@ -44,7 +44,12 @@ def section(results: Results, methods: Mapping[str, Method]) -> str:
     settings = list(dict.fromkeys(o.setting for o in results.outcomes))
     for setting in settings:
         title = "At the paper's setting, at the same relative depth" if setting == PAPER else f"At {float(setting):.0%}"
-        lines += ["", f"### {title}{'' if setting == PAPER else ' of the FLOPs'}", "", *_table(results, setting, methods)]
+        lines += [
+            "",
+            f"### {title}{'' if setting == PAPER else ' of the FLOPs'}",
+            "",
+            *_table(results, setting, methods),
+        ]
     missed = [f"* {key.split(', ')[0]} ({_setting(key.split(', ')[1])}): {why}" for key, why in results.missed.items()]
     return "\n".join([*lines, *(["", "Not there:", "", *missed] if missed else [])])
 
@@ -55,7 +60,10 @@ def _table(results: Results, setting: str, methods: Mapping[str, Method]) -> lis
     heads = ["method", "FLOPs kept, %", "prefill time kept, %", "retention, %"]
     heads += ["points above random tokens"] if budget else []
     heads += ["prefix-cache safe"]
-    rows = ["| " + " | ".join([*heads, *map(_short, tasks)]) + " |", "|---" + "|---:" * (len(heads) + len(tasks) - 1) + "|"]
+    rows = [
+        "| " + " | ".join([*heads, *map(_short, tasks)]) + " |",
+        "|---" + "|---:" * (len(heads) + len(tasks) - 1) + "|",
+    ]
     names = [name for name in methods if results.of(name, setting)]
     control = results.of(CONTROL, setting)
 
@@ -119,6 +127,8 @@ def retention_figure(results: Sequence[Results]) -> Figure:
         dense = float(np.mean([r for o in one.outcomes if o.method == one.outcomes[0].method for r in o.dense]))
         axis.axhline(dense, color=MUTED, lw=1, ls="--")
         axis.text(0.01, dense, " dense", color=MUTED, va="bottom", fontsize=8)
-        axis.set(title=one.model, xlabel="share of the prefill's FLOPs that ran", ylabel="answers right", xlim=(0, 1.02))
+        axis.set(
+            title=one.model, xlabel="share of the prefill's FLOPs that ran", ylabel="answers right", xlim=(0, 1.02)
+        )
     figure.suptitle("Hollow: at the paper's setting. Full: at the budget. Orange: random, the control", fontsize=9)
     return figure

@@ -251,9 +251,7 @@ def run_table(
     """
     bench = Bench(loaded, tasks, folder, questions=questions, samples=samples, batch=batch)
     path = folder / "results.json"
-    fresh = Results(
-        model=loaded.name, geometry=bench.geometry, questions=questions, samples=samples, machine=machine
-    )
+    fresh = Results(model=loaded.name, geometry=bench.geometry, questions=questions, samples=samples, machine=machine)
     results = files.load(path, Results, PlanError, SCHEMA_VERSION) if path.exists() else fresh
     same = ("model", "geometry", "questions", "samples")
     if any(getattr(results, name) != getattr(fresh, name) for name in same):

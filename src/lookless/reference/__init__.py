@@ -17,8 +17,10 @@ from .questions import TASKS, pose
 #: The folders of the shipped models by architecture, loadable by ``AutoModelForImageTextToText.from_pretrained``.
 MODELS = {"llava": Path(__file__).parent / "model", "qwen3_vl": Path(__file__).parent / "qwen3_vl"}
 MODEL = MODELS["llava"]
+#: What the shipped models are called where a model is asked for.
+NAMES = {"reference": MODELS["llava"], "reference-qwen3-vl": MODELS["qwen3_vl"]}
 
-__all__ = ["MODEL", "MODELS", "TASKS", "question"]
+__all__ = ["MODEL", "MODELS", "NAMES", "TASKS", "question"]
 
 
 def question(task: str, split: str, index: int) -> tuple[Image.Image, str, str]:
