@@ -10,8 +10,9 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from lookless import Plan, Scores, Skip, load_data
+from lookless import Geometry, Plan, Scores, Skip, load_data
 from lookless.cli import app
+from lookless.methods import METHODS
 from lookless.models import geometry_of
 from lookless.plan import FILE_NAME
 
@@ -50,7 +51,18 @@ def plan(tmp_path, reference):
 
 def test_help_has_an_example_everywhere():
     assert "lookless demo" in run("--help").output
-    for command in ("demo", "calibrate", "plan v-skip", "show", "eval", "generate", "flops"):
+    for command in (
+        "demo",
+        "calibrate",
+        "plan v-skip",
+        "plan fastv",
+        "plan preset",
+        "methods",
+        "show",
+        "eval",
+        "generate",
+        "flops",
+    ):
         result = run(*command.split(), "--help")
         assert result.exit_code == 0
         assert f"Example: lookless {command}" in result.output, command
@@ -103,6 +115,115 @@ def test_flops_prints_the_papers_figures(plan):
     )
 
 
+def test_every_method_is_a_command(tmp_path):
+    """Knobs come from the signature; what is left out is the paper's, at the same relative depth."""
+    at = ("--out", tmp_path / "p")
+    made = run("plan", "pyramiddrop", "--geometry", "reference", "--keep", "0.6,0.3,0.1", *at)
+    assert made.exit_code == 0, made.output
+    assert "0.3 by instruction_attention" in made.output
+    rows = Plan.from_pretrained(tmp_path / "p").layers
+    assert [i for i, row in enumerate(rows) if not row.is_full] == [3, 6, 9]
+    assert run("plan", "gsop", "--geometry", "reference", "--order", "ffn:11,visible:2", *at).exit_code == 0
+    assert Plan.from_pretrained(tmp_path / "p").skipped("visible") == (2,)
+    assert run("plan", "preset", "shortv/llava-1.5-7b", *at).exit_code == 0
+    assert len(Plan.from_pretrained(tmp_path / "p").skipped("ffn")) == 19
+    told = run("plan", "fastv", "--help").output
+    for words in ("attended to most in the layer before", "--layer", "The paper's: 2, of 32 layers.", "--geometry"):
+        assert words in told
+    assert "--scores" not in told
+    listed = run("plan", "--help").output
+    assert all(name in listed for name in METHODS)
+    priced = ("flops", "--geometry", "LLaVA-1.5-7B", "--visual", 576, "--text", 66.6)
+    assert "58.8%" in run(*priced, "--method", "fastv", "--layer=3").output
+
+
+def test_scores_find_their_method(tmp_path):
+    geometry = Geometry.preset("LLaVA-1.5-7B").model_copy(update={"layers": 4})
+    paths = {}
+    for name in ("visual_information_gain", "ffn_effect", "freeze_effect"):
+        paths[name] = tmp_path / f"{name}.json"
+        Scores(name=name, per_sample=((0.1, 0.2, 0.3, 0.4),), geometry=geometry).save(paths[name])
+    at = ("--out", tmp_path / "p")
+    given = [word for path in paths.values() for word in ("--scores", path)]
+    assert run("plan", "operator-skipping", *reversed_pairs(given), "--save", 0.3, *at).exit_code == 0
+    made = Plan.from_pretrained(tmp_path / "p").provenance
+    assert made.knobs["scores"] == "visual_information_gain ffn_effect freeze_effect", "whatever their order"
+    assert "needs scores of visual_information_gain, ffn_effect, freeze_effect and was given ffn_effect" in fails(
+        "plan", "operator-skipping", "--scores", paths["ffn_effect"], *at
+    )
+    assert run("plan", "v-skip", "--scores", paths["ffn_effect"], "--layers", 1, *at).exit_code == 0, "its own variant"
+    assert run("plan", "v-skip-universal", *given, "--by", "rank", *at).exit_code == 0
+    assert "was given visual_information_gain, ffn_effect" in fails("plan", "v-skip", *given, *at)
+
+
+def reversed_pairs(words):
+    return [word for i in range(len(words) - 2, -1, -2) for word in words[i : i + 2]]
+
+
+def test_plans_are_refused_in_one_sentence(tmp_path):
+    seven = ("--geometry", "LLaVA-1.5-7B", "--out", tmp_path / "p")
+    assert "fastv has no knob --keeep; its knobs are --layer INT, --keep FLOAT" in fails(
+        "plan", "fastv", "--keeep", 1, *seven
+    )
+    assert "layer is 'x' and should be INT. Its knobs are --layer INT" in fails("plan", "fastv", "--layer", "x", *seven)
+    assert "'deep' belongs to no option" in fails("plan", "fastv", "deep", *seven)
+    assert "no method 'fastw'; choose one of v-skip" in fails("plan", "fastw", *seven)
+    assert "fastv needs --geometry" in fails("plan", "fastv", *seven[2:])
+    assert "v-skip needs --scores FILE, of visual_information_gain" in fails("plan", "v-skip", *seven[2:])
+    assert "no ready plan is called 'x'" in fails("plan", "preset", "x", *seven[2:])
+    assert "choose one of LLaVA-1.5-7B" in fails("plan", "fastv", "--geometry", "x", *seven[2:])
+    assert not (tmp_path / "p" / FILE_NAME).exists()
+
+
+def test_a_folder_is_a_geometry(tmp_path):
+    from lookless import reference as shipped
+
+    assert run("plan", "fastv", "--geometry", shipped.MODEL, "--out", tmp_path / "p").exit_code == 0
+    (tmp_path / "config.json").write_text('{"model_type": "mystery"}')
+    assert "cannot be read as a configuration" in fails(
+        "plan", "fastv", "--geometry", tmp_path, "--out", tmp_path / "p"
+    )
+
+
+def test_methods_are_listed():
+    listed = json.loads(run("methods", "--json").stdout)
+    assert list(listed) == list(METHODS)
+    assert listed["shortv"]["needs"] == ["layer_contribution"]
+    assert listed["shortv"]["prefix_cache_safe"]
+    assert not listed["fastv"]["prefix_cache_safe"]
+    printed = subprocess.run(
+        [sys.executable, "-m", "lookless", "methods"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "100"},
+        check=True,
+    ).stdout
+    assert max(map(len, printed.splitlines())) <= 100
+    assert all(f"│ {name} " in printed for name in METHODS)
+
+
+def test_another_measure(tmp_path):
+    scores = tmp_path / "s.json"
+    told = run(
+        "calibrate",
+        "reference",
+        "--data",
+        "reference:chart",
+        "--samples",
+        1,
+        "--measure",
+        "withdrawal",
+        "--out",
+        scores,
+    )
+    assert told.exit_code == 0, told.output
+    assert "lookless plan vtw-search --scores" in told.output
+    assert Scores.load(scores).name == "withdrawal"
+    assert "no measure is called 'x'; choose one of visual_information_gain, ffn_effect" in fails(
+        "calibrate", "reference", "--data", "reference", "--measure", "x", "--out", scores
+    )
+
+
 def test_jsonl_of_ones_own(tmp_path, image, plan):
     (tmp_path / "mine.jsonl").write_text(
         json.dumps({"image": image.name, "question": "which bar is the tallest?", "answer": "red"})
@@ -127,8 +248,11 @@ def test_refusals_are_one_sentence(tmp_path, image, plan):
     assert "choose one of LLaVA-1.5-7B" in fails(*flops, "--geometry", "gpt")
     seven = (*flops, "--geometry", "LLaVA-1.5-7B")
     assert "either --plan or --method" in fails(*seven, "--plan", plan, "--method", "v-skip")
-    assert "needs --layers" in fails(*seven, "--method", "v-skip")
     assert "33 layers and the model has 32" in fails(*seven, "--method", "v-skip", "--layers", 33)
+    assert "layers is 'many' and should be INT" in fails(*seven, "--method", "v-skip", "--layers", "many")
+    assert "vtw-search costs depends on scores" in fails(*seven, "--method", "vtw-search")
+    assert "dop needs attention, which is found by search" in fails(*seven, "--method", "dop")
+    assert "--layers is no option of lookless flops" in fails(*seven, "--layers", 3)
     assert "no method 'x'" in fails(*seven, "--method", "x", "--layers", 3)
     assert "does not exist" in fails("show", tmp_path)
     assert "has no config.json" in fails("eval", tmp_path, "--data", "reference")

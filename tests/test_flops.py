@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lookless import PRESETS, Geometry, Plan, Skip, apply
+from lookless import PRESETS, Geometry, Plan, Skip, apply, methods
 from lookless.errors import GeometryError, PlanError
 from lookless.flops import layer, prefill
 from lookless.models import geometry_of
@@ -41,12 +41,95 @@ def test_the_papers_figures(plan, printed):
     assert f"{prefill(SEVEN, visual=V, text=T, plan=plan).total_tflops:.2f}" == printed
 
 
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        (66, ("8.5313", "7.6817", "4.7210", "4.694", "4.934")),
+        (66.6, ("8.5395", "7.6898", "4.7291", "4.702", "4.9420")),
+        (67, ("8.5449", "7.6952", "4.7345", "4.708", "4.947")),
+    ],
+)
+def test_which_text_length_the_papers_mean(text, printed):
+    """Only 66.6 gives 8.54, 7.69 and 4.94 at once (2606.08511, Table 2); 4.94 is VTW with 17 layers in full, not 16."""
+    plans = (None, v_skip(19), short_v(19), methods.vtw(SEVEN, after=15), methods.vtw(SEVEN, after=16))
+    for plan, figure in zip(plans, printed, strict=True):
+        told = prefill(SEVEN, visual=V, text=text, plan=plan).total_tflops
+        assert f"{told:.{len(figure.split('.')[1])}f}" == figure
+
+
 def test_seventeen_full_layers_then_text_only():
-    """VTW's row: 17 layers in full, 15 without a visual token."""
+    """VTW's row by hand: 17 layers in full, 15 without a visual token."""
     n = V + T
     full = layer(SEVEN, query=n, key=n, ffn=n)
     text_only = layer(SEVEN, query=T, key=T, ffn=T)
     assert f"{(17 * full + 15 * text_only) / 1e12:.2f}" == "4.94"
+
+
+@pytest.mark.parametrize(
+    ("layers", "printed"),
+    [
+        (4, ("8.361", "7.916", "7.737")),
+        (8, ("8.182", "7.293", "6.935")),
+        (16, ("7.824", "6.046", "5.331")),
+        (19, ("7.690", "5.579", "4.729")),
+        (24, ("7.466", "4.800", "3.726")),
+        (28, ("7.287", "4.176", "2.924")),
+        (32, ("7.108", "3.553", "2.122")),
+    ],
+)
+def test_attention_ffn_or_both_in_so_many_layers(layers, printed):
+    """An FFN saves 3.5 times what attention saves, so equal counts are not equal budgets."""
+    for name, figure in zip(("v-skip", "ffn-skip", "shortv"), printed, strict=True):
+        method = methods.METHODS[name]
+        plan = method.at_paper(SEVEN, method.alike(SEVEN), layers=layers)
+        assert f"{prefill(SEVEN, visual=V, text=T, plan=plan).total_tflops:.3f}" == figure
+
+
+def kept(plan, geometry=SEVEN, visual=V, text=T):
+    dense = prefill(geometry, visual=visual, text=text).total
+    return 100 * prefill(geometry, visual=visual, text=text, plan=plan).total / dense
+
+
+def test_fastv_and_v_skip():
+    """2606.08511 prints 61.66 % for FastV and 56.73 % with V-Skip.
+
+    61.66 is five full layers and not FastV's three. With V-Skip's 19 all behind them 56.98 is kept; with one of the 19
+    in the first layer, as its mask for MME has, 56.71.
+    """
+    assert [f"{kept(methods.fastv(SEVEN, layer=k)):.2f}" for k in (2, 3, 4, 5)] == ["57.40", "58.82", "60.24", "61.66"]
+    behind, one_early = ((range(13, 32)), (0, *range(14, 32)))
+    five = methods.fastv(SEVEN, layer=5)
+    assert f"{kept(five | Plan.full(SEVEN).at(behind, attention=Skip())):.2f}" == "56.98"
+    assert f"{kept(five | Plan.full(SEVEN).at(one_early, attention=Skip())):.2f}" == "56.71"
+
+
+def test_redundancylens_figures():
+    """2501.19036 reports 71 to 72 % on InternVL2-8B: 16 layers of 32, 73 text tokens."""
+    g = Geometry.preset("InternVL2-8B")
+    order = range(32)
+    plan = methods.redundancylens(order, order)
+    for visual, percent in ((1792, "70.8"), (3328, "69.3")):
+        assert f"{kept(plan, g, visual, 73):.1f}" == percent
+
+
+def test_operator_skippings_figure():
+    """2606.31903 prints 33.7 % off Qwen3-VL-8B, most likely its preset 20.
+
+    Its runtime freezes the text before the image too where both operators are skipped; ours leaves that text alone, and
+    the same prompt saves less.
+    """
+    g = Geometry.preset("Qwen3-VL-8B")
+    plan = methods.preset("operator-skipping/Qwen3-VL-8B/20")
+    for visual, before, behind in ((500, 15, 36), (700, 15, 55), (1000, 15, 86)):
+        n, text = visual + before + behind, before + behind
+        full = layer(g, query=n, key=n, ffn=n)
+        no_attention = layer(g, query=text, key=n, ffn=n)
+        frozen = layer(g, query=behind, key=n, ffn=behind)
+        theirs = 100 * (1 - (16 * full + 8 * no_attention + 12 * frozen) / (36 * full))
+        assert f"{theirs:.1f}" == "33.7"
+        assert f"{100 - kept(plan, g, visual, text):.1f}" in {"32.9", "33.1", "33.2", "33.3"}
+    for visual, text in ((500, 37), (700, 55), (1000, 87)):
+        assert f"{100 - kept(plan, g, visual, text):.1f}" == "33.7"
 
 
 def test_visual_only_is_visipruners_count():

@@ -1,6 +1,6 @@
 """DivPrune: as unlike each other as can be.
 
-arXiv 2503.02175 (CVPR 2025), Sec. 3: choose the subset of visual tokens whose smallest cosine distance is largest,
+arXiv 2503.02175 (CVPR 2025): choose the subset of visual tokens whose smallest cosine distance is largest,
 greedily, from the projected features and before the first decoder layer; no attention, no question. The released
 default keeps 9.8 % of them.
 """

@@ -1,9 +1,9 @@
 """FastV: behind a shallow layer, half the visual tokens are as good as all.
 
-"An Image is Worth 1/2 Tokens After Layer 2" (arXiv 2403.06764, ECCV 2024), Sec. 4.1: before layer K, rank visual tokens
+"An Image is Worth 1/2 Tokens After Layer 2" (arXiv 2403.06764, ECCV 2024): before layer K, rank visual tokens
 by the attention they received in layer K-1 and drop the lowest. The paper's K = 2, R = 50 %; its repository's K = 3.
 
-Sec. 4.1 says the average attention a token receives; the released code reads the last prompt token's, and so does the
+The text says the average attention a token receives; the released code reads the last prompt token's, and so does the
 rank here. That code runs layer K-1 twice to see attention weights, which appends its keys to the cache twice; here one
 row of attention is computed beside the layer.
 """

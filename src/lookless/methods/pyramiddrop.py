@@ -1,6 +1,6 @@
 """PyramidDrop: half of what is left, at each quarter of the depth.
 
-arXiv 2410.17247 (CVPR 2025), Sec. 3.2: at the ends of stages, visual tokens are ranked by the attention the last
+arXiv 2410.17247 (CVPR 2025): at the ends of stages, visual tokens are ranked by the attention the last
 instruction token would pay them, with the next layer's own projections, and a share goes on. On LLaVA: layers 8, 16, 24
 of 32 keep 50, 25, 12.5 % of the original tokens.
 

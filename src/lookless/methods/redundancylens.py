@@ -1,10 +1,9 @@
 """RedundancyLens: visual tokens read near, and use a fifth of the neurons.
 
-arXiv 2501.19036 (ACL 2025 Findings). Two reductions, each in its own layers. Hollow attention (Sec. 3.2): a visual
-token reads all text before it and visual tokens at most 255 places back (R_A = 256). Probe-activated dynamic FFN
-(Sec. 3.1): a few visual tokens are run in full, and all others use the 20 % of channels that those excite most.
-Layers are ranked for attention and for the FFN apart, by a greedy search over about 2350 samples that ranks the last
-layers from the end.
+arXiv 2501.19036 (ACL 2025 Findings). Two reductions, each in its own layers. Hollow attention: a visual token reads
+all text before it and visual tokens at most 255 places back (R_A = 256). Probe-activated dynamic FFN: a few visual
+tokens are run in full, and all others use the 20 % of channels that those excite most. Layers are ranked for
+attention and for the FFN apart, by a greedy search over about 2350 samples that ranks the last layers from the end.
 
 An order comes here from one-layer scores (``window_effect``, ``neuron_effect``), which cost a sweep and know no
 interaction, or from a search, as a sequence of all layers. Probes are a tenth of the tokens, evenly spaced: the paper

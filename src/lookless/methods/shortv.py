@@ -1,6 +1,6 @@
 """ShortV: visual tokens are frozen in the layers that contribute least.
 
-arXiv 2504.00502 (ICCV 2025). Layer contribution, Eq. 3: the KL divergence between the model and the one whose visual
+arXiv 2504.00502 (ICCV 2025). Layer contribution: the KL divergence between the model and the one whose visual
 tokens neither attend nor are transformed in one layer. The released code computes KL(frozen || full), the reverse of
 V-Skip's direction, at the last prompt position, over 40 samples by its README's command; ``layer_contribution`` is
 that. 19 of 32 layers are frozen for 7B, 24 of 40 for 13B.

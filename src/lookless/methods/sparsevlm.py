@@ -1,6 +1,6 @@
 """SparseVLM: text decides which visual tokens stay, and the dropped are recycled.
 
-arXiv 2410.04417 (ICML 2025). Sec. 3.2: raters are the text tokens that look most like the image; Sec. 3.3: visual
+arXiv 2410.04417 (ICML 2025). Raters are the text tokens that look most like the image; visual
 tokens are ranked by the attention raters pay them; Sec. 3.4: of the dropped, the best 30 % are clustered into a tenth
 as many and stay. The paper sets how many to drop by the rank of the attention matrix; the released code reads it from a
 table of counts, one for each budget of 192, 128 or 64 tokens (of 576, averaged over layers), which is used here as

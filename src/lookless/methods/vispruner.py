@@ -1,8 +1,9 @@
 """VisPruner: half by what the tower looked at, half by what is unlike the rest.
 
-"Beyond Text-Visual Attention" (arXiv 2412.01818, ICCV 2025), Sec. 3: important tokens by the tower's class attention,
-and from the others, near-duplicates removed step by step until as many diverse ones are left; both before the first
-decoder layer. Half and half in the released code; 64 of 576 tokens is the middle one of its budgets.
+"Beyond Text-Visual Attention" (arXiv 2412.01818, ICCV 2025): important tokens by the tower's class attention, and
+from the others, near-duplicates removed step by step until as many diverse ones are left; both before the first
+decoder layer. Half and half in the released code; 64 of 576 tokens is our choice among the budgets such methods are
+compared at.
 """
 
 from __future__ import annotations

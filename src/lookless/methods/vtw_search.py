@@ -1,6 +1,6 @@
 """VTW's search for its layer.
 
-arXiv 2405.05803, Algorithm 1: over 20 samples, withdraw the image at the entry of each layer in turn, from layer 5 on,
+arXiv 2405.05803: over 20 samples, withdraw the image at the entry of each layer in turn, from layer 5 on,
 and take the first whose mean KL divergence to the full model is at most eta. The released code computes
 KL(withdrawn || full) at the last prompt position (the measure ``withdrawal``), with eta 0.003 for LLaVA-1.5-7B and
 models it does not name, 0.0005 for 13B, and 0.0001 for LLaVA-NeXT-7B.

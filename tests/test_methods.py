@@ -1,0 +1,337 @@
+"""Methods: every one is a table, at the paper's setting on any depth, signed, and refuses in one sentence."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import random
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from lookless import Filter, Full, Geometry, Keep, Neurons, Plan, Scores, Sink, Skip, Top, Window, methods
+from lookless.calibration import MEASURES
+from lookless.errors import PlanError, PlanMismatchError
+from lookless.flops import prefill
+from lookless.methods import METHODS, READY, Method, preset
+from lookless.methods.knobs import knobs_of
+
+SEVEN = Geometry.preset("LLaVA-1.5-7B")
+
+
+def of(layers: int) -> Geometry:
+    return SEVEN.model_copy(update={"layers": layers})
+
+
+def scored(*means: float, name: str = "visual_information_gain", **fields) -> Scores:
+    return Scores(name=name, per_sample=(means,), geometry=of(len(means)), **fields)
+
+
+def measured(geometry: Geometry) -> dict[str, Scores]:
+    """Random scores of every measure."""
+    draw = random.Random(0)
+    names = {need for method in METHODS.values() for need in method.measures}
+    rows = {name: tuple(draw.random() for _ in range(geometry.layers)) for name in sorted(names)}
+    return {
+        name: Scores(name=name, per_sample=(row, row), geometry=geometry, model="m", data="d", data_hash="h")
+        for name, row in rows.items()
+    }
+
+
+def built(method: Method, geometry: Geometry) -> Plan:
+    found = {n: method.knobs[n].scaled(v, geometry.layers, method.of) for n, v in method.such_as.items()}
+    return method.at_paper(geometry, measured(geometry), **found)
+
+
+@pytest.mark.parametrize("layers", [12, 28, 32, 40])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_the_papers_setting_at_any_depth(method, layers, tmp_path):
+    plan = built(method, of(layers))
+    assert not plan.is_full or method.name == "vtw-search"  # no random score is under eta
+    assert len(plan.layers) == layers
+    plan.save_pretrained(tmp_path)
+    assert Plan.from_pretrained(tmp_path) == plan
+    assert len(str(plan).splitlines()) == layers + 1
+    made = plan.provenance
+    assert made.method == method.name
+    assert set(made.knobs) == set(method.knobs) | ({"scores"} if method.measures else set())
+    assert (made.model, made.data, made.samples) == (("m", "d", 2) if method.measures else (None, None, None))
+    if plan.is_static:
+        cost, dense = (prefill(of(layers), visual=576, text=66, plan=p).total for p in (plan, None))
+        assert cost < dense or plan.is_full
+    else:
+        assert method.name == "visipruner"
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_records_are_whole(method):
+    assert set(method.measures) <= {*MEASURES, "cosine_similarity"}
+    assert method.idea.endswith(".")
+    assert len(method.idea) < 120
+    assert set(method.at) | set(method.such_as) <= set(method.knobs)
+    assert ("search" in method.needs) == bool(method.such_as)
+    module = importlib.import_module(method.make.__module__)
+    assert method.paper in module.__doc__
+    assert module.__name__.split(".")[-1] == method.make.__name__, "one file each, called like its function"
+    assert getattr(methods, method.make.__name__) is method.make
+
+
+def test_prefix_caches():
+    unsafe = {name for name, method in METHODS.items() if not method.is_prefix_cache_safe}
+    assert unsafe == {"fastv", "pyramiddrop", "sparsevlm", "st3", "visipruner", "halfv", "halfv-llava", "alvts"}
+
+
+def test_relative_depth():
+    assert METHODS["v-skip"].at_paper(of(12), measured(of(12))).provenance.knobs["layers"] == 7  # 19 of 32
+    stages = METHODS["pyramiddrop"].at_paper(of(12))
+    assert [i for i, row in enumerate(stages.layers) if row.keep != Full()] == [3, 6, 9]
+    small = METHODS["sparsevlm"].at_paper(of(6))
+    assert [i for i, row in enumerate(small.layers) if row.keep != Full()] == [1, 2, 3], "stages stay apart"
+    assert METHODS["fastv"].at_paper(of(6)).provenance.knobs["layer"] == 1, "never the first layer"
+    assert METHODS["fastv"].at_paper(of(12), keep=0.25).layers[1].keep == Keep(0.25, rank="last_query_attention")
+
+
+def test_lowest_are_changed():
+    scores = scored(0.3, 0.1, 0.2, 0.1)
+    assert methods.v_skip(scores, layers=2).skipped("attention") == (1, 3)
+    assert methods.v_skip(scores, layers=1).skipped("attention") == (3,), "ties go to the deeper layer"
+    assert methods.ffn_skip(scores, layers=3).skipped("ffn") == (1, 2, 3)
+    frozen = methods.shortv(scores, layers=1)
+    assert frozen.skipped("attention") == frozen.skipped("ffn") == (3,)
+    assert methods.cosine(scored(0.9, 0.99, 0.5, name="cosine_similarity"), layers=1).skipped("attention") == (1,)
+    draws = {methods.random_layers(8, layers=3, seed=seed).skipped("attention") for seed in range(9)}
+    assert len(draws) > 1
+    assert all(len(draw) == 3 for draw in draws)
+    assert methods.random_layers(8, layers=3) == methods.random_layers(8, layers=3)
+
+
+def test_one_mask_for_several_tasks():
+    loud, quiet = scored(10, 0, 30, data="a"), scored(0.1, 0.3, 0.2, data="b")
+    both = methods.v_skip_universal(loud, quiet, layers=1)
+    assert both.skipped("attention") == (1,), "the mean hears the loud task"
+    assert (both.provenance.data, both.provenance.samples, both.provenance.data_hash) == ("a + b", 2, None)
+    again = methods.v_skip_universal(loud, quiet, layers=1, by="rank")
+    assert again.skipped("attention") == (0,), "places: 1 0 2 and 0 2 1"
+    assert methods.v_skip_universal(loud, layers=2).layers == methods.v_skip(loud, layers=2).layers
+
+
+def test_withdrawal_and_its_search():
+    plan = methods.vtw(SEVEN, after=16)
+    assert [i for i, row in enumerate(plan.layers) if not row.is_full] == [17]
+    assert plan.layers[17].keep == Keep(0)
+    found = methods.vtw_search(scored(0, 0.5, 0.002, 0.5, 0.001), start=1)
+    assert [i for i, row in enumerate(found.layers) if not row.is_full] == [2], "the first, whatever follows"
+    assert methods.vtw_search(scored(1.0, 1.0), start=0).is_full, "none: the image stays"
+
+
+def test_windows_and_neurons_have_orders_of_their_own():
+    plan = methods.redundancylens((3, 1, 0, 2), scored(4, 3, 2, 1), attention_layers=1, ffn_layers=2)
+    assert [row.attention for row in plan.layers] == [Full(), Full(), Full(), Window(256)]
+    assert [row.ffn for row in plan.layers] == [Full(), Full(), Neurons(0.2, probe=0.1), Neurons(0.2, probe=0.1)]
+    assert methods.redundancylens([1, 0], [0, 1], attention_layers=1, ffn_layers=0).geometry is None
+
+
+def test_visipruner():
+    rows = methods.visipruner(12, shallow=2).layers
+    assert (rows[0].visible, rows[0].attention) == (Sink(), Skip())
+    assert [row.visible for row in rows[1:]] == [Skip()] * 2 + [Full()] * 9
+    assert [row.keep for row in rows] == [Full()] * 4 + [Filter()] * 8
+
+
+def test_tables_by_hand():
+    dash = methods.dash(4, layer=1, ratio=0.25).layers
+    assert [row.ffn for row in dash] == [Full(), Full(), *[Top(0.25, rank="attention_norm")] * 2]
+    vica = methods.vica(4, layers=(0, 2))
+    assert vica.skipped("visible") == (1, 3)
+    assert vica.skipped("attention") == vica.skipped("ffn") == (0, 1, 2, 3)
+    depths = methods.dop(4, attention=1, ffn=3, keep=0.5)
+    assert depths.skipped("attention") == (1, 2, 3)
+    assert depths.skipped("ffn") == (3,)
+    assert depths.layers[0].keep == Keep(0.5, rank="tower_attention_then_diversity")
+    greedy = methods.gsop(4, order=(("ffn", 3), ("visible", 2), ("attention", 0)), steps=2)
+    assert (greedy.skipped("ffn"), greedy.skipped("visible"), greedy.skipped("attention")) == ((3,), (2,), ())
+    merged = methods.sparsevlm(SEVEN).layers
+    assert [row.keep.of(576) for row in (merged[3], merged[7], merged[16])] == [300, 200, 110]
+    assert merged[3].keep.recycle == 0.3
+    assert methods.sparsevlm(SEVEN, version=2, budget=64).layers[3].keep.recycle == 0
+    lazy = methods.v2drop(28)
+    assert [alive for _, alive, _ in lazy.parts(576)][22:] == [1] * 6, "one token is left"
+
+
+def risks(*rows: tuple[float, ...]) -> list[Scores]:
+    names = ("visual_information_gain", "ffn_effect", "freeze_effect")
+    return [scored(*row, name=name) for name, row in zip(names, rows, strict=True)]
+
+
+def test_the_knapsack_is_the_best_of_all():
+    """Against every assignment of four actions to five layers."""
+    draw = random.Random(1)
+    attention, ffn = ([draw.random() for _ in range(5)] for _ in range(2))
+    three = risks(attention, ffn, [a + f + draw.uniform(-0.3, 0.3) for a, f in zip(attention, ffn, strict=True)])
+    prices = {}
+    for actions in itertools.product([(0, 0), (1, 0), (0, 1), (1, 1)], repeat=5):
+        plan = Plan.full(of(5))
+        for layer, (a, f) in enumerate(actions):
+            plan = plan.at([layer], attention=Skip() if a else Full(), ffn=Skip() if f else Full())
+        saved = 1 - prefill(of(5), visual=576, text=66.6, plan=plan).total / prefill(of(5), visual=576, text=66.6).total
+        prices[actions] = (
+            saved,
+            sum(
+                {(0, 0): 0, (1, 0): a, (0, 1): f, (1, 1): b}[action]
+                for action, a, f, b in zip(actions, *(s.mean for s in three), strict=True)
+            ),
+        )
+    for budget in (0.0, 0.05, 0.2, 0.4, 0.6, 0.75):
+        plan = methods.operator_skipping(*three, save=budget)
+        chosen = tuple((int(r.attention == Skip()), int(r.ffn == Skip())) for r in plan.layers)
+        saved, risk = prices[chosen]
+        assert saved >= budget - 1e-9
+        assert risk == pytest.approx(min(r for s, r in prices.values() if s >= budget - 1e-9))
+
+
+def test_labels():
+    three = risks((0.5, 0.1, 0.0), (0.1, 0.5, 0.0), (0.6, 0.6, 0.001))
+    assert methods.labels(*three, tau=0.01) == ("attention-dominant", "ffn-dominant", "silent")
+    with pytest.raises(PlanMismatchError, match="different models"):
+        methods.labels(three[0], three[1], scored(1, 2), tau=0.1)
+
+
+@pytest.mark.parametrize("name", READY)
+def test_presets(name):
+    plan = preset(name.upper())
+    assert plan.provenance.method == f"preset {name}"
+    assert plan.geometry == Geometry.preset(name.split("/")[1])
+    assert not plan.is_full
+
+
+def test_presets_by_hand():
+    frozen = preset("shortv/LLaVA-1.5-13B")
+    assert len(frozen.skipped("attention")) == len(frozen.skipped("ffn")) == 24
+    assert [len(preset(f"shortv/LLaVA-{m}-7B").skipped("ffn")) for m in ("1.5", "NeXT")] == [19, 19]
+    twenty = preset("operator-skipping/Qwen3-VL-8B/20")
+    assert twenty.skipped("ffn") == tuple(range(24, 36))
+    assert twenty.skipped("attention") == (2, 4, 17, 18, *range(20, 36))
+    all_of_it = preset("operator-skipping/LLaVA-1.5-7B/32")
+    assert all(row.attention == Skip() or row.ffn == Skip() for row in all_of_it.layers)
+    assert [i for i in range(24) if all_of_it.layers[i].ffn == Skip()] == [2, 10]
+    with pytest.raises(PlanError, match="no ready plan is called 'x'; there are shortv/"):
+        preset("x")
+
+
+@pytest.mark.parametrize("name", [name for name in READY if name.startswith("operator-skipping")])
+def test_a_policys_number_is_how_many_layers_it_changes(name):
+    assert sum(not row.is_full for row in preset(name).layers) == int(name.split("/")[2])
+
+
+def test_methods_compose():
+    scores = scored(*range(32))
+    both = methods.fastv(SEVEN) | methods.v_skip(scores, layers=19)
+    assert both.provenance.method == "fastv | v-skip"
+    assert both.layers[2].keep != Full()
+    near = methods.redundancylens(scores, scores) | methods.fastv(SEVEN)
+    assert near.layers[2] == near.layers[2].model_copy(update={"attention": Window(256)})
+    with pytest.raises(PlanError, match="both plans set keep of layer 2"):
+        methods.fastv(SEVEN) | methods.random_tokens(SEVEN)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "complaint"),
+    [
+        (lambda: methods.v_skip(scored(1, 2), layers=3), "v-skip: asked to skip 3 layers and the model has 2."),
+        (lambda: methods.shortv(scored(1, 2), layers=-1), "shortv: asked to skip -1 layers"),
+        (lambda: methods.v_skip_universal(layers=1), "there are no scores"),
+        (lambda: methods.v_skip_universal(scored(1), layers=1, by="max"), "by is 'max' and should be one of mean"),
+        (lambda: methods.v_skip_universal(scored(1), scored(1, 2), layers=1), "calibrate both on one model"),
+        (lambda: methods.fastv(SEVEN, keep=1.5), "fastv: ratio: input should be less than or equal to 1, found '1.5'"),
+        (lambda: methods.fastv(SEVEN, layer=0), "fastv: layer 0 ranks by last_query_attention"),
+        (lambda: methods.fastv(SEVEN, layer=32), "fastv: layer 32 is not in a plan of 32 layers"),
+        (lambda: methods.vtw(12, after=11), "behind it a layer is needed: the model's are 0 to 11"),
+        (lambda: methods.vtw_search(scored(1, 2), start=2), "start is layer 2 and the model's are 0 to 1"),
+        (lambda: methods.vtw_search(scored(1, 2), eta=-1), "eta is -1"),
+        (lambda: methods.pyramiddrop(12, layers=(3, 2), keep=(0.5, 0.2)), "let them rise"),
+        (lambda: methods.pyramiddrop(12, layers=(2, 3), keep=(0.2, 0.5)), "let them fall"),
+        (lambda: methods.pyramiddrop(12, layers=(2, 3), keep=(0.5,)), "give one a layer"),
+        (lambda: methods.sparsevlm(12, budget=100), "no counts are published for budget 100 in version 1"),
+        (lambda: methods.st3(12, stride=0), "stride is 0"),
+        (lambda: methods.redundancylens([0, 0], [0, 1]), "names each of the 2 layers once"),
+        (lambda: methods.redundancylens([0, 1], [0, 1]), "asked to reduce attention in 16 layers"),
+        (lambda: methods.visipruner(12, shallow=10), "two layers are needed behind it"),
+        (lambda: methods.dop(12, attention=13, ffn=2), "attention ends at layer 13"),
+        (lambda: methods.dop(12, attention=3, ffn=2, keep=0.5, rank="charm"), "there is no rank 'charm'"),
+        (lambda: methods.gsop(12, order=(("keep", 1),)), "the order names 'keep'"),
+        (lambda: methods.gsop(12, order=(("ffn", 1), ("ffn", 1))), "names an operation twice"),
+        (lambda: methods.gsop(12, order=(), steps=1), "asked for 1 steps and the order has 0"),
+        (lambda: methods.halfv(12, layers=(3,)), "give two rising layers"),
+        (lambda: methods.halfv_llava(12, freeze=13), "freeze is 13"),
+        (lambda: methods.dash(12, layer=12), "layer is 12 and the model's are 0 to 11"),
+        (lambda: methods.vica(12, layers=(12,)), "layer 12 is not in a plan of 12"),
+        (lambda: methods.operator_skipping(*risks((1,), (1,), (1,)), save=0.9), "freezing every layer saves"),
+        (lambda: METHODS["fastv"].at_paper(SEVEN, depth=3), "fastv has no knob 'depth'; its knobs are --layer INT"),
+        (lambda: METHODS["v-skip"].at_paper(SEVEN), "needs scores of visual_information_gain and was given none"),
+        (lambda: METHODS["vtw-search"].at_paper(SEVEN, {"x": scored(1)}), "needs scores of withdrawal and was given x"),
+        (lambda: METHODS["v-skip"].at_paper(SEVEN, [scored(1, 2)]), "2 layers and the model has 32"),
+        (lambda: METHODS["gsop"].at_paper(SEVEN), "gsop needs order, which is found by search"),
+        (lambda: methods.find("look"), "no method 'look'; choose one of v-skip"),
+    ],
+)
+def test_refusals_are_one_sentence(attempt, complaint):
+    with pytest.raises(PlanError) as caught:
+        attempt()
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_knobs_are_typed_as_text():
+    knobs = {**knobs_of(methods.pyramiddrop), **knobs_of(methods.gsop), **knobs_of(methods.fastv)}
+    assert knobs["layers"].parsed("3, 6,9") == (3, 6, 9)
+    assert knobs["keep"].parsed(".5") == 0.5
+    assert knobs["order"].parsed("ffn:11,visible:2") == (("ffn", 11), ("visible", 2))
+    for knob, text in (("layers", "a"), ("order", "ffn"), ("layer", "2.5"), ("steps", "")):
+        with pytest.raises(PlanError, match=rf"{knob} is '{text}' and should be"):
+            knobs[knob].parsed(text)
+
+
+# ---------------------------------------------------------------------------------------------- other packages' methods
+
+
+@methods.method
+def squint(model: Geometry | int, *, layer: methods.Layer = 1) -> Plan:
+    """Do not look at all."""
+    return Plan.full(model).at([layer], keep=Keep(0))
+
+
+def test_another_packages_method(monkeypatch):
+    point = EntryPoint("squint", "anywhere:METHOD", methods.table.GROUP)
+    monkeypatch.setattr(methods.table, "entry_points", lambda group: [point])
+    monkeypatch.setattr(EntryPoint, "load", lambda self: Method(squint, "0000.00000", "Squint", of=4))
+    assert methods.find("squint").at_paper(of(12)).layers[3].keep == Keep(0)
+    assert "squint" not in METHODS
+    monkeypatch.setattr(EntryPoint, "load", lambda self: METHODS["fastv"])
+    with pytest.raises(PlanError, match=r"'squint' of lookless\.methods .* adds a method 'fastv', and there is one"):
+        methods.all_methods()
+    monkeypatch.setattr(EntryPoint, "load", lambda self: squint)
+    with pytest.raises(PlanError, match=r"is a function and should be a lookless\.methods\.Method"):
+        methods.all_methods()
+
+
+def test_an_installed_package(tmp_path, monkeypatch):
+    (tmp_path / "squinting.py").write_text(
+        "from lookless.methods import Method, method\n"
+        "from lookless import Plan, Keep\n"
+        "@method\n"
+        "def squint(model, *, layer: int = 2) -> Plan:\n"
+        '    """Look away early."""\n'
+        "    return Plan.full(model).at([layer], keep=Keep(0))\n"
+        "METHOD = Method(squint, '0000.00000', 'Squint')\n"
+    )
+    info = tmp_path / "squinting-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: squinting\nVersion: 1.0\n")
+    points = info / "entry_points.txt"
+    points.write_text("[lookless.methods]\nsquint = squinting:METHOD\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert methods.find("squint").at_paper(of(12), layer=5).layers[5].keep == Keep(0)
+    points.write_text("[lookless.methods]\nsquint = squinting:GONE\n")
+    with pytest.raises(PlanError, match=r"'squint' of lookless\.methods \(squinting:GONE\) cannot be loaded") as caught:
+        methods.all_methods()
+    assert "\n" not in str(caught.value)
