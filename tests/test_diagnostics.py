@@ -8,12 +8,11 @@ import pytest
 import torch
 
 import families
-from lookless import Plan, Scores, Skip, apply, data
+from lookless import Plan, Scores, Skip, apply, data, methods
 from lookless.calibration import calibrate
 from lookless.diagnostics import DIAGNOSTICS, diagnose
-from lookless.errors import DataError, ScoresError
+from lookless.errors import DataError
 from lookless.models import geometry_of, locate
-from lookless.roles import operator_roles
 from lookless.runtime import prompts_of
 from tiny import BATCHES, next_batch, tiny_llava, tiny_llava_next
 
@@ -163,19 +162,11 @@ def scores_of(*means, name="risk", **fields):
     return Scores(name=name, per_sample=(means,), geometry=geometry, **fields)
 
 
-def test_roles():
-    a, f, both = scores_of(0.001, 0.5, 0.1, 0.0), scores_of(0.002, 0.1, 0.5, 0.0), scores_of(0.003, 0.6, 0.6, 0.1)
-    assert operator_roles(a, f, both) == ("silent", "attention", "ffn", "ffn")
-    assert operator_roles(a, f, both, tau=1.0) == ("silent",) * 4
-    with pytest.raises(ScoresError, match="differ in data_hash"):
-        operator_roles(a, f, scores_of(0, 0, 0, 0, data_hash="x"))
-
-
-def test_roles_of_measured_risks():
+def test_labels_of_measured_risks():
     model, arguments = made("llava")
     loaded = loaded_of(model, arguments)
     names = ("visual_information_gain", "ffn_effect", "freeze_effect")
     risks = [calibrate(loaded, ONE, measure=name, progress=False) for name in names]
-    roles = operator_roles(*risks)
+    roles = methods.labels(*risks, tau=0.003)
     assert len(roles) == 5
     assert roles[-1] == "silent"

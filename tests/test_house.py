@@ -23,7 +23,6 @@ ORDER = [
     "cells",
     "plan",
     "scores",
-    "roles",
     "flops",
     "methods",
     "reference",

@@ -26,7 +26,6 @@ from .errors import LooklessError
 from .geometry import PRESETS, Geometry
 from .methods import v_skip
 from .plan import LayerPlan, Plan
-from .roles import operator_roles
 from .scores import Scores
 from .version import __version__
 
@@ -108,7 +107,6 @@ __all__ = [
     "load_data",
     "load_model",
     "methods",
-    "operator_roles",
     "redundancylens_order",
     "repair",
     "sweep",
