@@ -182,8 +182,9 @@ class Conversation:
             wanted = self.wanted(cell, c, len(mine))
             kept = [int(i) for i in order[:wanted]]
             if cell.recycle and wanted < len(mine):
-                material = order[wanted : wanted + int(cell.recycle * (len(mine) - wanted))]
-                merged = int(cell.recycle * (len(mine) - wanted)) // 10 + 1
+                share = int(cell.recycle * (len(mine) - wanted))
+                merged = share // 10 + 1
+                material = order[wanted : wanted + max(share, merged)]
                 kept += self.recycle(x, material, merged)
             self.alive[mine] = False
             self.alive[kept] = True
@@ -278,12 +279,12 @@ class Conversation:
         if cell.rank == "tower_attention_then_diversity":
             best = self.tower.argsort(descending=True, stable=True).tolist()
             important, rest = best[: -(-wanted // 2)], sorted(best[-(-wanted // 2) :])
-            while len(rest) > wanted - len(important):
+            while len(rest) > max(1, wanted - len(important)):
                 alike = {i: max(cosine[i, j].item() for j in rest[1::2]) for i in rest[::2]}
                 surplus = min(8, len(rest) - (wanted - len(important)))
                 for i in sorted(alike, key=alike.get, reverse=True)[:surplus]:
                     rest.remove(i)
-            return mine[important + rest]
+            return mine[important + rest[: wanted - len(important)]]
         if cell.rank == "diversity":
             nearest = [max(cosine[i, j].item() for j in range(len(mine)) if j != i) for i in range(len(mine))]
             chosen = [min(range(len(mine)), key=lambda i: nearest[i])]

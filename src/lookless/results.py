@@ -23,11 +23,11 @@ CONTROL = "random-tokens"
 def document(before: str, results: Sequence[Results], methods: Mapping[str, Method], figure: str) -> str:
     """``before``, the file as it was, with the tables in it anew; whatever stands outside the marks stays."""
     body = "\n\n".join([f"![Retention by FLOPs kept]({figure})", *(section(r, methods) for r in results)])
-    block = f"{BEGIN}\n\n{body}\n\n{END}\n"
+    block = f"{BEGIN}\n\n{body}\n\n{END}"
     if BEGIN in before and END in before:
         head, rest = before.split(BEGIN, 1)
-        return head + block + rest.split(END, 1)[1].lstrip("\n")
-    return (before.rstrip() + "\n\n" if before.strip() else "") + block
+        return head + block + rest.split(END, 1)[1]
+    return (before.rstrip() + "\n\n" if before.strip() else "") + block + "\n"
 
 
 def section(results: Results, methods: Mapping[str, Method]) -> str:
