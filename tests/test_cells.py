@@ -34,6 +34,7 @@ STATIC = {
     "keep": FULL.at([2], keep=Keep(0.5, rank="random")).at([3], keep=Keep(count=3, rank="random")),
     "keep, then skip": FULL.at([1], keep=Keep(0.5, rank="random")).at([2, 3], attention=Skip()).at([3], ffn=Skip()),
     "keep, then window": FULL.at([1], keep=Keep(0.6, rank="random"), attention=Window(4), ffn=Neurons(0.5)),
+    "top of none": FULL.at([1], attention=Top(0)).at([2], ffn=Top(0.0, rank="random")),
     "top": FULL.at([1], attention=Top(0.4, rank="random")).at([2], ffn=Top(0.3, rank="random")),
     "recycle": FULL.at([2], keep=Keep(0.3, rank="random", recycle=0.8)),
 }

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .cells import RANKS, Filter, Keep, Top
 from .errors import ModelError
 from .operators import Seen, look, run_layer
-from .plan import LayerPlan, Plan
+from .plan import COLUMNS, LayerPlan, Plan
 from .prompts import Prompts
 from .ranks import Filtering, View, recycle, select
 
@@ -32,7 +32,7 @@ class Pass:
         if index == 0:
             self._embedded = x
         self.prompts.move(x.device)
-        if row.ranks or row.keep != LayerPlan().keep:
+        if row.keep != LayerPlan().keep or any(isinstance(getattr(row, column), Top) for column in COLUMNS):
             x = self._narrow(layer, index, row, x, arguments)
         x, self._seen = run_layer(layer, row, self.prompts, x, observed=observed(self.plan, index), **arguments)
         if self.prompts.chosen:
