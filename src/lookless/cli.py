@@ -439,18 +439,16 @@ def generate(
 
     Example: lookless generate reference --image photo.png --prompt "what colour is the star?"
     """
-    from contextlib import nullcontext
-
     from .data import Sample, load_image
     from .loading import load_model
     from .plan import Plan
-    from .runtime import apply
+    from .runtime import applied
 
     plan = None if plan_dir is None else Plan.from_pretrained(plan_dir)
     sample = Sample(tuple(load_image(path) for path in image or ()), prompt, "")
     with err.status(f"loading {model}"):
         loaded = load_model(model, dtype=dtype, device=device, revision=revision)
-    with err.status("answering"), nullcontext() if plan is None else apply(loaded.model, plan):
+    with err.status("answering"), applied(loaded.model, plan):
         [answer] = loaded.answer([sample], max_new_tokens=max_new_tokens)
     if as_json:
         _print_json({"prompt": prompt, "answer": answer, "plan": plan_dir})

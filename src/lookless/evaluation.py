@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -13,7 +12,7 @@ from .data import Samples
 from .loading import Loaded
 from .plan import Plan
 from .progress import shown
-from .runtime import apply
+from .runtime import applied
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -120,7 +119,7 @@ def _answers(
     items = samples.items
     chunks = [items[i : i + batch] for i in range(0, len(items), batch)]
     what = f"{'dense' if plan is None else 'plan'} answers to {samples.name}"
-    with nullcontext() if plan is None else apply(loaded.model, plan):
+    with applied(loaded.model, plan):
         return [
             a for chunk in shown(chunks, what, progress) for a in loaded.answer(chunk, max_new_tokens=max_new_tokens)
         ]

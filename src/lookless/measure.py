@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from .loading import Loaded
 from .models import locate
 from .plan import Plan
-from .runtime import apply
+from .runtime import applied
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Timing:
         return median(self.each_ms)
 
 
-class _Clock:
+class Clock:
     """Times the decoder alone, within a call of the whole model: the tower and the head are the same under any plan."""
 
     def __init__(self, decoder: torch.nn.Module) -> None:
@@ -39,11 +38,11 @@ class _Clock:
         ]
 
     def _start(self, *_: Any) -> None:
-        _synchronise()
+        synchronise()
         self._started = time.perf_counter()
 
     def _stop(self, *_: Any) -> None:
-        _synchronise()
+        synchronise()
         self.ms = (time.perf_counter() - self._started) * 1e3
 
     def remove(self) -> None:
@@ -51,7 +50,8 @@ class _Clock:
             hook.remove()
 
 
-def _synchronise() -> None:
+def synchronise() -> None:
+    """Wait until the device has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -64,12 +64,12 @@ def time_prefill(
 
     All are run one after the other in every repeat, so that whatever else the machine does falls on all alike.
     """
-    clock = _Clock(locate(loaded.model).decoder)
+    clock = Clock(locate(loaded.model).decoder)
     each: list[list[float]] = [[] for _ in plans]
     try:
         for repeat in range(warm_up + repeats):
             for plan, times in zip(plans, each, strict=True):
-                with nullcontext() if plan is None else apply(loaded.model, plan):
+                with applied(loaded.model, plan):
                     loaded.model(**inputs, use_cache=True, logits_to_keep=1)
                 if repeat >= warm_up:
                     times.append(clock.ms)

@@ -11,6 +11,7 @@ fewer keys than there are tokens gives it a mask of that length.
 from __future__ import annotations
 
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -142,6 +143,11 @@ def apply(model: nn.Module, plan: Plan) -> Applied:
         PlanMismatchError: the plan is for another architecture.
     """
     return Applied(model, plan)
+
+
+def applied(model: nn.Module, plan: Plan | None) -> AbstractContextManager[Any]:
+    """``apply``, or nothing where there is no plan."""
+    return nullcontext() if plan is None else apply(model, plan)
 
 
 def prompts_of(located: Located, given: dict[str, Any]) -> Prompts | None:
