@@ -79,13 +79,15 @@ def test_a_table_goes_on_where_it_stopped(table, reference, monkeypatch):
     path = folder / "results.json"
     whole = json.loads(path.read_text())
     cut = {**whole, "outcomes": [o for o in whole["outcomes"] if o["method"] != "random-tokens"]}
-    cut["times"] = {k: v for k, v in whole["times"].items() if "random-tokens" not in k}
+    assert {*whole["times"]} == {f"{o['method']}, {o['setting']}" for o in whole["outcomes"]}
+    cut["times"] = {}
     path.write_text(json.dumps(cut))
     ran = []
     monkeypatch.setattr("lookless.table.evaluate", lambda *a, **k: ran.append(1) or evaluate(*a, **k))
     again = run_table(reference, CHOSEN, folder, **options)
     assert len(ran) == 2 * (1 + len(TASKS))  # two settings on two tasks, and the dense answers of each task once
     assert sorted(o.model_dump_json() for o in again.outcomes) == sorted(o.model_dump_json() for o in results.outcomes)
+    assert {*again.times} == {*results.times}
     with pytest.raises(PlanError, match="6 questions and 2 calibration samples, not of reference with 7"):
         run_table(reference, CHOSEN, folder, **{**options, "questions": 7})
 
