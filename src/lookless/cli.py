@@ -512,6 +512,57 @@ def table(
     out.print(f"written: {out_path} and {figure}; outcomes, question by question, are in {work}", soft_wrap=True)
 
 
+@app.command()
+@_told
+def bench(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="`reference`, a folder, or a hub id.")] = None,
+    geometry: Annotated[
+        str | None, typer.Option(help="Instead of a model: real layer shapes with random weights, LLaVA-1.5-7B, ...")
+    ] = None,
+    layers: Annotated[int | None, typer.Option(help="Of the geometry, for machines with less memory.", min=1)] = None,
+    plan_dirs: Annotated[list[str] | None, typer.Option("--plan", help="A plan to time; may be repeated.")] = None,
+    methods: Annotated[
+        list[str] | None, typer.Option("--method", help="A method at its paper's relative depth; may be repeated.")
+    ] = None,
+    visual: Annotated[int, typer.Option(help="Visual tokens of a prompt (with --geometry).", min=1)] = 576,
+    text: Annotated[int, typer.Option(help="Text tokens of a prompt, half of them before the image.", min=2)] = 66,
+    batch: Annotated[int, typer.Option(help="Prompts at once.", min=1)] = 1,
+    repeats: Annotated[int, typer.Option(help="Rounds; in each, everything is timed once.", min=2)] = 9,
+    out_path: Annotated[Path | None, typer.Option("--out", help="Also write the report there, JSON.")] = None,
+    device: Device = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    as_json: Json = False,
+) -> None:
+    """Time the stock model and plans in turn in one process, against each other and against the least they can cost.
+
+    Example: lookless bench --geometry LLaVA-1.5-7B --layers 4 --method v-skip --method shortv
+    """
+    from . import bench as benchmark
+    from . import files, report
+    from .methods import find
+    from .plan import Plan
+
+    if (model is None) == (geometry is None):
+        raise LooklessError("name either a MODEL or a --geometry to time.")
+    if out_path is not None:
+        _writable(out_path, folder=False)
+    subject = benchmark.of_geometry(geometry, layers=layers, dtype=dtype, device=device) if geometry else None
+    if subject is None:
+        assert model is not None
+        subject = benchmark.of_model(model, dtype=dtype, device=device)
+    inputs = subject.inputs(visual=visual, text=text, batch=batch)
+    plans = {path: Plan.from_pretrained(path) for path in plan_dirs or ()}
+    plans |= {name: find(name).sample(subject.geometry) for name in methods or ("v-skip", "shortv", "vtw", "fastv")}
+    with err.status(f"timing {subject.name}"):
+        result = benchmark.bench(subject.model, inputs, plans, name=subject.name, repeats=repeats)
+    if out_path is not None:
+        files.write_text(out_path, files.dump(result))
+    if as_json:
+        _print_json(result)
+    else:
+        out.print(report.bench_table(result))
+
+
 @app.command(context_settings=OPEN)
 @_told
 def flops(
