@@ -220,6 +220,7 @@ class _Run:
             with applied(self.model, self.plan):
                 self.model(**self.inputs, past_key_values=cache, logits_to_keep=1)
                 prefill, steps = clock.ms, []
+                self.cache_mib = sum((x.keys.nbytes + x.values.nbytes) for x in cache.layers) / 2**20
                 ids = self.inputs["input_ids"]
                 for _ in range(decode):
                     self.model(input_ids=ids[:, -1:], past_key_values=cache, logits_to_keep=1)
@@ -227,7 +228,6 @@ class _Run:
         finally:
             clock.remove()
         self.peak_mib = torch.cuda.max_memory_allocated() / 2**20 if peak else None
-        self.cache_mib = sum((x.keys.nbytes + x.values.nbytes) for x in cache.layers) / 2**20
         floor = 0.0
         if self.floor is not None:
             synchronise()

@@ -248,8 +248,7 @@ def _warm(
 def _store(seen: Seen, value: Tensor, held: Rows, cache: Any, prompts: Prompts) -> None:
     """Cache the keys and values of the rows ``held``; all rows as the stock model does, if nothing is left out."""
     index, rows = seen.module.layer_idx, seen.rows
-    was_pruned = isinstance(layer_of(cache, index), PrunedLayer)
-    if prompts.is_complete(held) and not was_pruned:
+    if prompts.is_complete(held):
         key, val = (rows.spread(x).transpose(1, 2) for x in (seen.key, value))
         store(cache, index, key, val, None, prompts.length)
     else:

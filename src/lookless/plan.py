@@ -222,6 +222,9 @@ class Plan(BaseModel):
         rows, read = list(self.layers), False
         for layer in reversed(range(len(rows))):
             row = rows[layer]
+            nothing = {c: Skip() for c in COLUMNS if isinstance(cell := getattr(row, c), Top) and cell.is_none}
+            if nothing:
+                rows[layer] = row = _row({**dict(row), **nothing})
             if not read:
                 rows[layer] = row = _row({**dict(row), "attention": Skip(), "ffn": Skip()})
             withdrawn = isinstance(row.keep, Keep) and row.keep.is_none
