@@ -7,7 +7,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from lookless import Full, Geometry, LayerPlan, Plan, Skip
+from lookless import Filter, Full, Geometry, Keep, LayerPlan, Neurons, Plan, Sink, Skip, Top, Window
 from lookless.errors import PlanError, PlanMismatchError
 from lookless.plan import FILE_NAME
 
@@ -152,3 +152,109 @@ def test_push_to_hub_uploads_the_file(monkeypatch):
         ("create", "me/plan", {"private": True, "exist_ok": True}),
         ("upload", FILE_NAME, plan.to_json().encode()),
     ]
+
+
+def live_rows(plan):
+    """A and F where visual tokens still attend and are transformed in full."""
+    layers = plan.live().layers
+    marks = (("A", [row.attention for row in layers]), ("F", [row.ffn for row in layers]))
+    return ["".join(mark if cell == Full() else "." for cell in cells) for mark, cells in marks]
+
+
+def test_live_plans_do_no_work_that_nobody_reads():
+    full = Plan.full(5)
+    assert live_rows(full) == ["AAAA.", "FFFF."]  # the last layer's, in every model
+    assert live_rows(full.at([3], keep=Keep(0))) == ["AA.A.", "FF.F."]  # and of the layer before a withdrawal
+    assert live_rows(full.at([3, 4], visible=Skip())) == ["AA...", "FF..."]  # a tail in which text reads no image
+    assert live_rows(full.at([2], visible=Skip())) == ["AAAA.", "FFFF."]  # what passes through is read later
+    some = full.at([4], keep=Keep(0.5, rank="key_norm"))
+    assert live_rows(some) == ["AAAA.", "FFFF."]
+    assert full.at([1], attention=Top(0)).live().layers[1].attention == Skip()
+    assert some.live().live() == some.live()
+
+
+def test_dead_rows_are_counted_nowhere():
+    plan = (
+        Plan.full(4)
+        .at([1], keep=Keep(0.5, rank="random"))
+        .at([2], attention=Skip(), visible=Skip())
+        .at([3], keep=Keep(0))
+    )
+    assert plan.rows(visual=10, text=3) == (
+        {"query": 13, "key": 13, "ffn": 13},
+        {"query": 8, "key": 8, "ffn": 8},
+        {"query": 3, "key": 3, "ffn": 8},
+        {"query": 3, "key": 3, "ffn": 3},
+    )
+    assert plan.rows(visual=10.5, text=3)[1]["query"] == 3 + 5.25  # means over prompts are not rounded
+    assert Keep(0.01, rank="random").of(10) == 1  # never none unless none are wanted
+    with pytest.raises(PlanError, match="rows are not known beforehand"):
+        Plan.full(4).at([2], keep=Filter()).rows(visual=10, text=3)
+
+
+def test_prefix_cache_safety():
+    full = Plan.full(4)
+    for safe in (
+        full.at([0], attention=Skip(), ffn=Skip()),
+        full.at([2], keep=Keep(0)),
+        full.at([1], attention=Window(8), ffn=Neurons(0.2)),
+        full.at([1], keep=Keep(0.5, rank="key_norm")).at([2], attention=Top(0.1, rank="random")),
+    ):
+        assert safe.is_prefix_cache_safe
+    for unsafe in (
+        full.at([1], keep=Keep(0.5, rank="last_query_attention")),
+        full.at([1], decode=Top(0.5, rank="value_aware")),
+        full.at([1], keep=Filter()),
+    ):
+        assert not unsafe.is_prefix_cache_safe
+
+
+def test_every_cell_survives_a_file(tmp_path):
+    plan = (
+        Plan.full(6)
+        .at([0], keep=Keep(count=64, rank="diversity"))
+        .at([1], keep=Keep(0.3, rank="text_raters", recycle=0.3), attention=Window(256), ffn=Neurons(0.2, probe=0.05))
+        .at([2], attention=Top(0.1, rank="mutual_attention"), decode=Top(count=5, rank="value_aware"))
+        .at([3], visible=Sink(), keep=Filter(norm=0.1))
+        .at([4], visible=Skip(), decode=Skip())
+        .at([5], keep=Keep(0))
+    )
+    plan.save_pretrained(tmp_path)
+    assert Plan.from_pretrained(tmp_path) == plan
+    assert "64 tokens by diversity" in str(plan)
+    assert str(plan).splitlines()[0].split() == ["layer", "keep", "attention", "ffn", "visible", "decode"]
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: Plan.full(3).at([1], keep=Skip()), r"skip \(Skip\) cannot stand in column keep"),
+        (lambda: Plan.full(3).at([1], ffn=Window(3)), r"window 3 \(Window\) cannot stand in column ffn"),
+    ],
+)
+def test_cells_in_the_wrong_column(make, complaint):
+    with pytest.raises(PlanError, match=complaint):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("cell", "complaint"),
+    [
+        (lambda: Keep(0.5), "needs a rank, one of last_query_attention"),
+        (lambda: Keep(0.5, rank="vibes"), "there is no rank 'vibes'"),
+        (lambda: Keep(), "either a ratio or a count"),
+        (lambda: Keep(0.5, count=3, rank="random"), "either a ratio or a count"),
+        (lambda: Keep(1.5, rank="random"), "less than or equal to 1"),
+        (lambda: Window(0), "greater than 0"),
+        (lambda: Neurons(0.0), "greater than 0"),
+    ],
+)
+def test_cells_that_mean_nothing(cell, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        cell()
+
+
+def test_files_of_the_first_schema_are_read(tmp_path):
+    old = {"schema_version": 1, "layers": [{"attention": {"kind": "skip"}, "ffn": {"kind": "full"}}]}
+    (tmp_path / "lookless_plan.json").write_text(json.dumps(old))
+    assert Plan.from_pretrained(tmp_path).layers == Plan.full(1).at([0], attention=Skip()).layers

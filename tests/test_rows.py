@@ -78,6 +78,15 @@ def test_what_is_whole_is_not_copied():
     assert not prompts_of(["ptvvvt", "ttvvvt"]).rows("live").is_whole
 
 
+def test_an_image_that_is_masked_is_padding():
+    """Visual tokens that the attention mask hides are no rows."""
+    visual = torch.tensor([[False, True, True, False]])
+    prompts = Prompts(visual, torch.tensor([[True, True, False, True]]))
+    assert prompts.alive[0].tolist() == [1]
+    assert prompts.counts == (1,)
+    assert prompts.rows("live").prompts[0].tolist() == [0, 1, 3]
+
+
 def written_out(q, k, v, allowed):
     """Softmax attention ``[batch, rows, head * width]`` of every row, by its definition."""
     scores = torch.einsum("bnhd,bkhd->bhnk", q, k) * WIDTH**-0.5
