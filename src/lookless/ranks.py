@@ -208,12 +208,12 @@ def _distances(x: Tensor) -> Tensor:
 def _farthest(distances: Tensor, chosen: list[int], wanted: int) -> list[int]:
     """``chosen`` and then, one by one, the row farthest from all chosen so far."""
     nearest = distances[chosen].amin(0)
+    nearest[chosen] = -1
     while len(chosen) < wanted:
-        nearest[chosen[-1]] = -1
         following = int(nearest.argmax())
         chosen = [*chosen, following]
         nearest = torch.minimum(nearest, distances[following])
-        nearest[chosen] = -1
+        nearest[following] = -1
     return chosen
 
 
