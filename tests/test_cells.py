@@ -297,3 +297,18 @@ def test_a_static_cache_that_would_hold_too_much_is_refused():
     model = model_of("llava")
     with apply(model, PLANS["keep"]), pytest.raises(ModelError, match="default dynamic cache"):
         model.generate(**FAMILIES["llava"].batch("one image"), cache_implementation="static", max_new_tokens=2)
+
+
+@pytest.mark.parametrize("plan", ["recycle", "keep", "top", "skip"])
+@torch.no_grad()
+def test_a_layers_input_is_left_as_it_was(plan):
+    """It may be held by others: hidden states handed out, a calibration's saved inputs."""
+    model = FAMILIES["llava"].build()
+    seen = []
+    for layer in model.model.language_model.layers:
+        layer.register_forward_pre_hook(lambda _, args: seen.append((args[0], args[0].clone())))
+    with apply(model, PLANS[plan]):
+        model(**FAMILIES["llava"].batch("two images"))
+    assert len(seen) == LAYERS
+    for held, copy in seen:
+        assert torch.equal(held, copy)
