@@ -32,7 +32,7 @@ def fact(rng: random.Random) -> tuple[str, str]:
 
 def sample_world(rng: random.Random) -> World:
     """Scenes carry four of the six tasks and are drawn most often."""
-    kind = rng.choices(("scene", "crowd", "sign", "chart"), weights=(3, 4, 2, 3))[0]
+    kind = rng.choices(("scene", "crowd", "sign", "chart"), weights=(3, 6, 2, 3))[0]
     if kind == "crowd":  # one count is as common as another, as in the test; scenes at random seldom hold four alike
         return pose("counting", rng)[0]
     return {"scene": sample_scene, "sign": sample_sign, "chart": sample_chart}[kind](rng)
@@ -62,7 +62,7 @@ def state(world: World, rng: random.Random) -> tuple[str, str]:
 
 
 _ASKS = {
-    Scene: [(TASKS[t][1], w) for t, w in (("existence", 1), ("attribute", 1), ("counting", 5), ("spatial", 3))],
+    Scene: [(TASKS[t][1], w) for t, w in (("existence", 1), ("attribute", 1), ("counting", 8), ("spatial", 3))],
     Sign: [(TASKS["text"][1], 1)],
     Chart: [(TASKS["chart"][1], 1)],
 }
