@@ -10,8 +10,8 @@ import torch
 import families
 from lookless import Plan, Scores, Skip, apply, data, methods
 from lookless.calibration import calibrate
-from lookless.diagnostics import DIAGNOSTICS, diagnose
-from lookless.errors import DataError
+from lookless.diagnostics import DIAGNOSTICS, diagnose, measured
+from lookless.errors import DataError, ScoresError
 from lookless.models import geometry_of, locate
 from lookless.runtime import prompts_of
 from tiny import BATCHES, next_batch, tiny_llava, tiny_llava_next
@@ -170,3 +170,15 @@ def test_labels_of_measured_risks():
     roles = methods.labels(*risks, tau=0.003)
     assert len(roles) == 5
     assert roles[-1] == "silent"
+
+
+def test_scores_by_name():
+    """A measure or a diagnostic; the one is a sweep, the other comes with four more."""
+    model, arguments = made("llava")
+    loaded = loaded_of(model, arguments)
+    for name in ("ffn_effect", "cosine_similarity"):
+        assert measured(loaded, ONE, name, progress=False).name == name
+    swept = calibrate(loaded, ONE, measure="ffn_effect", progress=False)
+    assert measured(loaded, ONE, "ffn_effect", progress=False).per_sample == swept.per_sample
+    with pytest.raises(ScoresError, match=r"no measure is called 'vibes'; choose one of .*cosine_similarity"):
+        measured(loaded, ONE, "vibes", progress=False)

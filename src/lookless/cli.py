@@ -168,22 +168,21 @@ def calibrate(
 
     Example: lookless calibrate reference --data reference:chart --out scores.json
     """
-    from . import calibration, report
+    from . import report
+    from .calibration import MEASURES
     from .data import load_data
+    from .diagnostics import DIAGNOSTICS, measured
     from .loading import load_model
 
     if position not in ("last", "answer"):
         raise LooklessError(f"position {position!r} is not one of last, answer.")
-    if measure not in calibration.MEASURES:
-        raise LooklessError(f"no measure is called {measure!r}; choose one of {', '.join(calibration.MEASURES)}.")
+    names = [*MEASURES, *DIAGNOSTICS]
+    if measure not in names:  # before the model is loaded
+        raise LooklessError(f"no measure is called {measure!r}; choose one of {', '.join(names)}.")
     _writable(out_path, folder=False)
     chosen = load_data(data, split="calibration", limit=samples)
-    scores = calibration.calibrate(
-        load_model(model, dtype=dtype, device=device, revision=revision),
-        chosen,
-        measure=measure,
-        position=position,  # type: ignore[arg-type]
-    )
+    loaded = load_model(model, dtype=dtype, device=device, revision=revision)
+    scores = measured(loaded, chosen, measure, position=position)  # type: ignore[arg-type]
     scores.save(out_path)
     if as_json:
         _print_json(scores)

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .calibration import Position, _prompt
+from .calibration import MEASURES, Position, _prompt, calibrate
 from .data import Samples
-from .errors import DataError
+from .errors import DataError, ScoresError
 from .loading import Loaded
 from .models import Located, locate
 from .progress import shown
@@ -185,3 +185,19 @@ def _lent(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in asking:
             parameter.requires_grad_(True)
+
+
+def measured(
+    loaded: Loaded, samples: Samples, name: str, *, position: Position = "last", progress: bool = True
+) -> Scores:
+    """Scores by name: one of :data:`lookless.calibration.MEASURES`, or of :data:`DIAGNOSTICS`.
+
+    Raises:
+        ScoresError: no such name.
+        DataError: no sample has an image.
+    """
+    if name in DIAGNOSTICS:
+        return diagnose(loaded, samples, position=position, progress=progress)[name]
+    if name not in MEASURES:
+        raise ScoresError(f"no measure is called {name!r}; choose one of {', '.join([*MEASURES, *DIAGNOSTICS])}.")
+    return calibrate(loaded, samples, measure=name, position=position, progress=progress)

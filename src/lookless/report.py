@@ -35,7 +35,8 @@ def plan_table(plan: Plan) -> Table:
     about = [made.method or "hand-made", source, f"model {made.model}" if made.model else ""]
     if made.data:
         about.append(f"calibrated on {made.samples} samples of {made.data}")
-    table = Table(title="what visual tokens do in each layer", caption="; ".join(a for a in about if a))
+    safe = f"{'safe' if plan.is_prefix_cache_safe else 'not safe'} under prefix caching"
+    table = Table(title="what visual tokens do in each layer", caption="; ".join(a for a in about if a) + "\n" + safe)
     for column in ("layer", *plan.columns):
         table.add_column(column, justify="right" if column == "layer" else "left")
     for i, row in enumerate(plan.layers):

@@ -17,10 +17,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from . import files, flops
-from .calibration import MEASURES, calibrate
 from .choices import dop
 from .data import Samples, load_data
-from .diagnostics import diagnose
+from .diagnostics import measured
 from .errors import LooklessError, PlanError
 from .evaluation import Estimate, evaluate, mean_estimate, normal, retention_estimate
 from .geometry import Geometry
@@ -148,15 +147,10 @@ class Bench:
             if path.exists():
                 found = Scores.load(path)
             else:
-                found = self._measured(task, measure)
+                found = measured(self.loaded, self.calibration[task], measure)
                 found.save(path)
             self._scores[task, measure] = found
         return self._scores[task, measure]
-
-    def _measured(self, task: str, measure: str) -> Scores:
-        if measure in MEASURES:
-            return calibrate(self.loaded, self.calibration[task], measure=measure)
-        return diagnose(self.loaded, self.calibration[task])[measure]
 
     @property
     def objective(self) -> Objective:
