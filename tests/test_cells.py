@@ -145,12 +145,6 @@ def test_trace_is_what_the_plan_predicts(name, plan):
                 row.update({k: row[k] + more[k] for k in row})
         with apply(model, STATIC[plan]), trace(model) as counted:
             model(**arguments)
-        padding = int((~arguments["attention_mask"].bool()).sum())
-        with apply(model, STATIC[plan]):
-            touched = ["forward" in layer.__dict__ for layer in model.model.language_model.layers]
-        for row, is_touched in zip(expected, touched, strict=True):
-            if not is_touched:  # a stock layer computes padding too
-                row.update({k: v + padding for k, v in row.items()})
         assert counted.layers == expected, kind
 
 

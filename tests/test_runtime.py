@@ -179,10 +179,16 @@ def test_full_plan_touches_nothing(model):
         assert torch.equal(model(**arguments).logits, stock)
 
 
-def test_layers_without_a_skip_are_not_touched(model):
-    with apply(model, PLANS["attention"]):
-        touched = [i for i, layer in enumerate(model.model.language_model.layers) if "forward" in layer.__dict__]
-    assert touched == [0, 2, 3, LAYERS - 1]  # nobody reads what visual tokens do in the last layer
+@torch.no_grad()
+def test_layers_in_which_nothing_is_planned_are_stock(model):
+    """To the bit, where nothing is padded."""
+    arguments = BATCHES["one image"]()
+    stock = model(**arguments, output_hidden_states=True).hidden_states
+    with apply(model, FULL.at([2], attention=Skip())):
+        planned = model(**arguments, output_hidden_states=True).hidden_states
+    assert torch.equal(planned[1], stock[1])
+    assert torch.equal(planned[2], stock[2])
+    assert not torch.equal(planned[3], stock[3])
 
 
 @torch.no_grad()

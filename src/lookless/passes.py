@@ -107,13 +107,3 @@ def observed(plan: Plan, index: int) -> bool:
     """Whether a rank of the next layer reads what this one computes."""
     later = plan.layers[index + 1 : index + 2]
     return any(RANKS[rank].reads == "previous" for row in later for rank in row.ranks)
-
-
-def touched(plan: Plan) -> tuple[bool, ...]:
-    """Per layer, whether the stock layer will not do."""
-    keeps = [row.keep != LayerPlan().keep for row in plan.layers]
-    embeds = any("text_raters" in row.ranks for row in plan.layers)
-    return tuple(
-        not row.is_full or any(keeps[: i + 1]) or observed(plan, i) or (i == 0 and embeds)
-        for i, row in enumerate(plan.layers)
-    )

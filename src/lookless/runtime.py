@@ -1,7 +1,8 @@
 """``apply(model, plan)``: make a loaded model do the plan's work and no more; ``remove()`` gives it back.
 
-Layers in which the plan changes nothing are never touched, so a full plan leaves the model as it is, to the bit. In the
-others ``forward`` is replaced on the instance. A plan that is not full runs without work whose result nobody reads
+A full plan touches nothing, so it leaves the model as it is, to the bit. Under any other, every layer's ``forward`` is
+replaced on the instance: a layer in which nothing is planned still spares padding, and is stock where there is none. A
+plan that is not full runs without work whose result nobody reads
 (:meth:`lookless.Plan.live`): text comes out the same, and visual rows of the last hidden state are not the model's.
 Where a prompt ends in an image, its last visual row is what the answer is read from, and the plan runs as it stands.
 Prompts without an image, and decode steps, which hold no visual token, run the stock forward; a layer whose cache holds
@@ -22,7 +23,7 @@ from .cells import RANKS
 from .errors import ModelError
 from .models import Located, locate
 from .operators import stock_mask
-from .passes import Pass, touched
+from .passes import Pass
 from .plan import Plan
 from .prompts import Prompts
 
@@ -77,11 +78,10 @@ class Applied:
             inner.register_forward_pre_hook(self._enter, with_kwargs=True),
             inner.register_forward_hook(self._leave, always_call=True),
         ]
-        for index, (layer, is_touched) in enumerate(zip(self._located.layers, touched(self._live), strict=True)):
-            if is_touched:
-                planned = _PlannedForward(layer, index, self)
-                layer.forward = planned
-                self._planned.append(planned)
+        for index, layer in enumerate(self._located.layers):
+            planned = _PlannedForward(layer, index, self)
+            layer.forward = planned
+            self._planned.append(planned)
 
     def _watch_tower(self) -> list[Any]:
         ranks = [rank for row in self.plan.layers for rank in row.ranks if RANKS[rank].reads == "tower"]
