@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
 from lookless import Geometry, Plan, apply, trace
-from lookless.bench import STOCK, bench, of_geometry
+from lookless.bench import STOCK, Sweep, bench, of_geometry
+from lookless.cli import app
 from lookless.errors import GeometryError, ModelError, PlanError
 from lookless.floor import floor_of
 from lookless.flops import prefill
@@ -87,6 +89,36 @@ def test_a_report(small):
     assert not small.model.model.language_model._forward_hooks  # nothing is left on the model
     with apply(small.model, plans["keep"]):
         pass
+
+
+def test_break_even(small):
+    """From the longest down, as long as it pays."""
+    inputs = small.inputs(visual=V, before=BEFORE, after=AFTER, batch=1)
+    plans = {"a": Plan.full(LAYERS).live(), "b": Plan.full(LAYERS).live(), "c": Plan.full(LAYERS).live()}
+    one = bench(small.model, inputs, plans, name="small", repeats=2, warm_up=0, progress=False)
+
+    def at(visual, **kept):
+        timed = [t.model_copy(update={"time_kept": kept[t.name]}) if t.name in kept else t for t in one.timed]
+        return one.model_copy(update={"visual": visual, "timed": tuple(timed)})
+
+    sweep = Sweep(reports=(at(8, a=0.9, b=1.1, c=0.9), at(16, a=1.2, b=0.9, c=0.9), at(32, a=1.1, b=0.8, c=0.7)))
+    assert sweep.break_even == {"a": None, "b": 16, "c": 8}
+
+
+@pytest.mark.long
+def test_the_command(tmp_path):
+    """The smallest that is honest: one layer of real shape, a few rounds, a sweep of two lengths."""
+    out = tmp_path / "bench.json"
+    words = ["bench", "--geometry", "Qwen2.5-VL-7B", "--layers", "1", "--visual", "16", "--visual", "32", "--text", "8"]
+    words += ["--method", "v-skip", "--repeats", "2", "--out", str(out)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    sweep = Sweep.model_validate_json(out.read_text())
+    assert [r.visual for r in sweep.reports] == [16, 32]
+    assert [t.name for t in sweep.reports[0].timed] == [STOCK, "v-skip"]
+    assert sweep.reports[0].geometry.hidden == 3584
+    assert CliRunner().invoke(app, ["bench"]).exit_code == 2
+    assert CliRunner().invoke(app, ["bench", "reference", "--visual", "5"]).exit_code == 2
 
 
 def test_refusals(small):

@@ -103,6 +103,28 @@ class Report(BaseModel):
     timed: tuple[Timed, ...]
 
 
+class Sweep(BaseModel):
+    """Reports of one model at several lengths, shortest first."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reports: tuple[Report, ...]
+
+    @property
+    def break_even(self) -> dict[str, int | None]:
+        """Of each plan, the visual tokens from which on it is faster than stock at every length timed; None if
+        never."""
+        found: dict[str, int | None] = {}
+        for timed in self.reports[0].timed[1:]:
+            paying = None
+            for report in reversed(self.reports):
+                if next(t for t in report.timed if t.name == timed.name).time_kept >= 1:
+                    break
+                paying = report.visual
+            found[timed.name] = paying
+        return found
+
+
 @torch.no_grad()
 def bench(
     model: nn.Module,

@@ -523,7 +523,9 @@ def bench(
     methods: Annotated[
         list[str] | None, typer.Option("--method", help="A method at its paper's relative depth; may be repeated.")
     ] = None,
-    visual: Annotated[int, typer.Option(help="Visual tokens of a prompt (with --geometry).", min=1)] = 576,
+    visual: Annotated[
+        list[int] | None, typer.Option(help="Visual tokens of a prompt, with --geometry; repeat it for a sweep: 576.")
+    ] = None,
     text: Annotated[int, typer.Option(help="Text tokens of a prompt, half of them before the image.", min=2)] = 66,
     batch: Annotated[int, typer.Option(help="Prompts at once.", min=1)] = 1,
     repeats: Annotated[int, typer.Option(help="Rounds; in each, everything is timed once.", min=2)] = 9,
@@ -549,17 +551,27 @@ def bench(
     if subject is None:
         assert model is not None
         subject = benchmark.of_model(model, dtype=dtype, device=device)
-    inputs = subject.inputs(visual=visual, text=text, batch=batch)
     plans = {path: Plan.from_pretrained(path) for path in plan_dirs or ()}
     plans |= {name: find(name).sample(subject.geometry) for name in methods or ("v-skip", "shortv", "vtw", "fastv")}
-    with err.status(f"timing {subject.name}"):
-        result = benchmark.bench(subject.model, inputs, plans, name=subject.name, repeats=repeats)
+    if model is not None and visual:
+        raise LooklessError("--visual is for a --geometry: a model's own images say how many visual tokens there are.")
+    timed = []
+    for count in sorted(set(visual or [576])):
+        if count < 1:
+            raise LooklessError(f"--visual {count} is no number of visual tokens: give 1 or more.")
+        inputs = subject.inputs(visual=count, text=text, batch=batch)
+        timed.append(benchmark.bench(subject.model, inputs, plans, name=subject.name, repeats=repeats))
+        if not as_json:
+            out.print(report.bench_table(timed[-1]))
+    result = benchmark.Sweep(reports=tuple(timed))
     if out_path is not None:
         files.write_text(out_path, files.dump(result))
     if as_json:
         _print_json(result)
-    else:
-        out.print(report.bench_table(result))
+    elif len(timed) > 1:
+        for name, count in result.break_even.items():
+            paid = f"pays from {count} visual tokens on" if count else "does not pay at any of these lengths"
+            out.print(f"{name} {paid}", soft_wrap=True)
 
 
 @app.command(context_settings=OPEN)

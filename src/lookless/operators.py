@@ -94,7 +94,7 @@ def run_layer(
     seen = None
     if stock and not observed and not pruned:
         update, _ = layer.self_attn(
-            hidden_states=layer.input_layernorm(x),
+            hidden_states=rms_norm(layer.input_layernorm, x),
             attention_mask=attention_mask,
             position_embeddings=position_embeddings,
             past_key_values=past_key_values,
@@ -113,7 +113,7 @@ def look(layer: nn.Module, prompts: Prompts, x: Tensor, mask: Tensor | None, rot
 
 def _keys(layer: nn.Module, rows: Rows, x: Tensor, mask: Tensor | None, rotary: Rotary, cache: Any) -> Seen:
     module: Any = layer.self_attn
-    normed = layer.input_layernorm(rows.take(x))
+    normed = rms_norm(layer.input_layernorm, rows.take(x))
     key = project(module, "k", normed, tuple(rows.take(t) for t in rotary))
     value = _heads(module.v_proj(normed), module.head_dim)
     return Seen(module, rows, normed, key, value, rotary, _past(module, cache, mask), x)
@@ -262,7 +262,7 @@ def _ffn(layer: nn.Module, cells: LayerPlan, prompts: Prompts, x: Tensor) -> Ten
     rows = prompts.rows("live") if cell == Full() else prompts.rows("text", cell if isinstance(cell, Top) else None)
     out = x
     if rows.count:
-        out = rows.add(x, layer.mlp(layer.post_attention_layernorm(rows.take(x))))
+        out = rows.add(x, layer.mlp(rms_norm(layer.post_attention_layernorm, rows.take(x))))
     if isinstance(cell, Neurons) and prompts.rows("visual").count:
         out = _neurons(layer, cell, prompts, x, out)
     return out
@@ -278,7 +278,7 @@ def _neurons(layer: nn.Module, cell: Neurons, prompts: Prompts, x: Tensor, out: 
                 f"merge adapters, load unquantised, or use a plan without Neurons."
             )
     rows = prompts.rows("visual")
-    h = layer.post_attention_layernorm(rows.take(x))
+    h = rms_norm(layer.post_attention_layernorm, rows.take(x))
     updates = []
     for b, mine in enumerate(prompts.alive):
         start = sum(map(len, prompts.alive[:b])) if rows.packed else 0
@@ -310,8 +310,20 @@ def project(module: Any, which: str, normed: Tensor, rotary: Rotary | None) -> T
     """Queries (``q``) or keys (``k``) ``[groups, rows, heads, head_dim]``, normed where the model does, and rotated."""
     x = _heads(getattr(module, f"{which}_proj")(normed), module.head_dim)
     norm = getattr(module, f"{which}_norm", None)
-    x = x if norm is None else norm(x)
+    x = x if norm is None else rms_norm(norm, x)
     return x if rotary is None else _rotate(x, *rotary)
+
+
+def rms_norm(module: Any, x: Tensor) -> Tensor:
+    """``module`` on ``x`` in one fused pass; transformers writes it as six, which cost 3 % of a 7B layer on a CPU.
+
+    A module that is not plainly its class's, or that somebody has hooked, is called as it is.
+    """
+    is_plain = "forward" not in module.__dict__ and not module._forward_hooks and not module._forward_pre_hooks
+    if not is_plain or not hasattr(module, "variance_epsilon"):
+        out: Tensor = module(x)
+        return out
+    return F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
 
 
 def _heads(x: Tensor, head_dim: int) -> Tensor:

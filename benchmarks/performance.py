@@ -1,0 +1,128 @@
+"""Times the papers' methods at the real layer shapes of four models, and padded batches; writes docs/performance.md.
+
+``python benchmarks/performance.py``: twenty minutes on two cores. Results are kept in benchmarks/runs and gone on from.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from lookless import Plan, files, methods
+from lookless.bench import Report, bench, of_geometry
+from lookless.geometry import Geometry
+from lookless.measure import Clock
+from lookless.runtime import applied
+from lookless.shapes import IMAGE, WORD, shaped
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "performance.md"
+BEGIN = "<!-- what follows is written by benchmarks/performance.py -->"
+METHODS = ("v-skip", "operator-skipping", "shortv", "vtw", "fastv")
+TEXT = 66
+#: (geometry, visual tokens, layers, rounds): as many layers and rounds as two cores do in minutes
+RUNS = (
+    ("LLaVA-1.5-7B", 576, 4, 7),
+    ("LLaVA-NeXT-7B", 2110, 3, 5),
+    ("Qwen2.5-VL-7B", 1200, 3, 5),
+    ("Qwen3-VL-8B", 1200, 3, 5),
+    ("Qwen2.5-VL-7B", 4800, 2, 3),
+    ("Qwen3-VL-8B", 4800, 2, 3),
+)
+
+
+def timed(folder: Path, device: str) -> list[Report]:
+    reports = []
+    for name, visual, layers, rounds in RUNS:
+        path = folder / f"{name}-{visual}-{device}.json"
+        if path.exists():
+            reports.append(Report.model_validate_json(path.read_text()))
+            continue
+        subject = of_geometry(name, layers=layers, dtype="bfloat16", device=device)
+        plans = {"nothing but liveness": Plan.full(subject.geometry).live()}
+        plans |= {m: methods.METHODS[m].sample(subject.geometry) for m in METHODS}
+        inputs = subject.inputs(visual=visual, text=TEXT, batch=1)
+        report = bench(subject.model, inputs, plans, name=subject.name, repeats=rounds, warm_up=1, decode=2)
+        files.write_text(path, files.dump(report))
+        reports.append(report)
+        print(path, flush=True)
+    return reports
+
+
+def table(r: Report) -> list[str]:
+    lines = [
+        f"### {r.model}: {r.visual} visual and {r.text} text tokens, batch {r.batch}",
+        "",
+        f"{r.dtype}, {r.machine if r.device == 'cpu' else r.device}, {r.threads} threads, {r.attention}, median of "
+        f"{r.repeats} rounds (quartiles).",
+        "",
+        "| | prefill ms | time kept | FLOPs kept | realised / promised | time / floor | ms a token | cache MiB |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for t in r.timed:
+        realised, over = ("-" if v is None else f"{v:.2f}" for v in (t.realised, t.over_floor))
+        kept = "-" if t.flops_kept is None else f"{t.flops_kept:.1%}"
+        lines.append(
+            f"| {t.name} | {t.prefill_ms.median:.0f} ({t.prefill_ms.low:.0f} to {t.prefill_ms.high:.0f}) | "
+            f"{t.time_kept:.1%} | {kept} | {realised} | {over} | {t.decode_ms.median:.1f} | {t.cache_mib:.1f} |"
+        )
+    return lines
+
+
+@torch.no_grad()
+def padded(rounds: int = 7) -> list[str]:
+    """Eight prompts of one to four times a length in one batch: stock computes the padding."""
+    made = shaped(Geometry.preset("LLaVA-1.5-7B"), layers=3, dtype=torch.bfloat16)
+    lengths = [n * 96 for n in (1, 1, 2, 2, 3, 3, 4, 4)]
+    ids = torch.full((8, max(lengths)), WORD)
+    mask = torch.zeros_like(ids)
+    visual = [round(0.8 * n) for n in lengths]
+    for b, (length, count) in enumerate(zip(lengths, visual, strict=True)):
+        mask[b, -length:] = 1
+        ids[b, -length + 8 : -length + 8 + count] = IMAGE
+    inputs = made.inputs(visual=sum(visual), before=1, after=1, batch=1) | {"input_ids": ids, "attention_mask": mask}
+    plans = {
+        "stock": None,
+        "nothing but liveness": Plan.full(made.geometry).live(),
+        "v-skip": methods.METHODS["v-skip"].sample(made.geometry),
+        "shortv": methods.METHODS["shortv"].sample(made.geometry),
+    }
+    each: dict[str, list[float]] = {name: [] for name in plans}
+    clock = Clock(made.model.model.language_model)
+    for index in range(rounds + 1):
+        for name, plan in plans.items():
+            with applied(made.model, plan):
+                made.model(**inputs, logits_to_keep=1)
+            if index:
+                each[name].append(clock.ms)
+    clock.remove()
+    lines = ["| | real tokens a second, by stock's |", "|---|---:|"]
+    for name, times in each.items():
+        lines.append(f"| {name} | {median(s / t for s, t in zip(each['stock'], times, strict=True)):.2f} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=ROOT / "benchmarks" / "runs")
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    lines = [BEGIN, ""]
+    for report in timed(arguments.runs, arguments.device):
+        lines += [*table(report), ""]
+    told = padded()
+    lines += [
+        "### Padded batches",
+        "",
+        "Layers of LLaVA-1.5-7B, eight prompts of 96 to 384 tokens, four fifths of them visual,",
+    ]
+    lines += ["padded on the left; bfloat16, median of 7 rounds, all in turn.", "", *told, ""]
+    before = PAGE.read_text().split(BEGIN)[0] if PAGE.exists() else ""
+    files.write_text(PAGE, before + "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
