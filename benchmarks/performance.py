@@ -1,6 +1,7 @@
 """Times the papers' methods at the real layer shapes of four models, and padded batches; writes docs/performance.md.
 
-``python benchmarks/performance.py``: ten to fifteen minutes on two cores. Results are kept in benchmarks/runs and gone on from.
+``python benchmarks/performance.py``: ten to fifteen minutes on two cores. Results are kept in benchmarks/runs and gone
+on from.
 """
 
 from __future__ import annotations
