@@ -569,8 +569,8 @@ def bench(
     if as_json:
         _print_json(result)
     elif len(timed) > 1:
-        for name, count in result.break_even.items():
-            paid = f"pays from {count} visual tokens on" if count else "does not pay at any of these lengths"
+        for name, pays_from in result.break_even.items():
+            paid = f"pays from {pays_from} visual tokens on" if pays_from else "does not pay at any of these lengths"
             out.print(f"{name} {paid}", soft_wrap=True)
 
 
