@@ -59,7 +59,8 @@ def test_sweep_is_the_naive_passes(cells):
         assert row == pytest.approx(expected, rel=1e-3, abs=1e-6)
     assert max(scores.mean) > 1e-3
     if cells.ffn != Skip():
-        assert scores.mean[-1] == 0.0  # nobody reads what visual rows do in the last layer
+        # Nobody reads what visual rows do in the last layer: only rounding is left of it, as fewer rows are multiplied.
+        assert scores.mean[-1] == pytest.approx(0, abs=1e-7)
 
 
 def test_vig_on_the_reference_model_is_the_naive_passes(reference):

@@ -200,9 +200,11 @@ def random(view: View) -> Tensor:
 
 
 def _distances(x: Tensor) -> Tensor:
-    """1 - cosine, ``[rows, rows]``."""
+    """1 - cosine, ``[rows, rows]``. Symmetric to the bit, which a matmul is not: two rows that are each other's
+    nearest are then equally far from all, and the earlier one is chosen on every machine."""
     x = F.normalize(x.float(), dim=-1)
-    return 1 - x @ x.T
+    cosine = x @ x.T
+    return 1 - (cosine + cosine.T) / 2
 
 
 def _farthest(distances: Tensor, chosen: list[int], wanted: int) -> list[int]:
