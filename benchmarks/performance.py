@@ -90,7 +90,7 @@ def padded(rounds: int = 7) -> list[str]:
         "shortv": methods.METHODS["shortv"].sample(made.geometry),
     }
     each: dict[str, list[float]] = {name: [] for name in plans}
-    clock = Clock(made.model.model.language_model)
+    clock = Clock(made.model.model.language_model.layers)
     for index in range(rounds + 1):
         for name, plan in plans.items():
             with applied(made.model, plan):

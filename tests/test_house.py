@@ -31,6 +31,7 @@ ORDER = [
     "towers",
     "models",
     "rows",
+    "pointwise",
     "prompts",
     "cache",
     "operators",

@@ -86,7 +86,8 @@ def test_weights_fetched_when_needed(plan):
     model = accelerate.cpu_offload(family.build(), execution_device="cpu")
     assert model.model.language_model.layers[0].self_attn.q_proj.weight.device.type == "meta"
     with apply(model, PLANS[plan]):
-        assert torch.equal(model(**arguments).logits, expected)
+        # Not to the bit: a hooked module is called as it is, and a plain one's work is done in place.
+        torch.testing.assert_close(model(**arguments).logits, expected, rtol=1e-5, atol=1e-6)
 
 
 @torch.no_grad()

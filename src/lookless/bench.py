@@ -154,7 +154,7 @@ def bench(
         run.floor = floor_of(located, fresh, plan) if plan is None or plan.is_static else None
     for index in shown(range(warm_up + repeats), f"rounds on {name}", progress):
         for run in runs.values():
-            run.round(located.decoder, decode, keep=index >= warm_up)
+            run.round(located.layers, decode, keep=index >= warm_up)
     visual, text = prompts.counts[0], len(prompts.text[0])
     parameter = next(model.parameters())
     return Report(
@@ -232,9 +232,9 @@ class _Run:
         self.floors: list[float] = []
         self.cache_mib, self.peak_mib = 0.0, None
 
-    def round(self, decoder: nn.Module, decode: int, *, keep: bool) -> None:
+    def round(self, layers: nn.ModuleList, decode: int, *, keep: bool) -> None:
         cache = DynamicCache(config=self.model.config.get_text_config())
-        clock = Clock(decoder)
+        clock = Clock(layers)
         peak = torch.cuda.is_available() and next(self.model.parameters()).is_cuda
         if peak:
             torch.cuda.reset_peak_memory_stats()

@@ -94,13 +94,19 @@ def layer_of(cache: Any, index: int) -> Any:
 def store(cache: Any, index: int, keys: Tensor, values: Tensor, places: Tensor | None, new: int) -> None:
     """Put keys and values ``[batch, kv_heads, slots, head_dim]`` of the ``new`` next tokens into the cache.
 
-    ``places [batch, slots]`` tells which of them they are; None: all.
+    ``places [batch, slots]`` tells which of them they are; None: all. An empty cache then holds the tensors themselves,
+    not copies, so nobody may change them.
 
     Raises:
         ModelError: some are left out, and the cache is of a kind that holds every token.
     """
     if places is None:
-        cache.update(keys, values, index)
+        empty = layer_of(cache, index)
+        if type(empty) is DynamicLayer and not empty.is_initialized and not cache.offloading:
+            empty.lazy_initialization(keys, values)
+            empty.keys, empty.values = keys, values
+        else:
+            cache.update(keys, values, index)
         return
     while len(cache.layers) <= index:
         cache.layers.append(DynamicLayer())

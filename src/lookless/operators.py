@@ -23,6 +23,7 @@ from .cache import PrunedLayer, cut, layer_of, select, store
 from .cells import Full, Neurons, Sink, Skip, Top, Window
 from .errors import ModelError
 from .plan import LayerPlan
+from .pointwise import Buffers, gated_ffn, is_own, linear, may_write, rms_norm, rotate
 from .prompts import Prompts
 from .rows import Call, Rows, attend, causal_calls, scaled_dot_product, window_calls
 
@@ -87,12 +88,7 @@ def run_layer(
 
     The arguments are those Hugging Face gives a decoder layer; ``observed`` asks for the second result.
     """
-    stock = cells.attention == cells.visible == cells.decode == Full() and prompts.rows("live").is_whole
-    pruned = past_key_values is not None and isinstance(
-        layer_of(past_key_values, layer.self_attn.layer_idx), PrunedLayer
-    )
-    seen = None
-    if stock and not observed and not pruned:
+    if _is_stock(layer, cells, prompts, past_key_values) and not observed:
         update, _ = layer.self_attn(
             hidden_states=rms_norm(layer.input_layernorm, x),
             attention_mask=attention_mask,
@@ -100,20 +96,42 @@ def run_layer(
             past_key_values=past_key_values,
             **rest,
         )
-        x = x + update
-    else:
-        x, seen = _attention(layer, cells, prompts, x, attention_mask, position_embeddings, past_key_values)
-    return _ffn(layer, cells, prompts, x), seen
+        return _ffn(layer, cells, prompts, x + update, is_ours=True), None
+    buffers = None if observed else prompts.buffers
+    out, seen = _attention(layer, cells, prompts, x, attention_mask, position_embeddings, past_key_values, buffers)
+    return _ffn(layer, cells, prompts, out, is_ours=out is not x and not observed), seen
+
+
+def _is_stock(layer: Any, cells: LayerPlan, prompts: Prompts, cache: Any) -> bool:
+    """Whether the layer's own attention runs: nothing in it is spared, and it is another than the kernel called here,
+    or has a mask to heed."""
+    if cells.attention != Full() or cells.visible != Full() or cells.decode != Full():
+        return False
+    if not prompts.rows("live").is_whole:
+        return False
+    held = None if cache is None else layer_of(cache, layer.self_attn.layer_idx)
+    if isinstance(held, PrunedLayer):
+        return False
+    return not (prompts.is_cold and layer.self_attn.config._attn_implementation == "sdpa")
 
 
 def look(layer: nn.Module, prompts: Prompts, x: Tensor, mask: Tensor | None, rotary: Rotary, cache: Any) -> Seen:
     """Keys and values of all live rows of ``x``, as this layer's attention would make them."""
-    return _keys(layer, prompts.rows("live"), x, mask, rotary, cache)
+    return _keys(layer, prompts.rows("live"), x, mask, rotary, cache, None)
 
 
-def _keys(layer: nn.Module, rows: Rows, x: Tensor, mask: Tensor | None, rotary: Rotary, cache: Any) -> Seen:
+def _keys(
+    layer: nn.Module,
+    rows: Rows,
+    x: Tensor,
+    mask: Tensor | None,
+    rotary: Rotary,
+    cache: Any,
+    buffers: Buffers | None,
+) -> Seen:
+    """Without ``buffers`` what is seen lasts."""
     module: Any = layer.self_attn
-    normed = rms_norm(layer.input_layernorm, rows.take(x))
+    normed = _norm(layer.input_layernorm, rows.take(x), buffers)
     key = project(module, "k", normed, tuple(rows.take(t) for t in rotary))
     value = _heads(module.v_proj(normed), module.head_dim)
     return Seen(module, rows, normed, key, value, rotary, _past(module, cache, mask), x)
@@ -143,11 +161,12 @@ def _attention(
     mask: Tensor | None,
     rotary: Rotary,
     cache: Any,
+    buffers: Buffers | None,
 ) -> tuple[Tensor, Seen]:
     chosen = cells.attention if isinstance(cells.attention, Top) else None
     text, live, asking = prompts.rows("text"), prompts.rows("live"), prompts.rows("text", chosen)
     readable = live if cells.reads_visual_keys else text
-    seen = _keys(layer, readable, x, mask, rotary, cache)
+    seen = _keys(layer, readable, x, mask, rotary, cache, buffers)
     value = seen.value
     if cells.visible == Sink():
         value = prompts.sunk(readable, value)
@@ -171,14 +190,15 @@ def _attention(
             continue
         inner = prompts.within(asks, readable)
         cos, sin = (asks.take(t) for t in rotary)
-        query = project(seen.module, "q", inner.take(seen.normed), (cos, sin))
+        query = project(seen.module, "q", inner.take(seen.normed), (cos, sin), buffers)
         if prompts.is_cold:
             shown = prompts.within(reads, readable)
             key, val = shown.take(seen.key), shown.take(values)
             update = _cold(cells, prompts, asks, reads, query, key, val, seen.module.scaling)
         else:
             update = _warm(cells, prompts, asks, reads, query, seen, values, mask)
-        out = asks.add(out, seen.module.o_proj(update))
+        update = linear(seen.module.o_proj, update, prompts.buffers, "update")
+        out = asks.add(x, update) if out is x else asks.add_(out, update)
     return out, replace(seen, left=out)
 
 
@@ -257,24 +277,28 @@ def _store(seen: Seen, value: Tensor, held: Rows, cache: Any, prompts: Prompts) 
         store(cache, index, key, val, held.places, prompts.length)
 
 
-def _ffn(layer: nn.Module, cells: LayerPlan, prompts: Prompts, x: Tensor) -> Tensor:
+def _ffn(layer: nn.Module, cells: LayerPlan, prompts: Prompts, x: Tensor, *, is_ours: bool) -> Tensor:
+    """``is_ours``: nobody else holds ``x``, so that it may be added to in place."""
     cell = cells.ffn
     rows = prompts.rows("live") if cell == Full() else prompts.rows("text", cell if isinstance(cell, Top) else None)
-    out = x
+    parts: list[tuple[Rows, Tensor]] = []
     if rows.count:
-        out = rows.add(x, layer.mlp(rms_norm(layer.post_attention_layernorm, rows.take(x))))
+        normed = _norm(layer.post_attention_layernorm, rows.take(x), prompts.buffers)
+        parts.append((rows, gated_ffn(layer.mlp, normed, prompts.buffers)))
     if isinstance(cell, Neurons) and prompts.rows("visual").count:
-        out = _neurons(layer, cell, prompts, x, out)
-    return out
+        parts.append((prompts.rows("visual"), _neurons(layer, cell, prompts, x)))
+    for rows, update in parts:
+        x = rows.add_(x, update) if is_ours and not torch.is_grad_enabled() else rows.add(x, update)
+    return x
 
 
-def _neurons(layer: nn.Module, cell: Neurons, prompts: Prompts, x: Tensor, out: Tensor) -> Tensor:
+def _neurons(layer: nn.Module, cell: Neurons, prompts: Prompts, x: Tensor) -> Tensor:
     """The FFN of visual tokens by the channels that probe tokens of their own prompt excite most."""
     mlp: Any = layer.mlp
-    for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj):
-        if type(linear) is not nn.Linear:
+    for projection in (mlp.gate_proj, mlp.up_proj, mlp.down_proj):
+        if type(projection) is not nn.Linear:
             raise ModelError(
-                f"a subset of neurons needs the plain weights of an FFN, and this one has a {type(linear).__name__}: "
+                f"a subset of neurons needs the plain weights of an FFN, and this one has a {type(projection).__name__}: "
                 f"merge adapters, load unquantised, or use a plan without Neurons."
             )
     rows = prompts.rows("visual")
@@ -284,7 +308,7 @@ def _neurons(layer: nn.Module, cell: Neurons, prompts: Prompts, x: Tensor, out: 
         start = sum(map(len, prompts.alive[:b])) if rows.packed else 0
         own = h[:, start : start + len(mine)] if rows.packed else h[b : b + 1]
         updates.append(_own_neurons(mlp, cell, own) if len(mine) else own)
-    return rows.add(out, torch.cat(updates, dim=1 if rows.packed else 0))
+    return torch.cat(updates, dim=1 if rows.packed else 0)
 
 
 def _own_neurons(mlp: Any, cell: Neurons, h: Tensor) -> Tensor:
@@ -306,32 +330,20 @@ def stock_mask(mask: Tensor | None, cache: Any, index: int, new: int) -> Tensor 
     return mask if cache is None else cut(mask, layer_of(cache, index), new)
 
 
-def project(module: Any, which: str, normed: Tensor, rotary: Rotary | None) -> Tensor:
+def project(module: Any, which: str, normed: Tensor, rotary: Rotary | None, buffers: Buffers | None = None) -> Tensor:
     """Queries (``q``) or keys (``k``) ``[groups, rows, heads, head_dim]``, normed where the model does, and rotated."""
-    x = _heads(getattr(module, f"{which}_proj")(normed), module.head_dim)
+    projection = getattr(module, f"{which}_proj")
+    x = _heads(linear(projection, normed, buffers, "query"), module.head_dim)
+    is_ours = is_own(projection) and may_write(x)
     norm = getattr(module, f"{which}_norm", None)
-    x = x if norm is None else rms_norm(norm, x)
-    return x if rotary is None else _rotate(x, *rotary)
+    x = x if norm is None else rms_norm(norm, x, x if is_ours else None)
+    return x if rotary is None else rotate(x, *rotary, in_place=is_ours)
 
 
-def rms_norm(module: Any, x: Tensor) -> Tensor:
-    """``module`` on ``x`` in one fused pass; transformers writes it as six, which cost 3 % of a 7B layer on a CPU.
-
-    A module that is not plainly its class's, or that somebody has hooked, is called as it is.
-    """
-    is_plain = "forward" not in module.__dict__ and not module._forward_hooks and not module._forward_pre_hooks
-    if not is_plain or not hasattr(module, "variance_epsilon"):
-        out: Tensor = module(x)
-        return out
-    return F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
+def _norm(module: Any, x: Tensor, buffers: Buffers | None) -> Tensor:
+    return rms_norm(module, x, None if buffers is None else buffers.take("normed", tuple(x.shape), x))
 
 
 def _heads(x: Tensor, head_dim: int) -> Tensor:
     """``[..., heads * head_dim]`` to ``[..., heads, head_dim]``."""
     return x.unflatten(-1, (-1, head_dim))
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of ``x`` ``[..., rows, heads, head_dim]`` by ``cos, sin`` ``[..., rows, head_dim]``."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos.unsqueeze(-2) + torch.cat((-second, first), dim=-1) * sin.unsqueeze(-2)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .cells import Skip, Top
 from .plan import LayerPlan
+from .pointwise import Buffers
 from .rows import Rows
 
 Kind = Literal["text", "visual", "live", "none"]
@@ -25,6 +26,7 @@ class Prompts:
         past: tokens of earlier turns in the cache.
         is_cold: the prompts begin the sequence and no mask but padding is asked for, so attention is causal over rows.
         is_padded: some rows are padding.
+        buffers: memory that all layers share.
         past_visual: bool ``[batch, past]``, which tokens of earlier turns are visual, as far as is known.
     """
 
@@ -48,6 +50,7 @@ class Prompts:
         self.alive = tuple(row.nonzero().flatten() for row in self.visual)
         self.counts = tuple(map(len, self.alive))
         self.first = self.alive  # as they came
+        self.buffers = Buffers()
         self.chosen: dict[Top, tuple[Tensor, ...]] = {}  # in this layer
         self._lasting: dict[Any, Any] = {}  # row sets and calls, good until fewer tokens are alive
         self._of_choices: dict[Any, Any] = {}  # those of this layer alone

@@ -76,10 +76,13 @@ class Rows:
 
     def add(self, x: Tensor, update: Tensor) -> Tensor:
         """``x`` with the compact ``update`` added to its rows; ``x`` itself is left as it was."""
+        return x + update if self.is_whole else self.add_(x.clone(), update)
+
+    def add_(self, x: Tensor, update: Tensor) -> Tensor:
+        """``x``, its rows changed in place by the compact ``update`` added to them."""
         if self.is_whole:
-            return x + update
-        x = x.clone()
-        if self.packed:
+            x += update
+        elif self.packed:
             x[self._prompt, self._row] += update[0]
         elif len(self._spans) <= SLICES:
             at = 0
