@@ -200,6 +200,20 @@ def test_no_image_is_the_stock_model(model):
 
 
 @torch.no_grad()
+def test_under_the_break_even_point_is_the_stock_model(model):
+    arguments = BATCHES["one image"]()
+    stock, plan = model(**arguments).logits, PLANS["everything"]
+    visual = int((arguments["input_ids"] == IMAGE).sum())
+    with apply(model, plan):
+        planned = model(**arguments).logits
+    with apply(model, plan, break_even=visual + 1):
+        assert torch.equal(model(**arguments).logits, stock)
+    with apply(model, plan, break_even=visual):
+        assert torch.equal(model(**arguments).logits, planned)
+    assert not torch.equal(planned, stock)
+
+
+@torch.no_grad()
 def test_originals_are_restored_after_an_exception(model):
     arguments = BATCHES["one image"]()
     stock = model(**arguments).logits

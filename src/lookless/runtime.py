@@ -5,8 +5,8 @@ replaced on the instance: a layer in which nothing is planned still spares paddi
 plan that is not full runs without work whose result nobody reads
 (:meth:`lookless.Plan.live`): text comes out the same, and visual rows of the last hidden state are not the model's.
 Where a prompt ends in an image, its last visual row is what the answer is read from, and the plan runs as it stands.
-Prompts without an image, and decode steps, which hold no visual token, run the stock forward; a layer whose cache holds
-fewer keys than there are tokens gives it a mask of that length.
+Prompts without an image or under the break-even point, and decode steps, run the stock forward; a layer whose cache
+holds fewer keys than there are tokens gives it a mask of that length.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class _PlannedForward:
 class Applied:
     """A plan in force on a model; a context manager. :meth:`remove` ends it, and may be called twice."""
 
-    def __init__(self, model: nn.Module, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, model: nn.Module, plan: Plan, *, break_even: int = 0) -> None:
+        self.plan, self.break_even = plan, break_even
         self.running: Pass | None = None
         self._located = locate(model)
         plan.check(self._located.geometry)
@@ -101,7 +101,7 @@ class Applied:
         given = {**given, **given.get("kwargs", {})}
         prompts = prompts_of(self._located, given)
         self.running = None
-        if prompts is not None:
+        if prompts is not None and max(prompts.counts) >= self.break_even:
             # generate() runs the tower before it calls the model, so its scores may have come by now, or not yet.
             self.running = Pass(self._live if prompts.end_in_text else self.plan, prompts, self._tower)
 
@@ -130,13 +130,19 @@ class Applied:
         self.remove()
 
 
-def apply(model: nn.Module, plan: Plan) -> Applied:
+def apply(model: nn.Module, plan: Plan, *, break_even: int = 0) -> Applied:
     """Put ``plan`` in force on ``model``::
 
         with lookless.apply(model, plan):
             model.generate(**inputs)
 
     or ``handle = lookless.apply(model, plan)`` and later ``handle.remove()``.
+
+    Args:
+        model: loaded by transformers, of a supported family.
+        plan: for its architecture.
+        break_even: calls in which no prompt has as many visual tokens run the stock model. ``lookless bench`` finds
+            from how many on a plan pays on a machine; by default the plan always runs.
 
     Raises:
         ModelError: the model's family is not supported, or a plan is already applied.
