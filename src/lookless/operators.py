@@ -298,8 +298,8 @@ def _neurons(layer: nn.Module, cell: Neurons, prompts: Prompts, x: Tensor) -> Te
     for projection in (mlp.gate_proj, mlp.up_proj, mlp.down_proj):
         if type(projection) is not nn.Linear:
             raise ModelError(
-                f"a subset of neurons needs the plain weights of an FFN, and this one has a {type(projection).__name__}: "
-                f"merge adapters, load unquantised, or use a plan without Neurons."
+                f"a subset of neurons needs the plain weights of an FFN, and this one has a "
+                f"{type(projection).__name__}: merge adapters, load unquantised, or use a plan without Neurons."
             )
     rows = prompts.rows("visual")
     h = rms_norm(layer.post_attention_layernorm, rows.take(x))

@@ -12,6 +12,7 @@ holds fewer keys than there are tokens gives it a mask of that length.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any
@@ -97,10 +98,12 @@ class Applied:
         return [watch(self._located.inner, self._tower.append)]
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = self._signature.bind_partial(*args, **kwargs).arguments
-        given = {**given, **given.get("kwargs", {})}
-        prompts = prompts_of(self._located, given)
+        given = kwargs
+        if args:
+            given = self._signature.bind_partial(*args, **kwargs).arguments
+            given = {**given, **given.get("kwargs", {})}
         self.running = None
+        prompts = prompts_of(self._located, given)
         if prompts is not None and max(prompts.counts) >= self.break_even:
             # generate() runs the tower before it calls the model, so its scores may have come by now, or not yet.
             self.running = Pass(self._live if prompts.end_in_text else self.plan, prompts, self._tower)
@@ -148,7 +151,7 @@ def apply(model: nn.Module, plan: Plan, *, break_even: int = 0) -> Applied:
         ModelError: the model's family is not supported, or a plan is already applied.
         PlanMismatchError: the plan is for another architecture.
     """
-    return Applied(model, plan)
+    return Applied(model, plan, break_even=break_even)
 
 
 def applied(model: nn.Module, plan: Plan | None) -> AbstractContextManager[Any]:
@@ -156,7 +159,7 @@ def applied(model: nn.Module, plan: Plan | None) -> AbstractContextManager[Any]:
     return nullcontext() if plan is None else apply(model, plan)
 
 
-def prompts_of(located: Located, given: dict[str, Any]) -> Prompts | None:
+def prompts_of(located: Located, given: Mapping[str, Any]) -> Prompts | None:
     """The prompts of one call of the model, from its own arguments; None if nothing in it is visual.
 
     Raises:
