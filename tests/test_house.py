@@ -51,6 +51,7 @@ ORDER = [
     "bench",
     "table",
     "report",
+    "timings",
     "results",
     "demo",
     "cli",
