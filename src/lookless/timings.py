@@ -186,7 +186,7 @@ def _line(axis: Any, places: Sequence[int], line: Sequence[Report], even: Sequen
 
 
 def _head(figure: Figure, first: str, report: Report) -> None:
-    width = int(12 * figure.get_figwidth())  # letters of this size in so many inches
+    width = int(13 * figure.get_figwidth())  # letters of this size in so many inches
     figure.suptitle("\n".join(textwrap.fill(line, width) for line in (first, told_of(report))), fontsize=9)
 
 
