@@ -106,7 +106,10 @@ def test_the_tower_and_the_first_token(name):
     """The whole call holds the tower and the decoder, and no decode step counts."""
     model = FAMILIES[name].build()
     inputs = FAMILIES[name].batch("one image")
-    tower, calls = locate(model).tower, []
+    located, calls = locate(model), []
+    tower = located.tower
+    others = [module for module in located.inner.children() if module is not located.decoder]
+    assert tower is max(others, key=lambda module: sum(p.numel() for p in module.parameters()))
     tower.register_forward_hook(lambda *_: calls.append(1))
     report = bench(model, inputs, {"live": Plan.full(LAYERS).live()}, name=name, repeats=2, warm_up=1, progress=False)
     assert len(calls) == 2 * (1 + 2 + 1)  # warm-up, rounds, and the one that weighs
