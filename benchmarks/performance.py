@@ -1,6 +1,6 @@
 """Times the papers' methods at the real layer shapes of four models, and padded batches; writes docs/performance.md.
 
-``python benchmarks/performance.py``: ten to fifteen minutes on two cores. Results are kept in benchmarks/runs and gone
+``python benchmarks/performance.py``: half an hour on two cores. Results are kept in benchmarks/runs and gone
 on from.
 """
 
@@ -12,7 +12,7 @@ from statistics import median
 
 import torch
 
-from lookless import Plan, files, methods
+from lookless import Plan, files, methods, timings
 from lookless.bench import Report, bench, of_geometry
 from lookless.geometry import Geometry
 from lookless.measure import Clock
@@ -24,12 +24,18 @@ PAGE = ROOT / "docs" / "performance.md"
 BEGIN = "<!-- what follows is written by benchmarks/performance.py -->"
 METHODS = ("v-skip", "operator-skipping", "shortv", "vtw", "fastv")
 TEXT = 66
+PADDED = (
+    "Three layers of LLaVA-1.5-7B, eight prompts of 96 to 384 tokens, four fifths of them visual, padded on the left; "
+    "bfloat16, median of 7 rounds, all in turn."
+)
 #: (geometry, visual tokens, layers, rounds): as many layers and rounds as two cores do in minutes
 RUNS = (
     ("LLaVA-1.5-7B", 576, 4, 7),
     ("LLaVA-NeXT-7B", 2110, 3, 5),
     ("Qwen2.5-VL-7B", 1200, 3, 5),
     ("Qwen3-VL-8B", 1200, 3, 5),
+    ("Qwen2.5-VL-7B", 4800, 2, 3),
+    ("Qwen3-VL-8B", 4800, 2, 3),
 )
 
 
@@ -51,28 +57,8 @@ def timed(folder: Path, device: str) -> list[Report]:
     return reports
 
 
-def table(r: Report) -> list[str]:
-    lines = [
-        f"### {r.model}: {r.visual} visual and {r.text} text tokens, batch {r.batch}",
-        "",
-        f"{r.dtype}, {r.machine if r.device == 'cpu' else r.device}, {r.threads} threads, {r.attention}, median of "
-        f"{r.repeats} rounds (quartiles).",
-        "",
-        "| | prefill ms | time kept | FLOPs kept | realised / promised | time / floor | ms a token | cache MiB |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for t in r.timed:
-        realised, over = ("-" if v is None else f"{v:.2f}" for v in (t.realised, t.over_floor))
-        kept = "-" if t.flops_kept is None else f"{t.flops_kept:.1%}"
-        lines.append(
-            f"| {t.name} | {t.prefill_ms.median:.0f} ({t.prefill_ms.low:.0f} to {t.prefill_ms.high:.0f}) | "
-            f"{t.time_kept:.1%} | {kept} | {realised} | {over} | {t.decode_ms.median:.1f} | {t.cache_mib:.1f} |"
-        )
-    return lines
-
-
 @torch.no_grad()
-def padded(rounds: int = 7) -> list[str]:
+def padded(rounds: int = 7) -> str:
     """Eight prompts of one to four times a length in one batch: stock computes the padding."""
     made = shaped(Geometry.preset("LLaVA-1.5-7B"), layers=3, dtype=torch.bfloat16)
     lengths = [n * 96 for n in (1, 1, 2, 2, 3, 3, 4, 4)]
@@ -90,7 +76,7 @@ def padded(rounds: int = 7) -> list[str]:
         "shortv": methods.METHODS["shortv"].sample(made.geometry),
     }
     each: dict[str, list[float]] = {name: [] for name in plans}
-    clock = Clock(made.model.model.language_model.layers)
+    clock = Clock.of_layers(made.model.model.language_model.layers)
     for index in range(rounds + 1):
         for name, plan in plans.items():
             with applied(made.model, plan):
@@ -98,10 +84,8 @@ def padded(rounds: int = 7) -> list[str]:
             if index:
                 each[name].append(clock.ms)
     clock.remove()
-    lines = ["| | real tokens a second, by stock's |", "|---|---:|"]
-    for name, times in each.items():
-        lines.append(f"| {name} | {median(s / t for s, t in zip(each['stock'], times, strict=True)):.2f} |")
-    return lines
+    shares = {name: median(s / t for s, t in zip(each["stock"], times, strict=True)) for name, times in each.items()}
+    return timings.markdown(("", "real tokens a second, by stock's"), ((n, f"{s:.2f}") for n, s in shares.items()))
 
 
 def main() -> None:
@@ -109,18 +93,10 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "benchmarks" / "runs")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    lines = [BEGIN, ""]
-    for report in timed(arguments.runs, arguments.device):
-        lines += [*table(report), ""]
-    told = padded()
-    lines += [
-        "### Padded batches",
-        "",
-        "Three layers of LLaVA-1.5-7B, eight prompts of 96 to 384 tokens, four fifths of them visual,",
-    ]
-    lines += ["padded on the left; bfloat16, median of 7 rounds, all in turn.", "", *told, ""]
+    reports = timed(arguments.runs, arguments.device)
+    parts = [BEGIN, timings.note(reports), *map(timings.section, reports), "### Padded batches", PADDED, padded()]
     before = PAGE.read_text().split(BEGIN)[0] if PAGE.exists() else ""
-    files.write_text(PAGE, before + "\n".join(lines))
+    files.write_text(PAGE, before + "\n\n".join(parts) + "\n")
 
 
 if __name__ == "__main__":

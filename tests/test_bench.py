@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from lookless import Geometry, Plan, apply, trace
-from lookless.bench import STOCK, Sweep, bench, of_geometry
+from families import FAMILIES
+from lookless import Filter, Geometry, Plan, apply, trace
+from lookless.bench import STOCK, BreakEven, Sweep, bench, of_geometry
 from lookless.cli import app
 from lookless.errors import GeometryError, ModelError, PlanError
 from lookless.floor import floor_of
 from lookless.flops import prefill
+from lookless.measure import peak_mib
+from lookless.methods import METHODS
 from lookless.models import locate
-from lookless.report import bench_table
-from lookless.runtime import prompts_of
+from lookless.runtime import applied, prompts_of
 from lookless.shapes import shaped
+from lookless.timings import HEADS, bench_figure, break_even_table, cells, document, save
 from test_cells import STATIC
 from tiny import LAYERS
 
@@ -83,42 +88,193 @@ def test_a_report(small):
     for timed in report.timed:
         assert timed.prefill_ms.low <= timed.prefill_ms.median <= timed.prefill_ms.high
         assert timed.over_floor > 0
+        assert timed.tower_ms is None  # features of a geometry are random
+        assert timed.first_token_ms.median > timed.prefill_ms.median
+    dense = prefill(small.geometry, visual=V, text=BEFORE + AFTER).total
+    assert stock.prefill_tflops == pytest.approx(2 * dense / 1e12)  # of both prompts
+    assert live.prefill_tflops == pytest.approx(live.flops_kept * stock.prefill_tflops)
     assert report.machine
     assert report.versions["torch"] == torch.__version__
-    assert bench_table(report).row_count == 4
+    assert report.of("keep") == keep
     assert not small.model.model.language_model._forward_hooks  # nothing is left on the model
     with apply(small.model, plans["keep"]):
         pass
 
 
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl", "internvl-llama"])
+def test_the_tower_and_the_first_token(name):
+    """The whole call holds the tower and the decoder, and no decode step counts."""
+    model = FAMILIES[name].build()
+    inputs = FAMILIES[name].batch("one image")
+    located, calls = locate(model), []
+    tower = located.tower
+    others = [module for module in located.inner.children() if module is not located.decoder]
+    assert tower is max(others, key=lambda module: sum(p.numel() for p in module.parameters()))
+    tower.register_forward_hook(lambda *_: calls.append(1))
+    report = bench(model, inputs, {"live": Plan.full(LAYERS).live()}, name=name, repeats=2, warm_up=1, progress=False)
+    assert len(calls) == 2 * (1 + 2 + 1)  # warm-up, rounds, and the one that weighs
+    for timed in report.timed:
+        assert 0 < timed.tower_ms.median < timed.first_token_ms.median
+        assert timed.tower_ms.low + timed.prefill_ms.low < timed.first_token_ms.high
+    assert len(tower._forward_hooks) == 1
+
+
+def test_peak_memory_is_of_what_is_held_at_once():
+    mib = 2**20
+    before = torch.zeros(8 * mib, dtype=torch.uint8)
+
+    def call():
+        first, second = (torch.empty(n * mib, dtype=torch.uint8) for n in (1, 2))
+        del first
+        second.add_(1)  # in place
+        views = second[5:], second.view(2, -1), before[3:]
+        del second  # its views hold it
+        third = torch.empty(mib // 2, dtype=torch.uint8)
+        del views
+        return third, torch.empty(mib, dtype=torch.uint8)
+
+    assert peak_mib(call, torch.device("cpu")) == 3.0
+    assert peak_mib(call, torch.device("cpu")) == 3.0  # nothing is left of the first time
+
+
+@torch.no_grad()
+def test_peak_memory_is_what_the_allocator_says(small):
+    """Nothing is held inside an operator that its tensors do not show."""
+    from torch.profiler import ProfilerActivity, profile
+
+    inputs = small.inputs(visual=V, before=BEFORE, after=AFTER, batch=2)
+
+    def call():
+        small.model(**inputs, logits_to_keep=1)
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        call()
+    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = list(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+    assert peak_mib(call, torch.device("cpu")) == pytest.approx(max(held) / 2**20, rel=0.01)
+
+
+THE_SPEED_ISSUES = ("v-skip", "shortv", "vtw", "fastv", "operator-skipping")
+
+
+def peaks(model, inputs) -> dict[str, float]:
+    """Most memory held in the first call under each plan, by stock's."""
+    geometry = locate(model).geometry
+    plans = {"nothing but liveness": Plan.full(geometry).live()}
+    plans |= {name: METHODS[name].sample(geometry) for name in THE_SPEED_ISSUES}
+
+    def peak(plan):
+        with applied(model, plan):
+            return peak_mib(lambda: model(**inputs, logits_to_keep=1), torch.device("cpu"))
+
+    stock = peak(None)
+    return {name: peak(plan) / stock for name, plan in plans.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("preset", ["LLaVA-1.5-7B", "Qwen2.5-VL-7B", "Qwen3-VL-8B"])
+@torch.no_grad()
+def test_no_plan_holds_more_than_stock(preset, dtype):
+    """Less work is no more memory, in the proportions of real models (widths an eighth or less of theirs)."""
+    real = Geometry.preset(preset)
+    kv_heads = max(1, 4 * real.kv_heads // real.heads)
+    widths = {"hidden": 256, "intermediate": 256 * real.intermediate // real.hidden, "head_dim": 64}
+    made = shaped(real.model_copy(update={"layers": 5, "heads": 4, "kv_heads": kv_heads} | widths), dtype=dtype)
+    for visual, batch in ((576, 1), (60, 1), (300, 3)):
+        held = peaks(made.model, made.inputs(visual=visual, before=20, after=20, batch=batch))
+        assert max(held.values()) <= 1, held
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_vl", "qwen3_vl"])
+@torch.no_grad()
+def test_no_plan_holds_much_more_than_stock_in_a_tiny_model(name):
+    """Padded prompts and every kind of tower, where masks and norms of a few rows weigh most."""
+    family = FAMILIES[name]
+    model = family.build()
+    for kind in ("one image", "padded left"):
+        held = peaks(model, family.batch(kind))
+        assert max(held.values()) <= 1.05, held
+
+
 def test_break_even(small):
-    """From the longest down, as long as it pays."""
+    """From the longest down, as long as it pays, along each line of a sweep."""
     inputs = small.inputs(visual=V, before=BEFORE, after=AFTER, batch=1)
-    plans = {"a": Plan.full(LAYERS).live(), "b": Plan.full(LAYERS).live(), "c": Plan.full(LAYERS).live()}
+    plans = {"a": Plan.full(LAYERS).live(), "b": Plan.full(LAYERS).live(), "c": STATIC["keep"]}
     one = bench(small.model, inputs, plans, name="small", repeats=2, warm_up=0, progress=False)
 
-    def at(visual, **kept):
+    def at(visual, batch, **kept):
         timed = [t.model_copy(update={"time_kept": kept[t.name]}) if t.name in kept else t for t in one.timed]
-        return one.model_copy(update={"visual": visual, "timed": tuple(timed)})
+        return one.model_copy(update={"visual": visual, "batch": batch, "timed": tuple(timed)})
 
-    sweep = Sweep(reports=(at(8, a=0.9, b=1.1, c=0.9), at(16, a=1.2, b=0.9, c=0.9), at(32, a=1.1, b=0.8, c=0.7)))
-    assert sweep.break_even == {"a": None, "b": 16, "c": 8}
+    lengths = [at(8, 1, a=0.9, b=1.1, c=0.9), at(16, 1, a=1.2, b=0.9, c=0.9), at(32, 1, a=1.1, b=0.8, c=0.7)]
+    assert Sweep.of(lengths[:1]).break_even == ()
+    along = Sweep.of(lengths).break_even
+    assert {b.name: b.pays_from for b in along} == {"a": None, "b": 16, "c": 8}
+    assert {(b.along, b.at) for b in along} == {("visual", 1)}
+    both = Sweep.of([*lengths, at(32, 4, a=0.9, b=0.9, c=1.1), at(16, 4, a=0.9, b=0.9, c=1.2)]).break_even
+    assert both[:3] == along
+    assert BreakEven(name="a", along="visual", at=4, pays_from=16) in both
+    assert BreakEven(name="a", along="batch", at=32, pays_from=4) in both
+    assert BreakEven(name="b", along="batch", at=32, pays_from=1) in both
+    assert BreakEven(name="c", along="batch", at=16, pays_from=None) in both
+    assert not [b for b in both if (b.along, b.at) == ("batch", 8)]  # of one batch alone
+    text = document(Sweep.of(lengths), "x.png")
+    assert "| a | never |\n| b | 16 |\n| c | 8 |" in text
+    assert text.count("### ") == 3
+    assert break_even_table(Sweep.of(lengths)).row_count == 3
+
+
+def test_files_of_a_bench(small, tmp_path):
+    """One report as bars, and a sweep as lines, also where FLOPs are not known; numbers are the same everywhere."""
+    inputs = small.inputs(visual=V, before=BEFORE, after=AFTER, batch=1)
+    plans = {"keep": STATIC["keep"], "filter": Plan.full(LAYERS).at([2], keep=Filter())}
+    one = bench(small.model, inputs, plans, name="small", repeats=2, warm_up=0, progress=False)
+    assert one.of("filter").flops_kept is one.of("filter").floor_ms is None
+    longer = one.model_copy(update={"visual": 2 * V})
+    for reports in ([one], [one, longer], [one, one.model_copy(update={"batch": 2})]):
+        sweep = Sweep.of(reports)
+        save(sweep, tmp_path)
+        assert Sweep.model_validate_json((tmp_path / "bench.json").read_text()) == sweep
+        assert (tmp_path / "bench.png").stat().st_size > 10_000
+        text = (tmp_path / "bench.md").read_text()
+        assert "| " + " | ".join(HEADS) + " |" in text
+        assert all("| " + " | ".join(cells(t)) + " |" in text for t in one.timed)
+    axes = bench_figure(Sweep.of([one])).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [t.time_kept for t in one.timed]
+    told = {c.get_label(): [x for x, _ in c.get_offsets()] for c in axes.collections}
+    assert told["FLOPs kept"] == [1.0, pytest.approx(one.of("keep").flops_kept)]
+    assert told["floor"][1] == pytest.approx(one.of("keep").floor_ms.median / one.of(STOCK).prefill_ms.median)
 
 
 @pytest.mark.long
 def test_the_command(tmp_path):
-    """The smallest that is honest: one layer of real shape, a few rounds, a sweep of two lengths."""
-    out = tmp_path / "bench.json"
+    """The smallest that is honest: one layer of real shape, a few rounds, a sweep of two lengths and two batches."""
     words = ["bench", "--geometry", "Qwen2.5-VL-7B", "--layers", "1", "--visual", "16", "--visual", "32", "--text", "8"]
-    words += ["--method", "v-skip", "--repeats", "2", "--out", str(out)]
+    words += ["--batch", "2", "--batch", "1", "--method", "v-skip", "--repeats", "2", "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
-    sweep = Sweep.model_validate_json(out.read_text())
-    assert [r.visual for r in sweep.reports] == [16, 32]
+    sweep = Sweep.model_validate_json((tmp_path / "out" / "bench.json").read_text())
+    assert [(r.visual, r.batch) for r in sweep.reports] == [(16, 1), (16, 2), (32, 1), (32, 2)]
     assert [t.name for t in sweep.reports[0].timed] == [STOCK, "v-skip"]
     assert sweep.reports[0].geometry.hidden == 3584
-    assert CliRunner().invoke(app, ["bench"]).exit_code == 2
-    assert CliRunner().invoke(app, ["bench", "reference", "--visual", "5"]).exit_code == 2
+    assert "a plan is faster than stock from" in done.output
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"bench.json", "bench.md", "bench.png"}
+
+
+def test_the_command_refuses(tmp_path):
+    """Before a model is made."""
+    file = tmp_path / "bench.json"
+    file.write_text("mine")
+    for words, told in (
+        ([], "name either a MODEL or a --geometry"),
+        (["reference", "--visual", "5"], "--visual is for a --geometry"),
+        (["reference", "--batch", "0"], "Error"),
+        (["reference", "--out", str(file)], "is a file and the result is a folder"),
+    ):
+        done = CliRunner().invoke(app, ["bench", *words])
+        assert done.exit_code == 2
+        assert told in done.output
+    assert file.read_text() == "mine"
 
 
 def test_refusals(small):

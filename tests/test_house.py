@@ -52,6 +52,7 @@ ORDER = [
     "bench",
     "table",
     "report",
+    "timings",
     "results",
     "demo",
     "cli",

@@ -173,6 +173,14 @@ def test_live_plans_do_no_work_that_nobody_reads():
     assert some.live().live() == some.live()
 
 
+def test_a_full_plan_runs_as_it_stands():
+    """Nothing is touched under it, dead work included; any other plan runs live, one that filters too."""
+    full = Plan.full(3)
+    assert full.as_run == full != full.live()
+    for plan in (full.at([1], attention=Skip()), full.at([1], keep=Filter()), full.live()):
+        assert plan.as_run == plan.live()
+
+
 def test_dead_rows_are_counted_nowhere():
     plan = (
         Plan.full(4)

@@ -65,6 +65,24 @@ def test_a_filter_is_priced_by_its_trace(table, reference):
     assert 0.1 < results.of("visipruner", "paper")[0].kept < 0.9
 
 
+def test_a_plan_is_made_once(table, reference, monkeypatch):
+    """A search is one for all tasks; what is calibrated is made for each; what filters is traced once."""
+    _, folder, _ = table
+    bench = Bench(reference, TASKS, folder, questions=6, samples=2, batch=6)
+    made = []
+    monkeypatch.setattr(Bench, "_made", lambda _, method, task, setting: made.append((method.name, task)) or object())
+    for name, times in (("dop", 1), ("gsop", 1), ("v-skip-universal", 1), ("v-skip", 2)):
+        made.clear()
+        plans = [bench.plan(METHODS[name], task, "paper") for task in TASKS * 2]
+        assert len(made) == times == len({*map(id, plans)})
+    assert bench.plan(METHODS["v-skip"], TASKS[0], "0.6") is not plans[0]
+    traced = []
+    monkeypatch.setattr(Bench, "_traced", lambda _, plan: traced.append(plan) or 1.0)
+    filters = METHODS["visipruner"].sample(bench.geometry)
+    assert bench.kept(filters) == bench.kept(filters)
+    assert len(traced) == 1
+
+
 def test_budgets_are_met_or_told(table):
     results, _, _ = table
     for name in ("fastv", "random-tokens"):

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -29,15 +29,17 @@ from .errors import ModelError, PlanError
 from .floor import floor_of
 from .geometry import Geometry
 from .loading import DTYPES, load_model
-from .measure import Clock, synchronise
-from .models import locate
+from .measure import Clock, peak_mib, synchronise
+from .models import Located, locate
 from .plan import Plan
 from .progress import shown
+from .prompts import Prompts
 from .runtime import applied, prompts_of
 from .shapes import shaped
 from .version import __version__
 
 STOCK = "stock"
+Axis = Literal["visual", "batch"]
 
 
 class Spread(BaseModel):
@@ -59,12 +61,15 @@ class Timed(BaseModel):
     """One plan, or the stock model.
 
     Attributes:
-        prefill_ms: of the decoder; the vision tower and the head are the same under any plan.
-        decode_ms: of the decoder, one token.
+        first_token_ms: of the whole model's first call: tower, embeddings, decoder and head.
+        tower_ms: of the vision tower in it; None where no tower runs.
+        prefill_ms: of the decoder's layers in it; the tower and the head are the same under any plan.
+        decode_ms: of the decoder's layers, one token.
         floor_ms: of the unavoidable products and attention calls of the prefill; None where a plan has no fixed shapes.
         cache_mib: keys and values of all layers behind the prefill.
-        flops_kept, time_kept: by the stock model's; FLOPs None where a plan filters by what it sees.
-        peak_mib: most memory held at once, on a GPU.
+        peak_mib: most memory held at once in the first call, above weights and inputs (:func:`measure.peak_mib`).
+        prefill_tflops: of the decoder, the whole batch, from the formula; None where a plan filters by what it sees.
+        flops_kept, time_kept: of the decoder's prefill, by the stock model's.
         realised: share of time saved by share of FLOPs saved; None where no FLOPs are saved.
         over_floor: ``prefill_ms / floor_ms``.
     """
@@ -72,11 +77,14 @@ class Timed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
+    first_token_ms: Spread
+    tower_ms: Spread | None
     prefill_ms: Spread
     decode_ms: Spread
     floor_ms: Spread | None
     cache_mib: float
-    peak_mib: float | None
+    peak_mib: float
+    prefill_tflops: float | None
     flops_kept: float | None
     time_kept: float
     realised: float | None
@@ -102,27 +110,57 @@ class Report(BaseModel):
     versions: dict[str, str]
     timed: tuple[Timed, ...]
 
+    def of(self, name: str) -> Timed:
+        return next(timed for timed in self.timed if timed.name == name)
+
+
+class BreakEven(BaseModel):
+    """From where on a plan is faster than stock.
+
+    Attributes:
+        along: what was varied, ``visual`` tokens or ``batch``; ``at`` is the other, which stood still.
+        pays_from: the least value timed from which on the plan is faster at every value timed; None if it is not even
+            at the largest.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    along: Axis
+    at: int
+    pays_from: int | None
+
 
 class Sweep(BaseModel):
-    """Reports of one model at several lengths, shortest first."""
+    """Reports of one model at one or several lengths and batches, and what they say together."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     reports: tuple[Report, ...]
+    break_even: tuple[BreakEven, ...]
 
-    @property
-    def break_even(self) -> dict[str, int | None]:
-        """Of each plan, the visual tokens from which on it is faster than stock at every length timed; None if
-        never."""
-        found: dict[str, int | None] = {}
-        for timed in self.reports[0].timed[1:]:
-            paying = None
-            for report in reversed(self.reports):
-                if next(t for t in report.timed if t.name == timed.name).time_kept >= 1:
-                    break
-                paying = report.visual
-            found[timed.name] = paying
-        return found
+    @classmethod
+    def of(cls, reports: Sequence[Report]) -> Sweep:
+        return cls(reports=tuple(reports), break_even=tuple(_break_even(reports)))
+
+
+def _break_even(reports: Sequence[Report]) -> Iterator[BreakEven]:
+    """Of every plan along every line of two reports or more."""
+    along: Axis
+    for along, other in (("visual", "batch"), ("batch", "visual")):  # type: ignore[assignment]
+        for at in sorted({getattr(report, other) for report in reports}):
+            line = {getattr(report, along): report for report in reports if getattr(report, other) == at}
+            for timed in reports[0].timed[1:] if len(line) > 1 else ():
+                yield BreakEven(name=timed.name, along=along, at=at, pays_from=_pays_from(timed.name, line))
+
+
+def _pays_from(name: str, line: Mapping[int, Report]) -> int | None:
+    found = None
+    for value in sorted(line, reverse=True):
+        if line[value].of(name).time_kept >= 1:
+            break
+        found = value
+    return found
 
 
 @torch.no_grad()
@@ -147,14 +185,15 @@ def bench(
     if prompts is None:
         raise PlanError("the prompt to be timed holds no visual token.")
     runs = {STOCK: _Run(model, None, inputs), **{key: _Run(model, plan, inputs) for key, plan in plans.items()}}
-    for key, run in runs.items():
+    for run in runs.values():
         fresh = prompts_of(located, dict(inputs))
         assert fresh is not None
-        plan = plans.get(key)
-        run.floor = floor_of(located, fresh, plan) if plan is None or plan.is_static else None
+        run.floor = floor_of(located, fresh, run.plan) if run.plan is None or run.plan.is_static else None
     for index in shown(range(warm_up + repeats), f"rounds on {name}", progress):
         for run in runs.values():
-            run.round(located.layers, decode, keep=index >= warm_up)
+            run.round(located, decode, keep=index >= warm_up)
+    for run in runs.values():
+        run.weigh()
     visual, text = prompts.counts[0], len(prompts.text[0])
     parameter = next(model.parameters())
     return Report(
@@ -170,7 +209,7 @@ def bench(
         attention=str(model.config.get_text_config()._attn_implementation),
         repeats=repeats,
         versions={"lookless": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-        timed=tuple(_timed(key, run, runs[STOCK], located.geometry, visual, text) for key, run in runs.items()),
+        timed=tuple(_timed(key, run, runs[STOCK], located.geometry, prompts) for key, run in runs.items()),
     )
 
 
@@ -221,70 +260,103 @@ def _dtype(name: str) -> torch.dtype:
     return found
 
 
+@dataclass(frozen=True)
+class _Round:
+    """Milliseconds; None of what did not run."""
+
+    first_token: float
+    tower: float | None
+    prefill: float
+    decode: float
+    floor: float | None
+
+
 class _Run:
-    """One of the things timed, and its times so far."""
+    """One of the things timed, and its rounds so far."""
 
     def __init__(self, model: nn.Module, plan: Plan | None, inputs: Mapping[str, Any]) -> None:
         self.model, self.plan, self.inputs = model, plan, inputs
         self.floor: Callable[[], None] | None = None
-        self.prefill: list[float] = []
-        self.decode: list[float] = []
-        self.floors: list[float] = []
-        self.cache_mib, self.peak_mib = 0.0, None
+        self.rounds: list[_Round] = []
+        self.cache_mib = self.peak_mib = 0.0
 
-    def round(self, layers: nn.ModuleList, decode: int, *, keep: bool) -> None:
-        cache = DynamicCache(config=self.model.config.get_text_config())
-        clock = Clock(layers)
-        peak = torch.cuda.is_available() and next(self.model.parameters()).is_cuda
-        if peak:
-            torch.cuda.reset_peak_memory_stats()
+    def round(self, located: Located, decode: int, *, keep: bool) -> None:
+        cache = self._cache()
+        clocks = whole, tower, layers = Clock(self.model), Clock(located.tower), Clock.of_layers(located.layers)
         try:
             with applied(self.model, self.plan):
-                self.model(**self.inputs, past_key_values=cache, logits_to_keep=1)
-                prefill, steps = clock.ms, []
-                self.cache_mib = sum((x.keys.nbytes + x.values.nbytes) for x in cache.layers) / 2**20
-                ids = self.inputs["input_ids"]
+                self._first_token(cache)
+                first_token, seen = whole.ms, sum(tower.each_ms) if tower.each_ms else None
                 for _ in range(decode):
-                    self.model(input_ids=ids[:, -1:], past_key_values=cache, logits_to_keep=1)
-                    steps.append(clock.ms)
+                    self.model(input_ids=self.inputs["input_ids"][:, -1:], past_key_values=cache, logits_to_keep=1)
         finally:
-            clock.remove()
-        self.peak_mib = torch.cuda.max_memory_allocated() / 2**20 if peak else None
-        floor = 0.0
-        if self.floor is not None:
-            synchronise()
-            started = time.perf_counter()
-            self.floor()
-            synchronise()
-            floor = (time.perf_counter() - started) * 1e3
+            for clock in clocks:
+                clock.remove()
+        prefill, *steps = layers.each_ms
+        floor = None if self.floor is None else _ms(self.floor)
         if keep:
-            self.prefill.append(prefill)
-            self.decode.append(median(steps) if steps else 0.0)
-            self.floors.append(floor)
+            self.rounds.append(_Round(first_token, seen, prefill, median(steps) if steps else 0.0, floor))
+
+    def weigh(self) -> None:
+        """Measure memory, apart from any time: to count is to slow down."""
+        cache = self._cache()
+        with applied(self.model, self.plan):
+            self.peak_mib = peak_mib(lambda: self._first_token(cache), next(self.model.parameters()).device)
+        self.cache_mib = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) / 2**20
+
+    def each(self, what: str) -> list[float]:
+        """Of every round; empty if it did not run."""
+        return [ms for one in self.rounds if (ms := getattr(one, what)) is not None]
+
+    def spread(self, what: str) -> Spread | None:
+        each = self.each(what)
+        return Spread.of(each) if each else None
+
+    def ratio(self, others: Sequence[float]) -> float:
+        """Of the prefill by ``others``, round by round: what slows one round slows all that is in it."""
+        return median(mine / other for mine, other in zip(self.each("prefill"), others, strict=True))
+
+    def _first_token(self, cache: Any) -> None:
+        self.model(**self.inputs, past_key_values=cache, logits_to_keep=1)
+
+    def _cache(self) -> Any:
+        return DynamicCache(config=self.model.config.get_text_config())
 
 
-def _timed(name: str, run: _Run, stock: _Run, geometry: Geometry, visual: int, text: int) -> Timed:
-    dense = flops.prefill(geometry, visual=visual, text=text).total
-    plan = run.plan if run.plan is None or run.plan.is_full or not run.plan.is_static else run.plan.live()
-    kept = None
-    if plan is None or plan.is_static:
-        kept = flops.prefill(geometry, visual=visual, text=text, plan=plan).total / dense
-    # Round by round: what slows one round slows all that is in it.
-    shares = [mine / theirs for mine, theirs in zip(run.prefill, stock.prefill, strict=True)]
-    over = [mine / floor for mine, floor in zip(run.prefill, run.floors, strict=True) if floor]
-    time_kept = median(shares)
+def _ms(call: Callable[[], None]) -> float:
+    synchronise()
+    started = time.perf_counter()
+    call()
+    synchronise()
+    return (time.perf_counter() - started) * 1e3
+
+
+def _timed(name: str, run: _Run, stock: _Run, geometry: Geometry, prompts: Prompts) -> Timed:
+    plan = Plan.full(geometry) if run.plan is None else run.plan
+    planned = _flops(geometry, prompts, plan.as_run) if plan.is_static else None
+    kept = None if planned is None else planned / _flops(geometry, prompts)
+    time_kept, floors = run.ratio(stock.each("prefill")), run.each("floor")
     return Timed(
         name=name,
-        prefill_ms=Spread.of(run.prefill),
-        decode_ms=Spread.of(run.decode),
-        floor_ms=Spread.of(run.floors) if over else None,
+        first_token_ms=Spread.of(run.each("first_token")),
+        tower_ms=run.spread("tower"),
+        prefill_ms=Spread.of(run.each("prefill")),
+        decode_ms=Spread.of(run.each("decode")),
+        floor_ms=run.spread("floor"),
         cache_mib=run.cache_mib,
         peak_mib=run.peak_mib,
+        prefill_tflops=None if planned is None else planned / 1e12,
         flops_kept=kept,
         time_kept=time_kept,
         realised=(1 - time_kept) / (1 - kept) if kept is not None and kept < 1 else None,
-        over_floor=median(over) if over else None,
+        over_floor=run.ratio(floors) if floors else None,
     )
+
+
+def _flops(geometry: Geometry, prompts: Prompts, plan: Plan | None = None) -> float:
+    """Of all prompts together, from the formula."""
+    each = zip(prompts.counts, prompts.text, strict=True)
+    return sum(flops.prefill(geometry, visual=visual, text=len(text), plan=plan).total for visual, text in each)
 
 
 def processor() -> str:

@@ -524,12 +524,15 @@ def bench(
         list[str] | None, typer.Option("--method", help="A method at its paper's relative depth; may be repeated.")
     ] = None,
     visual: Annotated[
-        list[int] | None, typer.Option(help="Visual tokens of a prompt, with --geometry; repeat it for a sweep: 576.")
+        list[int] | None,
+        typer.Option(help="Visual tokens of a prompt, with --geometry: 576; repeated, a sweep.", min=1),
     ] = None,
     text: Annotated[int, typer.Option(help="Text tokens of a prompt, half of them before the image.", min=2)] = 66,
-    batch: Annotated[int, typer.Option(help="Prompts at once.", min=1)] = 1,
+    batch: Annotated[list[int] | None, typer.Option(help="Prompts at once: 1; repeated, a sweep.", min=1)] = None,
     repeats: Annotated[int, typer.Option(help="Rounds; in each, everything is timed once.", min=2)] = 9,
-    out_path: Annotated[Path | None, typer.Option("--out", help="Also write the report there, JSON.")] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="Folder for bench.json, bench.md and the figure bench.png.")
+    ] = None,
     device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
     as_json: Json = False,
@@ -538,40 +541,41 @@ def bench(
 
     Example: lookless bench --geometry LLaVA-1.5-7B --layers 4 --method v-skip --method shortv
     """
+    from itertools import product
+
     from . import bench as benchmark
-    from . import files, report
+    from . import timings
     from .methods import find
     from .plan import Plan
 
     if (model is None) == (geometry is None):
         raise LooklessError("name either a MODEL or a --geometry to time.")
-    if out_path is not None:
-        _writable(out_path, folder=False)
+    if model is not None and visual:
+        raise LooklessError("--visual is for a --geometry: a model's own images say how many visual tokens there are.")
+    if out_dir is not None:
+        _writable(out_dir, folder=True)
     subject = benchmark.of_geometry(geometry, layers=layers, dtype=dtype, device=device) if geometry else None
     if subject is None:
         assert model is not None
         subject = benchmark.of_model(model, dtype=dtype, device=device)
     plans = {path: Plan.from_pretrained(path) for path in plan_dirs or ()}
     plans |= {name: find(name).sample(subject.geometry) for name in methods or ("v-skip", "shortv", "vtw", "fastv")}
-    if model is not None and visual:
-        raise LooklessError("--visual is for a --geometry: a model's own images say how many visual tokens there are.")
     timed = []
-    for count in sorted(set(visual or [576])):
-        if count < 1:
-            raise LooklessError(f"--visual {count} is no number of visual tokens: give 1 or more.")
-        inputs = subject.inputs(visual=count, text=text, batch=batch)
+    for count, prompts in product(sorted({*(visual or [576])}), sorted({*(batch or [1])})):
+        inputs = subject.inputs(visual=count, text=text, batch=prompts)
         timed.append(benchmark.bench(subject.model, inputs, plans, name=subject.name, repeats=repeats))
         if not as_json:
-            out.print(report.bench_table(timed[-1]))
-    result = benchmark.Sweep(reports=tuple(timed))
-    if out_path is not None:
-        files.write_text(out_path, files.dump(result))
+            out.print(timings.bench_table(timed[-1]))
+    sweep = benchmark.Sweep.of(timed)
+    if out_dir is not None:
+        timings.save(sweep, out_dir)
     if as_json:
-        _print_json(result)
-    elif len(timed) > 1:
-        for name, pays_from in result.break_even.items():
-            paid = f"pays from {pays_from} visual tokens on" if pays_from else "does not pay at any of these lengths"
-            out.print(f"{name} {paid}", soft_wrap=True)
+        _print_json(sweep)
+        return
+    if sweep.break_even:
+        out.print(timings.break_even_table(sweep))
+    if out_dir is not None:
+        out.print(f"saved to {out_dir}: bench.json, bench.md, bench.png", soft_wrap=True)
 
 
 @app.command(context_settings=OPEN)

@@ -120,7 +120,7 @@ def _measure(loaded: Loaded, task: str, plan: Plan, test: Samples, out: Path) ->
     visual, text = float(seen.sum()) / prompts, float((real & ~seen).sum()) / prompts
     dense_ms, plan_ms = time_prefill(loaded, inputs, [None, plan])
     dense_flops = flops.prefill(located.geometry, visual=visual, text=text).total
-    plan_flops = flops.prefill(located.geometry, visual=visual, text=text, plan=plan.live()).total
+    plan_flops = flops.prefill(located.geometry, visual=visual, text=text, plan=plan.as_run).total
     assert evaluation.accuracy_plan is not None
     assert evaluation.fidelity is not None
     row = Row(

@@ -29,7 +29,7 @@ def floor_of(located: Located, prompts: Prompts, plan: Plan | None) -> Callable[
     if plan is not None and not plan.is_static:
         raise PlanError("a plan that filters has no shapes known beforehand, so its floor cannot be timed.")
     steps: list[Callable[[], Any]] = []
-    parts = Plan.full(located.geometry) if plan is None or plan.is_full else plan.live()
+    parts = (plan or Plan.full(located.geometry)).as_run
     whole = len(prompts.first[0])
     for layer, (row, alive, _) in zip(located.layers, parts.parts(whole), strict=True):
         if alive < len(prompts.alive[0]):

@@ -1,14 +1,18 @@
-"""Time, measured so that it can be compared: dense and plan in turn, in one process, after warm-up."""
+"""Time and memory, measured so that they can be compared: time in turn, in one process, after warm-up."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from .loading import Loaded
 from .models import locate
@@ -28,15 +32,29 @@ class Timing:
 
 
 class Clock:
-    """Times the decoder's layers alone, within a call of the whole model: the tower, the head and the final norm are
-    the same under any plan, and in a model cut to a few layers would weigh more than they do."""
+    """Times the calls of one module, or from where ``module`` begins to where ``until`` ends.
 
-    def __init__(self, layers: torch.nn.ModuleList) -> None:
-        self.ms = 0.0
+    Attributes:
+        each_ms: of every call so far.
+    """
+
+    def __init__(self, module: torch.nn.Module, until: torch.nn.Module | None = None) -> None:
+        self.each_ms: list[float] = []
         self._hooks = [
-            layers[0].register_forward_pre_hook(self._start, with_kwargs=True),
-            layers[-1].register_forward_hook(self._stop, with_kwargs=True),
+            module.register_forward_pre_hook(self._start, with_kwargs=True),
+            (until or module).register_forward_hook(self._stop, with_kwargs=True),
         ]
+
+    @property
+    def ms(self) -> float:
+        """Of the last call."""
+        return self.each_ms[-1]
+
+    @classmethod
+    def of_layers(cls, layers: torch.nn.ModuleList) -> Clock:
+        """Of a decoder's layers: the head and the final norm are the same under any plan, and in a model cut to a few
+        layers would weigh more than they do."""
+        return cls(layers[0], layers[-1])
 
     def _start(self, *_: Any) -> None:
         synchronise()
@@ -44,11 +62,58 @@ class Clock:
 
     def _stop(self, *_: Any) -> None:
         synchronise()
-        self.ms = (time.perf_counter() - self._started) * 1e3
+        self.each_ms.append((time.perf_counter() - self._started) * 1e3)
 
     def remove(self) -> None:
         for hook in self._hooks:
             hook.remove()
+
+
+class _Held(TorchDispatchMode):
+    """Bytes of the tensors that were made since it was entered and are not freed yet, and the most at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._bytes: dict[int, int] = {}  # storages are told apart by their address while they live
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+        made = operator(*args, **(kwargs or {}))
+        for tensor in _tensors(made):
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key not in given and key not in self._bytes:  # a view holds nothing of its own
+                self._bytes[key] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._freed, key)
+        return made
+
+    def _freed(self, key: int) -> None:
+        self.now -= self._bytes.pop(key)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def peak_mib(call: Callable[[], Any], device: torch.device) -> float:
+    """Most MiB of tensors held at once while ``call`` runs, above what was held before: the weights, the inputs.
+
+    On a GPU as its allocator counts, with what operators need inside; elsewhere of every tensor an operator makes,
+    which slows the call, so do not time it.
+    """
+    if device.type == "cuda":
+        synchronise()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        synchronise()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    with _Held() as held:
+        call()
+    return held.most / 2**20
 
 
 def synchronise() -> None:
@@ -65,7 +130,7 @@ def time_prefill(
 
     All are run one after the other in every repeat, so that whatever else the machine does falls on all alike.
     """
-    clock = Clock(locate(loaded.model).layers)
+    clock = Clock.of_layers(locate(loaded.model).layers)
     each: list[list[float]] = [[] for _ in plans]
     try:
         for repeat in range(warm_up + repeats):

@@ -41,12 +41,14 @@ class Family:
         visual_ids: attributes of the configuration that hold the ids of visual placeholder tokens.
         watch: tells the attention its vision tower pays to each visual token; None where the way from patches to
             visual tokens (tiles and newlines, windows, pixel shuffling) is not followed.
+        tower: the vision tower.
     """
 
     inner: str
     decoder: str
     visual_ids: tuple[str, ...]
     watch: Callable[[Any, Tell], Any] | None = None
+    tower: str = "model.vision_tower"
 
 
 _IMAGE, _VIDEO = ("image_token_id",), ("image_token_id", "video_token_id")
@@ -54,9 +56,9 @@ FAMILIES: dict[str, Family] = {
     "llava": Family("model", "model.language_model", _IMAGE, watch_clip),
     "llava_next": Family("model", "model.language_model", _IMAGE),
     "llava_onevision": Family("model", "model.language_model", _VIDEO),
-    "qwen2_vl": Family("model", "model.language_model", _VIDEO, watch_qwen),
-    "qwen2_5_vl": Family("model", "model.language_model", _VIDEO),
-    "qwen3_vl": Family("model", "model.language_model", _VIDEO, watch_qwen),
+    "qwen2_vl": Family("model", "model.language_model", _VIDEO, watch_qwen, "model.visual"),
+    "qwen2_5_vl": Family("model", "model.language_model", _VIDEO, None, "model.visual"),
+    "qwen3_vl": Family("model", "model.language_model", _VIDEO, watch_qwen, "model.visual"),
     "internvl": Family("model", "model.language_model", _IMAGE),
 }
 
@@ -67,6 +69,7 @@ class Located:
 
     inner: nn.Module
     decoder: nn.Module
+    tower: nn.Module
     visual_ids: tuple[int, ...]
     geometry: Geometry
     family: Family
@@ -135,6 +138,7 @@ def locate(model: nn.Module) -> Located:
     return Located(
         inner=model.get_submodule(family.inner),
         decoder=model.get_submodule(family.decoder),
+        tower=model.get_submodule(family.tower),
         visual_ids=tuple(i for i in ids if i is not None),
         geometry=geometry_of(model),
         family=family,

@@ -89,17 +89,21 @@ def run_layer(
     The arguments are those Hugging Face gives a decoder layer; ``observed`` asks for the second result.
     """
     if _is_stock(layer, cells, prompts, past_key_values) and not observed:
-        update, _ = layer.self_attn(
+        attended, *_ = layer.self_attn(
             hidden_states=rms_norm(layer.input_layernorm, x),
             attention_mask=attention_mask,
             position_embeddings=position_embeddings,
             past_key_values=past_key_values,
             **rest,
         )
-        return _ffn(layer, cells, prompts, x + update, is_ours=True), None
+        out = x + attended
+        del attended  # or it is held while the FFN runs
+        return _ffn(layer, cells, prompts, out, is_ours=True), None
     buffers = None if observed else prompts.buffers
     out, seen = _attention(layer, cells, prompts, x, attention_mask, position_embeddings, past_key_values, buffers)
-    return _ffn(layer, cells, prompts, out, is_ours=out is not x and not observed), seen
+    shown = seen if observed else None
+    del seen  # what no rank reads is not held while the FFN runs
+    return _ffn(layer, cells, prompts, out, is_ours=out is not x and not observed), shown
 
 
 def _is_stock(layer: Any, cells: LayerPlan, prompts: Prompts, cache: Any) -> bool:
@@ -197,7 +201,7 @@ def _attention(
             update = _cold(cells, prompts, asks, reads, query, key, val, seen.module.scaling)
         else:
             update = _warm(cells, prompts, asks, reads, query, seen, values, mask)
-        update = linear(seen.module.o_proj, update, prompts.buffers, "update")
+        update = linear(seen.module.o_proj, update, prompts.buffers, "up")
         out = asks.add(x, update) if out is x else asks.add_(out, update)
     return out, replace(seen, left=out)
 
@@ -331,9 +335,12 @@ def stock_mask(mask: Tensor | None, cache: Any, index: int, new: int) -> Tensor 
 
 
 def project(module: Any, which: str, normed: Tensor, rotary: Rotary | None, buffers: Buffers | None = None) -> Tensor:
-    """Queries (``q``) or keys (``k``) ``[groups, rows, heads, head_dim]``, normed where the model does, and rotated."""
+    """Queries (``q``) or keys (``k``) ``[groups, rows, heads, head_dim]``, normed where the model does, and rotated.
+
+    With ``buffers`` they lie where the FFN's gate will.
+    """
     projection = getattr(module, f"{which}_proj")
-    x = _heads(linear(projection, normed, buffers, "query"), module.head_dim)
+    x = _heads(linear(projection, normed, buffers, "gate"), module.head_dim)
     is_ours = is_own(projection) and may_write(x)
     norm = getattr(module, f"{which}_norm", None)
     x = x if norm is None else rms_norm(norm, x, x if is_ours else None)

@@ -37,6 +37,8 @@ class Pass:
         x, self._seen = run_layer(layer, row, self.prompts, x, observed=observed(self.plan, index), **arguments)
         if self.prompts.chosen:
             self.prompts.forget_choices()
+        if index == len(self.plan.layers) - 1:
+            self.prompts.buffers.release()  # before the final norm makes intermediates of its own
         return x
 
     def _narrow(self, layer: nn.Module, index: int, row: LayerPlan, x: Tensor, arguments: dict[str, Any]) -> Tensor:

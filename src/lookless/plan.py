@@ -231,6 +231,11 @@ class Plan(BaseModel):
             read = not withdrawn and (read or row.reads_visual_keys or bool(row.ranks))
         return Plan(**{**dict(self), "layers": tuple(rows)})
 
+    @property
+    def as_run(self) -> Plan:
+        """What the runtime does under this plan where prompts end in text: itself if it is full, else :meth:`live`."""
+        return self if self.is_full else self.live()
+
     def rows(self, visual: float, text: float) -> tuple[dict[str, float], ...]:
         """Per layer, how many tokens of a prompt are ``query``, ``key`` and ``ffn`` rows under this plan.
 

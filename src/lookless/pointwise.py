@@ -37,6 +37,10 @@ class Buffers:
             held = self._held[name] = like.new_empty(size)
         return held[:size].view(shape)
 
+    def release(self) -> None:
+        """Give the memory back."""
+        self._held.clear()
+
 
 def linear(module: Any, x: Tensor, buffers: Buffers | None = None, name: str = "") -> Tensor:
     """``module``, a projection, on ``x [..., width]``; its result lies in the buffer ``name`` if that is allowed."""
@@ -66,7 +70,8 @@ def rms_norm(module: Any, x: Tensor, into: Tensor | None = None) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, module.variance_epsilon)
     out = torch.empty_like(x, memory_format=torch.contiguous_format) if into is None else into
     flat = x.flatten(0, -2)
-    rows = max(1, min(len(flat), BLOCK * torch.get_num_threads() // x.shape[-1]))
+    # At most a quarter of the rows, or what is made on the way is more than what the stock FFN makes.
+    rows = max(1, min(BLOCK * torch.get_num_threads() // x.shape[-1], max(16, len(flat) // 4)))
     wide, squares = (torch.empty(rows, x.shape[-1]) for _ in range(2))
     for part, place in zip(flat.split(rows), out.view(-1, x.shape[-1]).split(rows), strict=True):
         a, b = wide[: len(part)].copy_(part), squares[: len(part)]
@@ -98,7 +103,8 @@ def gated_ffn(mlp: Any, x: Tensor, buffers: Buffers) -> Tensor:
         return out
     gate = linear(mlp.gate_proj, x, buffers, "gate")
     gate = F.silu(gate, inplace=True) if isinstance(mlp.act_fn, SILU) else mlp.act_fn(gate)
-    return linear(mlp.down_proj, gate.mul_(linear(mlp.up_proj, x, buffers, "up")), buffers, "update")
+    gate.mul_(linear(mlp.up_proj, x, buffers, "up"))
+    return linear(mlp.down_proj, gate, buffers, "up")  # what was there has been read
 
 
 def may_write(x: Tensor) -> bool:

@@ -19,7 +19,6 @@ from .scores import Scores
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .bench import Report
     from .data import Sample
     from .evaluation import Answer, Evaluation
     from .methods import Method
@@ -103,32 +102,6 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
     for e in evaluations:
         columns = (e.accuracy_dense, e.accuracy_plan, e.retention, e.fidelity)
         table.add_row(e.data, str(e.samples), *("-" if c is None else str(c) for c in columns))
-    return table
-
-
-def bench_table(report: Report) -> Table:
-    """Stock and plans: milliseconds, and the two ratios that say what the runtime is worth."""
-    r = report
-    table = Table(
-        title=f"{r.model}: {r.visual} visual and {r.text} text tokens, batch {r.batch}, {r.dtype}",
-        caption=f"{r.device if r.device != 'cpu' else r.machine}, {r.threads} threads; median of {r.repeats} rounds, "
-        f"all in turn; decoder only; torch {r.versions['torch']}, transformers {r.versions['transformers']}, "
-        f"{r.attention}.\nrealised: share of time saved by share of FLOPs saved. "
-        f"floor: its products and attention calls alone.",
-    )
-    for head in ("", "prefill ms", "time kept", "FLOPs kept", "realised", "time / floor", "ms a token", "cache MiB"):
-        table.add_column(head, justify="right" if head else "left")
-    for t in r.timed:
-        table.add_row(
-            t.name,
-            f"{t.prefill_ms.median:.1f} ({t.prefill_ms.low:.1f}-{t.prefill_ms.high:.1f})",
-            f"{t.time_kept:.1%}",
-            "-" if t.flops_kept is None else f"{t.flops_kept:.1%}",
-            "-" if t.realised is None else f"{t.realised:.2f}",
-            "-" if t.over_floor is None else f"{t.over_floor:.2f}",
-            f"{t.decode_ms.median:.2f}",
-            f"{t.cache_mib:.1f}",
-        )
     return table
 
 

@@ -28,7 +28,7 @@ from .measure import time_prefill
 from .methods import Method
 from .models import geometry_of, locate
 from .objective import Objective
-from .plan import Plan
+from .plan import LayerPlan, Plan
 from .progress import shown
 from .runtime import apply, prompts_of
 from .scores import Scores
@@ -39,6 +39,7 @@ SCHEMA_VERSION = 1
 PAPER = "paper"
 STEPS = 40  # strengths tried to meet a budget
 NEAR = 0.03  # a plan within so many points of the budget meets it
+SEARCHED = ("gsop", "dop")  # on a few samples of all tasks
 
 
 class Outcome(BaseModel):
@@ -131,6 +132,8 @@ class Bench:
         self._dense: dict[str, list[str]] = {}
         self._scores: dict[tuple[str, str], Scores] = {}
         self._objective: Objective | None = None
+        self._plans: dict[tuple[str, str, str], Plan] = {}
+        self._traces: dict[tuple[LayerPlan, ...], float] = {}
         self.visual, self.text = self._lengths()
 
     def _lengths(self) -> tuple[int, int]:
@@ -170,10 +173,11 @@ class Bench:
     def kept(self, plan: Plan) -> float:
         """Share of the dense prefill's FLOPs that runs, from the formula; of a plan that filters, from a trace."""
         dense = flops.prefill(self.geometry, visual=self.visual, text=self.text).total
-        live = plan if plan.is_full else plan.live()
-        if live.is_static:
-            return flops.prefill(self.geometry, visual=self.visual, text=self.text, plan=live).total / dense
-        return self._traced(plan) / dense
+        if plan.is_static:
+            return flops.prefill(self.geometry, visual=self.visual, text=self.text, plan=plan.as_run).total / dense
+        if plan.layers not in self._traces:
+            self._traces[plan.layers] = self._traced(plan) / dense
+        return self._traces[plan.layers]
 
     @torch.no_grad()
     def _traced(self, plan: Plan) -> float:
@@ -188,11 +192,18 @@ class Bench:
         return total / len(items)
 
     def plan(self, method: Method, task: str, setting: str) -> Plan:
-        """The method's plan for a task.
+        """The method's plan for a task, made once: a search is long, and is one for all tasks, as is a joint mask.
 
         Raises:
             LooklessError: there is none, with the reason.
         """
+        for_all = method.name in SEARCHED or method.takes_many
+        key = (method.name, setting, "" if for_all else task)
+        if key not in self._plans:
+            self._plans[key] = self._made(method, task, setting)
+        return self._plans[key]
+
+    def _made(self, method: Method, task: str, setting: str) -> Plan:
         if method.name == "gsop":
             order = gsop_order(self.objective, stride=0.01, path=self.folder / "gsop.json")
             share = 0.3 if setting == PAPER else float(setting)  # the paper saves 70 % of the computation
