@@ -21,6 +21,7 @@ class PrunedLayer(DynamicLayer):
     Attributes:
         places: which token each slot holds, -1 for none; int64 ``[batch, slots]``.
         length: tokens of the sequence so far, held or not.
+        is_ragged: some slots hold nothing; told apart here so that a compiled decode step need not look.
     """
 
     is_compileable = False
@@ -31,6 +32,7 @@ class PrunedLayer(DynamicLayer):
         super().__init__()
         self.places: Tensor | None = None
         self.length = 0
+        self.is_ragged = False
 
     @classmethod
     def following(cls, layer: Any) -> PrunedLayer:
@@ -44,8 +46,9 @@ class PrunedLayer(DynamicLayer):
     def append(self, keys: Tensor, values: Tensor, places: Tensor, new: int) -> None:
         """Hold ``keys, values [batch, kv_heads, slots, head_dim]`` of the ``new`` next tokens.
 
-        ``places`` counts from the first of them, ``[slots]`` or ``[batch, slots]``.
+        ``places`` counts from the first of them, ``[slots]``, or ``[batch, slots]`` with -1 where a slot holds nothing.
         """
+        self.is_ragged = self.is_ragged or (places.ndim == 2 and bool((places < 0).any()))
         super().update(keys, values)
         places = places.to(keys.device).expand(keys.shape[0], -1)
         places = torch.where(places < 0, places, places + self.length)
@@ -68,11 +71,12 @@ class PrunedLayer(DynamicLayer):
             self.places = torch.where(self.places < length, self.places, -1)
             held = (self.places >= 0).any(0)
             self.places, self.keys, self.values = self.places[:, held], self.keys[:, :, held], self.values[:, :, held]
+            self.is_ragged = bool((self.places < 0).any())
         self.length = length
 
     def reset(self) -> None:
         super().reset()
-        self.places, self.length = None, 0
+        self.places, self.length, self.is_ragged = None, 0, False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx.to(self.keys.device))
@@ -126,18 +130,18 @@ def cut(mask: Tensor | None, layer: Any, new: int) -> Tensor | None:
 
     None, where stock masks nothing, stays None unless some slots are empty. The new tokens come last.
     """
-    if not isinstance(layer, PrunedLayer) or layer.places is None:
+    if not isinstance(layer, PrunedLayer) or layer.places is None or (mask is None and not layer.is_ragged):
         return mask
     coming = torch.arange(layer.length, layer.length + new, device=layer.places.device)
     places = torch.cat((layer.places, coming.expand(layer.places.shape[0], -1)), dim=1)
     return select(mask, places, new)
 
 
-def select(mask: Tensor | None, places: Tensor, queries: int) -> Tensor | None:
-    """``mask``'s columns ``places [batch, slots]``, and none where that is -1."""
+def select(mask: Tensor | None, places: Tensor, queries: int) -> Tensor:
+    """``mask``'s columns ``places [batch, slots]``, and none where that is -1; None masks nothing."""
     empty = (places < 0)[:, None, None]
     if mask is None:
-        return (~empty).expand(-1, 1, queries, -1) if bool(empty.any()) else None
+        return (~empty).expand(-1, 1, queries, -1)
     batch = places.shape[0]
     wide = mask.expand(batch, -1, -1, -1)
     index = places.clamp_min(0)[:, None, None].expand(-1, wide.shape[1], wide.shape[2], -1)
