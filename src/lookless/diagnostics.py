@@ -24,13 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .calibration import MEASURES, Position, _prompt, calibrate
+from .calibration import MEASURES, Position, calibrate, scores_of, visual_prompts
 from .data import Samples
-from .errors import DataError, ScoresError
+from .errors import ScoresError
 from .loading import Loaded
 from .models import Located, locate
-from .progress import shown
-from .runtime import prompts_of
 from .scores import Scores
 
 #: name of the scores -> their unit
@@ -69,45 +67,9 @@ def diagnose(
         for name, row in _sample(loaded.model, located, inputs, read, visual).items():
             table[name].append(tuple(row))
     return {
-        name: Scores(
-            name=name,
-            unit=DIAGNOSTICS[name],
-            position=position,
-            per_sample=tuple(rows),
-            geometry=located.geometry,
-            model=loaded.name,
-            revision=loaded.revision,
-            data=samples.name,
-            data_hash=samples.hash,
-            seconds=time.perf_counter() - started,
-        )
+        name: scores_of(loaded, samples, name, rows, position=position, started=started, unit=DIAGNOSTICS[name])
         for name, rows in table.items()
     }
-
-
-def visual_prompts(
-    loaded: Loaded, located: Located, samples: Samples, what: str, position: Position, progress: bool
-) -> Iterator[tuple[dict[str, Any], slice, Tensor]]:
-    """Of each sample with an image: the arguments of one pass, the rows to read, and bool ``[sequence]``, its visual
-    tokens; with a bar that says ``what``.
-
-    Raises:
-        DataError: no sample has an image, or the processor puts no visual token into a prompt.
-    """
-    with_images = [sample for sample in samples if sample.images]
-    if not with_images:
-        raise DataError(
-            f"none of the {len(samples)} samples of {samples.name} has an image: there is nothing to measure."
-        )
-    for sample in shown(with_images, what, progress):
-        inputs, read = _prompt(loaded, sample, position)
-        prompts = prompts_of(located, inputs)
-        if prompts is None:
-            raise DataError(
-                f"the processor of {loaded.name} put no visual token into the prompt {sample.question[:60]!r}: "
-                f"its image token and the model's do not agree."
-            )
-        yield inputs, read, prompts.visual[0]
 
 
 def _sample(
