@@ -41,6 +41,7 @@ ORDER = [
     "loading",
     "calibration",
     "diagnostics",
+    "screening",
     "objective",
     "search",
     "choices",

@@ -11,7 +11,7 @@ from statistics import fmean
 from torch import Tensor
 
 from . import flops
-from .calibration import Dense, Position, kl, run_dense, run_from, visual_prompts
+from .calibration import Dense, Position, kl, moved, run_dense, visual_prompts
 from .cells import RANKS
 from .data import Samples
 from .errors import PlanError
@@ -85,8 +85,7 @@ class Objective:
             first = next(layer for layer, row in enumerate(plan.layers) if not row.is_full)
             first = 0 if "text_raters" in ranks else first  # which reads the embeddings
             self._known[live] = tuple(
-                float(self._distance(dense.log_probs, run_from(self._model, self._located, dense, first, plan)).mean())
-                for dense in self._dense
+                moved(self._model, self._located, dense, first, plan, self._distance) for dense in self._dense
             )
             self.evaluations += 1
         return self._known[live]
