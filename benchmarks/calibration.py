@@ -269,8 +269,8 @@ def main() -> None:
             f"A backward pass is {backward_flops(loaded):.2f} of a forward one in FLOPs and is counted as one. Papers' "
             f"passes and sweep differ by at most {max(r.difference for r in rounds):.0e} nats.",
             "",
-            "Jaccard of the layers chosen by screening and by exact scores; in brackets, of exact scores on this and on "
-            "another set of samples:",
+            "Jaccard of the layers chosen by screening and by exact scores; in brackets, of exact scores on this "
+            "and on another set of samples:",
             "",
             *choice_table(rounds),
             "",

@@ -184,13 +184,15 @@ def calibrate(
     from .data import load_data
     from .diagnostics import DIAGNOSTICS, measured
     from .loading import load_model
-    from .screening import screen
+    from .screening import check_screened, screen
 
     if position not in ("last", "answer"):
         raise LooklessError(f"position {position!r} is not one of last, answer.")
     names = [*MEASURES, *DIAGNOSTICS]
     if measure not in names:  # before the model is loaded
         raise LooklessError(f"no measure is called {measure!r}; choose one of {', '.join(names)}.")
+    if lowest is not None:
+        check_screened(measure)
     _writable(out_path, folder=False)
     chosen = load_data(data, split="calibration", limit=samples)
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)

@@ -132,10 +132,15 @@ def screen(
     return found
 
 
+def check_screened(name: str) -> None:
+    """Raises: ScoresError: ``name`` is not one of :data:`SCREENED`."""
+    if name not in SCREENED:
+        raise ScoresError(f"{name!r} cannot be screened; choose one of {', '.join(SCREENED)}.")
+
+
 def _check(lowest: Mapping[str, int], layers: int, trust: float) -> None:
     for name, count in lowest.items():
-        if name not in SCREENED:
-            raise ScoresError(f"{name!r} cannot be screened; choose one of {', '.join(SCREENED)}.")
+        check_screened(name)
         if not 1 <= count < layers:
             raise ScoresError(
                 f"screening tells the {count} lowest layers of {name} from the others, and the model has {layers}: "
