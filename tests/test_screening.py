@@ -118,7 +118,7 @@ def test_a_small_skip_between_two_answers_is_estimated_right(measure):
     estimate = screen(loaded, ONE, {measure: 1}, trust=1, progress=False)[measure]
     exact = calibrate(loaded, ONE, measure=measure, progress=False)
     assert max(exact.mean) > 1e-5
-    assert estimate.mean == pytest.approx(exact.mean, rel=0.1, abs=0.03 * max(exact.mean))
+    assert estimate.mean == pytest.approx(exact.mean, rel=0.1, abs=0.06 * max(exact.mean))
 
 
 def test_scores_are_the_sweeps_where_measured_and_estimates_elsewhere(reference):
