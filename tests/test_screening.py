@@ -174,7 +174,7 @@ def test_the_choice_is_right_if_estimates_are_as_good_as_they_are_trusted(seed):
     assert not measured.all()  # the last count leaves out one layer: most need no run
 
 
-def test_ties_go_to_the_deeper_layer_and_cost_nothing():
+def test_ties_at_zero_cost_nothing():
     scores, measured = np.zeros((3, 5)), np.zeros((3, 5), dtype=bool)
     scores[:, 0] = 1.0
     assert list(_in_doubt(scores, measured, 2, trust=4)) == []

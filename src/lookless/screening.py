@@ -202,11 +202,10 @@ def _in_doubt(
 
     Both arrays are ``[samples, layers]``; whoever asks writes what was measured there before asking again.
     """
-    deeper = -np.arange(scores.shape[1])
     while True:
         mean, open_part = scores.mean(0), np.where(measured, 0.0, scores).mean(0)
         upper, lower = mean + open_part * (trust - 1), mean - open_part * (1 - 1 / trust)
-        order = np.lexsort((deeper, mean))  # ties go to the deeper layer, as in Scores.lowest
+        order = mean.argsort()  # a tie is either measured in full or at zero, where it costs nothing
         chosen, others = order[:count], order[count:]
         pair = (chosen[upper[chosen].argmax()], others[lower[others].argmin()])
         layer = int(max(pair, key=lambda each: open_part[each]))
