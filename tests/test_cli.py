@@ -224,6 +224,21 @@ def test_another_measure(tmp_path):
     )
 
 
+def test_screening(tmp_path):
+    scores = tmp_path / "s.json"
+    words = ("calibrate", "reference", "--data", "reference:chart", "--samples", 3, "--out", scores)
+    told = run(*words, "--screen", 5)
+    assert told.exit_code == 0, told.output
+    assert "measured" in told.output
+    assert "--layers 5" in told.output
+    found = Scores.load(scores)
+    assert found.passes < 7
+    assert not all(map(all, found.measured))
+    assert "the model has 12: give 1 to 11" in fails(*words, "--screen", 12)
+    assert "'withdrawal' cannot be screened" in fails(*words, "--screen", 5, "--measure", "withdrawal")
+    assert "calibrate reference --data reference:chart --screen 7" in run("calibrate", "--help").output
+
+
 def test_jsonl_of_ones_own(tmp_path, image, plan):
     (tmp_path / "mine.jsonl").write_text(
         json.dumps({"image": image.name, "question": "which bar is the tallest?", "answer": "red"})

@@ -42,6 +42,7 @@ ORDER = [
     "loading",
     "calibration",
     "diagnostics",
+    "screening",
     "objective",
     "search",
     "choices",

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .measure import time_prefill
     from .objective import Objective, joint_distance
     from .runtime import Applied, apply
+    from .screening import screen
     from .search import Move, Order, greedy_order, gsop_order, redundancylens_order
     from .tracing import Trace, trace
 
@@ -65,6 +66,7 @@ _LATER = {
     "load_model": "loading",
     "redundancylens_order": "search",
     "repair": "choices",
+    "screen": "screening",
     "sweep": "calibration",
     "time_prefill": "measure",
     "trace": "tracing",
@@ -109,6 +111,7 @@ __all__ = [
     "methods",
     "redundancylens_order",
     "repair",
+    "screen",
     "sweep",
     "time_prefill",
     "trace",

@@ -9,8 +9,9 @@ about 1 + L/2.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -59,30 +60,70 @@ class Dense:
 
 
 @torch.no_grad()
-def run_dense(model: nn.Module, located: Located, inputs: dict[str, Any], read: slice) -> Dense | None:
-    """Run ``model`` on one prompt in full and keep what entered each layer; None if nothing in it is visual."""
-    if prompts_of(located, inputs) is None:
-        return None
-    entered: list[tuple[Tensor, dict[str, Any]]] = []
-    left: list[Tensor] = []
-
-    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        entered.append((args[0] if args else kwargs["hidden_states"], dict(kwargs)))
-
-    hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in located.layers]
-    hooks += [layer.register_forward_hook(lambda _, __, out: left.append(out)) for layer in located.layers]
-    try:
+def run_dense(model: nn.Module, located: Located, inputs: dict[str, Any], read: slice) -> Dense:
+    """Run ``model`` in full on one prompt of :func:`visual_prompts` and keep what entered each layer."""
+    with watched(located) as seen:
         located.inner(**inputs, use_cache=False)
+    return dense_of(model, located, inputs, read, seen)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What went through the layers in one pass, in their order, each ``[1, sequence, hidden]``.
+
+    Attributes:
+        entered: the input of each layer, and the rest of its arguments.
+        attention, ffn: what its operators add.
+        left: its output.
+    """
+
+    entered: list[tuple[Tensor, dict[str, Any]]] = field(default_factory=list)
+    attention: list[Tensor] = field(default_factory=list)
+    ffn: list[Tensor] = field(default_factory=list)
+    left: list[Tensor] = field(default_factory=list)
+
+
+@contextmanager
+def watched(located: Located) -> Iterator[Watched]:
+    """See what goes through the layers of one pass; where gradients are on, they begin at the first layer's input."""
+    seen = Watched()
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        x = args[0] if args else kwargs["hidden_states"]
+        begins = torch.is_grad_enabled() and not seen.entered
+        x = x.detach().requires_grad_() if begins else x
+        seen.entered.append((x, dict(kwargs)))
+        if not begins:
+            return None
+        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
+
+    hooks = []
+    for layer in located.layers:
+        hooks += [
+            layer.register_forward_pre_hook(enter, with_kwargs=True),
+            layer.self_attn.register_forward_hook(lambda _, __, out: seen.attention.append(out[0])),  # type: ignore[union-attr]
+            layer.mlp.register_forward_hook(lambda _, __, out: seen.ffn.append(out)),  # type: ignore[union-attr]
+            layer.register_forward_hook(lambda _, __, out: seen.left.append(out)),
+        ]
+    try:
+        yield seen
     finally:
         for hook in hooks:
             hook.remove()
-    added = [None if x is out else x - out for (x, _), out in zip(entered[1:], left[:-1], strict=True)]
-    log_probs = _log_probs(model, located, left[-1], read)
-
-    return Dense(tuple(entered), (*added, None), log_probs, partial(_visual_prompts, located, inputs), read)
 
 
-def _visual_prompts(located: Located, inputs: dict[str, Any]) -> Prompts:
+@torch.no_grad()
+def dense_of(model: nn.Module, located: Located, inputs: dict[str, Any], read: slice, seen: Watched) -> Dense:
+    """What a pass that was ``seen`` leaves to begin from; no graph hangs on it."""
+    pairs = zip(seen.entered[1:], seen.left[:-1], strict=True)
+    added = [None if x is out else x - out for (x, _), out in pairs]
+    log_probs = _log_probs(model, located, seen.left[-1], read)
+    entered = tuple((x.detach(), arguments) for x, arguments in seen.entered)
+    return Dense(entered, (*added, None), log_probs, partial(_fresh, located, inputs), read)
+
+
+def _fresh(located: Located, inputs: dict[str, Any]) -> Prompts:
+    """The state of one pass, every visual token alive."""
     prompts = prompts_of(located, inputs)
     assert prompts is not None
     return prompts
@@ -101,6 +142,18 @@ def run_from(model: nn.Module, located: Located, dense: Dense, layer: int, plan:
         x = running.run(module, index, x, **arguments)
         x = x if added is None else x + added
     return _log_probs(model, located, x, dense.read)
+
+
+def moved(
+    model: nn.Module,
+    located: Located,
+    dense: Dense,
+    layer: int,
+    plan: Plan,
+    distance: Callable[[Tensor, Tensor], Tensor],
+) -> float:
+    """How far the answer moves under ``plan``, which changes nothing before ``layer``; mean over the rows read."""
+    return float(distance(dense.log_probs, run_from(model, located, dense, layer, plan)).mean())
 
 
 def _log_probs(model: nn.Module, located: Located, x: Tensor, read: slice) -> Tensor:
@@ -133,36 +186,34 @@ def sweep(
         progress: show a bar on standard error.
 
     Raises:
-        DataError: no sample has an image.
+        DataError: as :func:`visual_prompts`.
     """
-    model, located = loaded.model, locate(loaded.model)
-    with_images = [sample for sample in samples if sample.images]
-    if not with_images:
-        raise DataError(
-            f"none of the {len(samples)} samples of {samples.name} has an image: there is nothing to measure."
-        )
-    started = time.perf_counter()
-    plans = [_one_row(located.geometry, layer, cells) for layer in range(len(located.layers))]
+    started, located = time.perf_counter(), locate(loaded.model)
+    plans = [one_row(located.geometry, layer, cells) for layer in range(len(located.layers))]
     table = []
-    for sample in shown(with_images, f"{name} on {samples.name}", progress):
-        inputs, read = _prompt(loaded, sample, position)
-        dense = run_dense(model, located, inputs, read)
-        if dense is None:
-            raise DataError(
-                f"the processor of {loaded.name} put no visual token into the prompt {sample.question[:60]!r}: "
-                f"its image token and the model's do not agree."
-            )
-        table.append(
-            tuple(
-                float(distance(dense.log_probs, run_from(model, located, dense, layer, plan)).mean())
-                for layer, plan in enumerate(plans)
-            )
-        )
+    for inputs, read, _ in visual_prompts(loaded, located, samples, f"{name} on {samples.name}", position, progress):
+        dense = run_dense(loaded.model, located, inputs, read)
+        table.append([moved(loaded.model, located, dense, layer, plan, distance) for layer, plan in enumerate(plans)])
+    return scores_of(loaded, samples, name, table, position=position, started=started)
+
+
+def scores_of(
+    loaded: Loaded,
+    samples: Samples,
+    name: str,
+    table: Sequence[Sequence[float]],
+    *,
+    position: Position,
+    started: float,
+    unit: str = "nats",
+) -> Scores:
+    """``table``, ``[samples][layers]``, as scores of ``loaded`` on ``samples``; ``started`` is ``perf_counter()``."""
     return Scores(
         name=name,
+        unit=unit,
         position=position,
-        per_sample=tuple(table),
-        geometry=located.geometry,
+        per_sample=tuple(map(tuple, table)),
+        geometry=locate(loaded.model).geometry,
         model=loaded.name,
         revision=loaded.revision,
         data=samples.name,
@@ -171,7 +222,49 @@ def sweep(
     )
 
 
-def _one_row(geometry: Geometry, layer: int, cells: LayerPlan) -> Plan:
+def visual_prompts(
+    loaded: Loaded, located: Located, samples: Samples, what: str, position: Position, progress: bool
+) -> Iterator[tuple[dict[str, Any], slice, Tensor]]:
+    """Of each sample with an image: the arguments of one pass, the rows to read, and bool ``[sequence]``, its visual
+    tokens; with a bar that says ``what``.
+
+    Raises:
+        DataError: no sample has an image, or the processor puts no visual token into a prompt.
+    """
+    with_images = [sample for sample in samples if sample.images]
+    if not with_images:
+        raise DataError(
+            f"none of the {len(samples)} samples of {samples.name} has an image: there is nothing to measure."
+        )
+    for sample in shown(with_images, what, progress):
+        inputs, read = _prompt(loaded, sample, position)
+        prompts = prompts_of(located, inputs)
+        if prompts is None:
+            raise DataError(
+                f"the processor of {loaded.name} put no visual token into the prompt {sample.question[:60]!r}: "
+                f"its image token and the model's do not agree."
+            )
+        yield inputs, read, prompts.visual[0]
+
+
+def _prompt(loaded: Loaded, sample: Any, position: Position) -> tuple[dict[str, Any], slice]:
+    """The arguments of one pass over ``sample``, and the rows to read."""
+    inputs = loaded.inputs([sample])
+    length = inputs["input_ids"].shape[1]
+    if position == "last":
+        return inputs, slice(length - 1, length)
+    with torch.no_grad():
+        ids = loaded.model.generate(**inputs, max_new_tokens=32, do_sample=False)  # type: ignore[operator]
+    # Whatever else is told of each token (Qwen's token types) says text of those that were answered.
+    per_token = {k: v for k, v in inputs.items() if isinstance(v, Tensor) and v.shape == inputs["input_ids"].shape}
+    more = ids.shape[1] - length
+    extended = {**inputs, **{k: torch.nn.functional.pad(v, (0, more)) for k, v in per_token.items()}}
+    extended |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return extended, slice(length - 1, ids.shape[1] - 1)
+
+
+def one_row(geometry: Geometry, layer: int, cells: LayerPlan) -> Plan:
+    """``cells`` in one layer, and all others full."""
     return Plan.full(geometry).at([layer], **{column: getattr(cells, column) for column in COLUMNS})
 
 
@@ -233,19 +326,3 @@ def calibrate(
         position=position,
         progress=progress,
     )
-
-
-def _prompt(loaded: Loaded, sample: Any, position: Position) -> tuple[dict[str, Any], slice]:
-    """The arguments of one pass over ``sample``, and the rows to read."""
-    inputs = loaded.inputs([sample])
-    length = inputs["input_ids"].shape[1]
-    if position == "last":
-        return inputs, slice(length - 1, length)
-    with torch.no_grad():
-        ids = loaded.model.generate(**inputs, max_new_tokens=32, do_sample=False)  # type: ignore[operator]
-    # Whatever else is told of each token (Qwen's token types) says text of those that were answered.
-    per_token = {k: v for k, v in inputs.items() if isinstance(v, Tensor) and v.shape == inputs["input_ids"].shape}
-    more = ids.shape[1] - length
-    extended = {**inputs, **{k: torch.nn.functional.pad(v, (0, more)) for k, v in per_token.items()}}
-    extended |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return extended, slice(length - 1, ids.shape[1] - 1)

@@ -159,6 +159,15 @@ def calibrate(
     measure: Annotated[
         str, typer.Option(help="What to change in a layer; a wrong name lists them.")
     ] = "visual_information_gain",
+    lowest: Annotated[
+        int | None,
+        typer.Option(
+            "--screen",
+            metavar="N",
+            help="Only tell the N lowest layers from the others, several times faster: estimate all, and measure those "
+            "in doubt.",
+        ),
+    ] = None,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -167,22 +176,30 @@ def calibrate(
     """Measure how much each layer matters to the answer: by default its visual attention (visual information gain).
 
     Example: lookless calibrate reference --data reference:chart --out scores.json
+
+    For a plan that skips 7 layers: lookless calibrate reference --data reference:chart --screen 7 --out scores.json
     """
     from . import report
     from .calibration import MEASURES
     from .data import load_data
     from .diagnostics import DIAGNOSTICS, measured
     from .loading import load_model
+    from .screening import check_screened, screen
 
     if position not in ("last", "answer"):
         raise LooklessError(f"position {position!r} is not one of last, answer.")
     names = [*MEASURES, *DIAGNOSTICS]
     if measure not in names:  # before the model is loaded
         raise LooklessError(f"no measure is called {measure!r}; choose one of {', '.join(names)}.")
+    if lowest is not None:
+        check_screened(measure)
     _writable(out_path, folder=False)
     chosen = load_data(data, split="calibration", limit=samples)
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
-    scores = measured(loaded, chosen, measure, position=position)  # type: ignore[arg-type]
+    if lowest is None:
+        scores = measured(loaded, chosen, measure, position=position)  # type: ignore[arg-type]
+    else:
+        scores = screen(loaded, chosen, {measure: lowest}, position=position)[measure]  # type: ignore[arg-type]
     scores.save(out_path)
     if as_json:
         _print_json(scores)
@@ -193,7 +210,7 @@ def calibrate(
     next_step = next((m.name for m in METHODS.values() if m.measures == (measure,)), None)
     then = f"; next: lookless plan {next_step} --scores {out_path} --out PLAN_DIR" if next_step else ""
     if measure == "visual_information_gain":
-        then = f"; next: lookless plan v-skip --scores {out_path} --layers N --out PLAN_DIR"
+        then = f"; next: lookless plan v-skip --scores {out_path} --layers {lowest or 'N'} --out PLAN_DIR"
     out.print(f"saved to {out_path}{then}", soft_wrap=True)
 
 

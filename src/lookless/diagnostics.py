@@ -16,7 +16,7 @@ baseline of V-Skip (arXiv 2606.08511), how little a layer turns its visual token
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,13 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .calibration import MEASURES, Position, _prompt, calibrate
+from .calibration import MEASURES, Position, Watched, calibrate, scores_of, visual_prompts, watched
 from .data import Samples
-from .errors import DataError, ScoresError
+from .errors import ScoresError
 from .loading import Loaded
 from .models import Located, locate
-from .progress import shown
-from .runtime import prompts_of
 from .scores import Scores
 
 #: name of the scores -> their unit
@@ -69,76 +67,52 @@ def diagnose(
         for name, row in _sample(loaded.model, located, inputs, read, visual).items():
             table[name].append(tuple(row))
     return {
-        name: Scores(
-            name=name,
-            unit=DIAGNOSTICS[name],
-            position=position,
-            per_sample=tuple(rows),
-            geometry=located.geometry,
-            model=loaded.name,
-            revision=loaded.revision,
-            data=samples.name,
-            data_hash=samples.hash,
-            seconds=time.perf_counter() - started,
-        )
+        name: scores_of(loaded, samples, name, rows, position=position, started=started, unit=DIAGNOSTICS[name])
         for name, rows in table.items()
     }
-
-
-def visual_prompts(
-    loaded: Loaded, located: Located, samples: Samples, what: str, position: Position, progress: bool
-) -> Iterator[tuple[dict[str, Any], slice, Tensor]]:
-    """Of each sample with an image: the arguments of one pass, the rows to read, and bool ``[sequence]``, its visual
-    tokens; with a bar that says ``what``.
-
-    Raises:
-        DataError: no sample has an image, or the processor puts no visual token into a prompt.
-    """
-    with_images = [sample for sample in samples if sample.images]
-    if not with_images:
-        raise DataError(
-            f"none of the {len(samples)} samples of {samples.name} has an image: there is nothing to measure."
-        )
-    for sample in shown(with_images, what, progress):
-        inputs, read = _prompt(loaded, sample, position)
-        prompts = prompts_of(located, inputs)
-        if prompts is None:
-            raise DataError(
-                f"the processor of {loaded.name} put no visual token into the prompt {sample.question[:60]!r}: "
-                f"its image token and the model's do not agree."
-            )
-        yield inputs, read, prompts.visual[0]
 
 
 def _sample(
     model: nn.Module, located: Located, inputs: dict[str, Any], read: slice, visual: Tensor
 ) -> dict[str, list[float]]:
     """The diagnostics of one prompt, one number per layer."""
-    seen: dict[str, list[Tensor]] = {"entered": [], "attention": [], "ffn": [], "left": []}
-    with _lent(model), _watched(located, seen), torch.enable_grad():
+    with lent(model), watched(located) as seen, torch.enable_grad():
         last = located.inner(**inputs, use_cache=False).last_hidden_state
         logits = model.get_output_embeddings()(last[0, read])  # type: ignore[operator]
         log_probs = torch.log_softmax(logits.float(), dim=-1)
         forced = inputs["input_ids"][0, read.start + 1 : read.stop + 1]  # behind the prompt; none at its last position
         answer = forced if len(forced) else log_probs.argmax(-1)
-        told = log_probs.gather(-1, answer[:, None]).mean()
-        updates = seen["attention"] + seen["ffn"]
-        slopes = torch.autograd.grad(told, updates)  # of the residual stream too: there the update is added
+        at_attention, at_ffn = slopes(log_probs.gather(-1, answer[:, None]).mean(), seen)
     rows = visual.to(last.device)
-    influence = [
-        float((slope[0, rows].float() * update.detach()[0, rows].float()).sum().abs())
-        for slope, update in zip(slopes, updates, strict=True)
-    ]
-    x, a, f, y = ([t.detach()[0, rows].float() for t in seen[name]] for name in ("entered", "attention", "ffn", "left"))
+    x, y = ([t.detach()[0, rows].float() for t in states] for states in ([x for x, _ in seen.entered], seen.left))
+    a, f = ([t.detach()[0, rows].float() for t in updates] for updates in (seen.attention, seen.ffn))
     return {
         "attention_update_size": [_size(update, at) for update, at in zip(a, x, strict=True)],
         "ffn_update_size": [_size(update, at) for update, at in zip(f, x, strict=True)],
-        "attention_influence": influence[: len(a)],
-        "ffn_influence": influence[len(a) :],
+        "attention_influence": [abs(pull) for pull in pulls(at_attention, seen.attention, rows)],
+        "ffn_influence": [abs(pull) for pull in pulls(at_ffn, seen.ffn, rows)],
         "cosine_similarity": [
             float((1 - F.cosine_similarity(before, after, dim=-1)).mean()) for before, after in zip(x, y, strict=True)
         ],
     }
+
+
+def slopes(told: Tensor, seen: Watched, *, again: bool = False) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """d ``told`` / d what each attention and each FFN adds, ``[1, sequence, hidden]`` a layer: one backward pass.
+
+    As both add to the residual stream, these are the slopes along it, too. ``again`` keeps the graph for another one.
+    """
+    found = torch.autograd.grad(told, seen.attention + seen.ffn, retain_graph=again)
+    return found[: len(seen.attention)], found[len(seen.attention) :]
+
+
+def pulls(slopes: Iterable[Tensor], updates: Iterable[Tensor], rows: Tensor) -> list[float]:
+    """Of each layer, the sum over ``rows`` (bool ``[sequence]``) of <slope, update>: what taking the update away would
+    take from what was told, were it a straight line."""
+    return [
+        float((slope[0, rows].float() * update.detach()[0, rows].float()).sum())
+        for slope, update in zip(slopes, updates, strict=True)
+    ]
 
 
 def _size(update: Tensor, at: Tensor) -> float:
@@ -146,36 +120,7 @@ def _size(update: Tensor, at: Tensor) -> float:
 
 
 @contextmanager
-def _watched(located: Located, seen: dict[str, list[Tensor]]) -> Iterator[None]:
-    """Append to ``seen`` what enters each layer, what its operators add, and what leaves it, ``[1, sequence, hidden]``;
-    gradients begin at the first layer's input."""
-
-    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-        x = args[0] if args else kwargs["hidden_states"]
-        if seen["entered"]:
-            seen["entered"].append(x)
-            return None
-        x = x.detach().requires_grad_()
-        seen["entered"].append(x)
-        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
-
-    hooks = []
-    for layer in located.layers:
-        hooks += [
-            layer.register_forward_pre_hook(enter, with_kwargs=True),
-            layer.self_attn.register_forward_hook(lambda _, __, out: seen["attention"].append(out[0])),  # type: ignore[union-attr]
-            layer.mlp.register_forward_hook(lambda _, __, out: seen["ffn"].append(out)),  # type: ignore[union-attr]
-            layer.register_forward_hook(lambda _, __, out: seen["left"].append(out)),
-        ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def _lent(model: nn.Module) -> Iterator[None]:
+def lent(model: nn.Module) -> Iterator[None]:
     """No parameter asks for a gradient, so that no activation is kept for one; given back as they were."""
     asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in asking:

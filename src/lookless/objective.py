@@ -11,10 +11,9 @@ from statistics import fmean
 from torch import Tensor
 
 from . import flops
-from .calibration import Dense, Position, kl, run_dense, run_from
+from .calibration import Dense, Position, kl, moved, run_dense, visual_prompts
 from .cells import RANKS
 from .data import Samples
-from .diagnostics import visual_prompts
 from .errors import PlanError
 from .geometry import Geometry
 from .loading import Loaded
@@ -53,7 +52,6 @@ class Objective:
         prompts = visual_prompts(loaded, self._located, samples, f"full runs on {samples.name}", position, progress)
         for inputs, read, places in prompts:
             dense = run_dense(self._model, self._located, inputs, read)
-            assert dense is not None  # something in it is visual
             self._dense.append(dense)
             visual.append(int(places.sum()))
             text.append(read.start + 1 - visual[-1])  # of an answer behind the prompt, nothing
@@ -87,8 +85,7 @@ class Objective:
             first = next(layer for layer, row in enumerate(plan.layers) if not row.is_full)
             first = 0 if "text_raters" in ranks else first  # which reads the embeddings
             self._known[live] = tuple(
-                float(self._distance(dense.log_probs, run_from(self._model, self._located, dense, first, plan)).mean())
-                for dense in self._dense
+                moved(self._model, self._located, dense, first, plan, self._distance) for dense in self._dense
             )
             self.evaluations += 1
         return self._known[live]

@@ -76,7 +76,8 @@ def methods_table(methods: Mapping[str, Method]) -> Table:
 
 
 def scores_table(scores: Scores) -> Table:
-    """Mean, spread and a bar per layer; the lowest are the layers a method acts on."""
+    """Mean, spread and a bar per layer; the lowest are the layers a method acts on. Screened scores tell what share of
+    each mean was measured; the rest of it is an estimate."""
     table = Table(
         title=f"{scores.name.replace('_', ' ')} ({scores.unit}), {scores.samples} samples of {scores.data}",
         caption="bars are on a logarithmic scale; a layer without a bar changes nothing the answer can see",
@@ -84,13 +85,16 @@ def scores_table(scores: Scores) -> Table:
     table.add_column("layer", justify="right")
     table.add_column("mean", justify="right")
     table.add_column("± over samples", justify="right")
+    if scores.measured is not None:
+        table.add_column("measured", justify="right")
     table.add_column("")
     mean, spread = scores.mean, scores.spread
     top = max(mean)
     for layer, (m, s) in enumerate(zip(mean, spread, strict=True)):
         decades = 5.0  # from the largest down
         share = 0.0 if m <= 0 else max(0.0, 1 + math.log10(m / top) / decades)
-        table.add_row(str(layer), f"{m:.1e}", f"{s:.1e}", BAR * round(24 * share))
+        known = [] if scores.measured is None else [f"{scores.measured_share[layer]:.0%}"]
+        table.add_row(str(layer), f"{m:.1e}", f"{s:.1e}", *known, BAR * round(24 * share))
     return table
 
 

@@ -33,6 +33,9 @@ class Scores(BaseModel):
         model, revision: which one, a hub id or a folder's name.
         data, data_hash: which samples, for a reader and for a machine.
         seconds: what it took.
+        measured: ``[samples][layers]``, whether a score was measured and not estimated; None where all were.
+        passes: what it took a sample, in passes through all layers; a backward pass counts as a forward one. None where
+            it was not counted.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +51,8 @@ class Scores(BaseModel):
     data: str | None = None
     data_hash: str | None = None
     seconds: float | None = None
+    measured: tuple[tuple[bool, ...], ...] | None = None
+    passes: float | None = None
     lookless_version: str = __version__
 
     @model_validator(mode="after")
@@ -55,6 +60,8 @@ class Scores(BaseModel):
         for i, row in enumerate(self.per_sample):
             if len(row) != self.geometry.layers:
                 raise ValueError(f"sample {i} has {len(row)} scores and the model {self.geometry.layers} layers")
+        if self.measured is not None and [*map(len, self.measured)] != [*map(len, self.per_sample)]:
+            raise ValueError("measured has another shape than the scores it tells of")
         return self
 
     @property
@@ -75,6 +82,15 @@ class Scores(BaseModel):
     def error(self) -> tuple[float, ...]:
         """Per layer, the standard error of the mean."""
         return tuple(s / math.sqrt(self.samples) for s in self.spread)
+
+    @property
+    def measured_share(self) -> tuple[float, ...]:
+        """Per layer, the share of its mean that was measured and not estimated; 1 of a mean of zero."""
+        if self.measured is None:
+            return (1.0,) * self.geometry.layers
+        pairs = zip(zip(*self.per_sample, strict=True), zip(*self.measured, strict=True), strict=True)
+        parts = [(sum(v for v, m in zip(c, known, strict=True) if m), sum(c)) for c, known in pairs]
+        return tuple(known / whole if whole else 1.0 for known, whole in parts)
 
     def lowest(self, count: int) -> tuple[int, ...]:
         """The ``count`` layers with the lowest mean, in ascending order of layer; ties go to the deeper layer.
