@@ -40,7 +40,7 @@ NO_PLAN = (
 #: (geometry, visual tokens, layers, rounds): as many layers and rounds as two cores do in minutes
 RUNS = (
     ("LLaVA-1.5-7B", 576, 4, 7),
-    ("LLaVA-NeXT-7B", 2110, 3, 5),
+    ("LLaVA-NeXT-7B", 2110, 3, 4),
     ("Qwen2.5-VL-7B", 1200, 3, 5),
     ("Qwen3-VL-8B", 1200, 3, 5),
     ("Qwen2.5-VL-7B", 4800, 2, 3),

@@ -38,6 +38,7 @@ ORDER = [
     "ranks",
     "passes",
     "runtime",
+    "serving",
     "tracing",
     "loading",
     "calibration",

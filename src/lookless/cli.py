@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -593,6 +594,23 @@ def bench(
         out.print(timings.break_even_table(sweep))
     if out_dir is not None:
         out.print(f"saved to {out_dir}: bench.json, bench.md, bench.png", soft_wrap=True)
+
+
+@app.command(context_settings=OPEN)
+@_told
+def serve(
+    ctx: typer.Context,
+    model: Model,
+    plan_dir: Annotated[str, typer.Option("--plan", help="A plan's folder, JSON file, or hub id.")],
+) -> None:
+    """Serve a model under a plan with vLLM, behind the OpenAI API; every other option is vLLM's own.
+
+    Example: lookless serve llava-hf/llava-1.5-7b-hf --plan my-plan --port 8000 --max-model-len 4096
+    """
+    from .serving.launch import command
+
+    words = command(model, plan_dir, ctx.args)
+    os.execv(words[0], words)
 
 
 @app.command(context_settings=OPEN)

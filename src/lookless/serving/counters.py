@@ -1,0 +1,61 @@
+"""How many visual rows each operator was spared: counted in workers, told on the API server's ``/metrics``.
+
+Workers and server are processes of their own, and the engine has no channel for a plug-in's numbers, so each worker
+keeps two integers in a file of a few bytes that the server reads when it is asked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+OPERATORS = ("attention", "ffn")
+KINDS = ("skipped", "computed")
+NAME = "lookless_visual_rows"
+
+
+class Counter:
+    """Counts of one worker, in a file that lives as long as it."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{os.getpid()}.rows"
+        shape = (len(OPERATORS), len(KINDS))
+        self._numbers = np.memmap(path, dtype=np.int64, mode="w+", shape=shape)
+
+    def add(self, rows: dict[str, dict[str, int]]) -> None:
+        """``rows[operator][kind]`` visual rows more."""
+        for i, operator in enumerate(OPERATORS):
+            for j, kind in enumerate(KINDS):
+                self._numbers[i, j] += rows[operator][kind]
+
+
+def read(folder: Path) -> dict[str, dict[str, int]]:
+    """``[operator][kind]``, summed over all workers."""
+    total = np.zeros((len(OPERATORS), len(KINDS)), dtype=np.int64)
+    for path in folder.glob("*.rows"):
+        numbers = np.fromfile(path, dtype=np.int64)
+        if numbers.size == total.size:
+            total += numbers.reshape(total.shape)
+    return {o: {k: int(total[i, j]) for j, k in enumerate(KINDS)} for i, o in enumerate(OPERATORS)}
+
+
+class Collector:
+    """What Prometheus asks: ``lookless_visual_rows_total{operator=..., kind=...}``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def collect(self) -> Iterator[Any]:
+        from prometheus_client.core import CounterMetricFamily
+
+        told = "Visual rows of all layers, by operator: skipped by the plan, or computed."
+        family = CounterMetricFamily(NAME, told, labels=["operator", "kind"])
+        for operator, kinds in read(self.folder).items():
+            for kind, rows in kinds.items():
+                family.add_metric([operator, kind], rows)
+        yield family

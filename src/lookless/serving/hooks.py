@@ -1,0 +1,117 @@
+"""Where the plug-in holds on to vLLM: two functions, wrapped once in each process, and checked to be what they were.
+
+Wrapped are ``VllmConfig.__post_init__``, where a wrong set-up is refused before any worker starts, and
+``BaseModelLoader.create_model``, where a model is built and its weights are not loaded yet. Neither does anything
+where no plan is named.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+from .counters import Collector
+from .settings import ServingError, Settings, resolve
+
+_MARK = "_lookless"
+
+
+def install() -> None:
+    """Wrap both; a second call does nothing."""
+    from vllm.config import VllmConfig
+    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+
+    if not hasattr(VllmConfig.__post_init__, _MARK):
+        VllmConfig.__post_init__ = _after_config(VllmConfig.__post_init__)
+    if not hasattr(BaseModelLoader.create_model, _MARK):
+        BaseModelLoader.create_model = _after_creation(BaseModelLoader.create_model)
+
+
+def _after_config(stock: Any) -> Any:
+    @functools.wraps(stock)
+    def __post_init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        stock(self, *args, **kwargs)
+        resolve(self)
+        settings = Settings.of(self)
+        if settings is not None:
+            check_internals()
+            _plain_graphs(self)
+            _tell(settings)
+
+    setattr(__post_init__, _MARK, True)
+    return __post_init__
+
+
+def _after_creation(stock: Any) -> Any:
+    @functools.wraps(stock)
+    def create_model(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+        model = stock(self, vllm_config, *args, **kwargs)
+        settings = Settings.of(vllm_config)
+        if settings is not None and not settings.plan.is_full:
+            from vllm.config import set_current_vllm_config
+            from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
+
+            from .layers import put_on
+
+            with set_current_vllm_config(vllm_config):
+                put_on(model, settings, vllm_config)
+            record_metadata_for_reloading(model)  # of the projections that are split now
+        return model
+
+    setattr(create_model, _MARK, True)
+    return create_model
+
+
+def _plain_graphs(vllm_config: Any) -> None:
+    """Full CUDA graphs replay a step without asking the model, which then cannot tell that a row is visual."""
+    from vllm.config import CUDAGraphMode
+    from vllm.logger import init_logger
+
+    compilation = vllm_config.compilation_config
+    if compilation.cudagraph_mode is not None and compilation.cudagraph_mode.has_full_cudagraphs():
+        compilation.cudagraph_mode = CUDAGraphMode.PIECEWISE
+        init_logger(__name__).info("lookless: full CUDA graphs cannot skip visual rows; using piecewise ones.")
+
+
+def _tell(settings: Settings) -> None:
+    """Let ``/metrics`` of this process ask for the counts; asked once, whichever registry vLLM makes for it."""
+    from prometheus_client import REGISTRY
+    from vllm.entrypoints.serve.instrumentator import metrics
+
+    collector = Collector(settings.counters)
+    REGISTRY.register(collector)
+    stock = metrics.get_prometheus_registry
+
+    def get_prometheus_registry() -> Any:
+        registry = stock()
+        if registry is not REGISTRY:  # of several API servers, which count in files as well
+            registry.register(collector)
+        return registry
+
+    metrics.get_prometheus_registry = get_prometheus_registry
+
+
+def check_internals() -> None:
+    """Raises: ServingError: vLLM's internals that are called here are not what they were when this was written."""
+    from vllm.forward_context import ForwardContext
+    from vllm.model_executor.layers.attention.attention import unified_kv_cache_update
+    from vllm.model_executor.layers.linear import ColumnParallelLinear, QKVParallelLinear
+    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+    from vllm.model_executor.models.interfaces import SupportsMultiModal
+
+    wanted = {
+        SupportsMultiModal.embed_input_ids: {"input_ids", "multimodal_embeddings", "is_multimodal"},
+        BaseModelLoader.create_model: {"vllm_config", "model_config"},
+        unified_kv_cache_update: {"key", "value", "layer_name"},
+        ForwardContext: {"attn_metadata", "slot_mapping", "skip_compiled", "additional_kwargs"},
+        QKVParallelLinear: {"hidden_size", "head_size", "total_num_heads", "total_num_kv_heads", "quant_config"},
+        ColumnParallelLinear: {"input_size", "output_size", "quant_config"},
+    }
+    for what, names in wanted.items():
+        missing = names - set(inspect.signature(what).parameters)
+        if missing:
+            raise ServingError(
+                f"vLLM's {what.__qualname__} has no parameter {min(missing)!r} any more, which a lookless plan needs: "
+                f"install the version that this plug-in was written for."
+            )

@@ -1,0 +1,50 @@
+"""``lookless serve``: the command line of vLLM that serves a model under a plan."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from ..plan import Plan
+from ..reference import NAMES
+from .settings import KEY, ServingError, check_plan
+
+OPTION = "--additional-config"
+
+
+def command(model: str, plan: str, options: Sequence[str]) -> list[str]:
+    """The words to execute. ``options`` are vLLM's; a configuration of other plug-ins among them is kept.
+
+    Raises:
+        PlanError: the plan cannot be read, or not be served.
+        ServingError: vLLM is not installed, or the options name a plan as well.
+    """
+    check_plan(Plan.from_pretrained(plan))
+    if find_spec("vllm") is None:
+        raise ServingError("vLLM is not installed here: pip install 'lookless[vllm]'.")
+    rest, config = _taken(list(options))
+    if KEY in config:
+        raise ServingError(f"{OPTION} has {KEY!r} already: name the plan there or by --plan, not twice.")
+    told = json.dumps({**config, KEY: {"plan": plan}})
+    served = str(NAMES.get(model, model))
+    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", served, *rest, OPTION, told]
+
+
+def _taken(options: list[str]) -> tuple[list[str], dict[str, object]]:
+    """``options`` without the additional configuration, and that."""
+    for at, word in enumerate(options):
+        name, equals, value = word.partition("=")
+        if name != OPTION:
+            continue
+        end = at + 1 if equals else at + 2
+        value = value if equals else " ".join(options[at + 1 : end])
+        try:
+            config = json.loads(value)
+        except json.JSONDecodeError as problem:
+            raise ServingError(f"{OPTION} {value!r} is not JSON: {problem}.") from None
+        if not isinstance(config, dict):
+            raise ServingError(f"{OPTION} {value!r} is not a JSON object.")
+        return options[:at] + options[end:], config
+    return options, {}

@@ -1,0 +1,272 @@
+"""A model of vLLM's under a plan: its own classes, with what is spared left out.
+
+Only steps that hold visual tokens take another path, and take it eagerly; all others, decoding above all, run vLLM's
+own forward, compiled where vLLM compiles it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from vllm.forward_context import get_forward_context, is_forward_context_available
+from vllm.model_executor.layers.attention.attention import unified_kv_cache_update
+from vllm.model_executor.layers.linear import ColumnParallelLinear, QKVParallelLinear
+
+from ..cells import Skip
+from ..errors import ModelError
+from ..plan import LayerPlan
+from .counters import KINDS, OPERATORS, Counter
+from .metadata import of_runs
+from .settings import BACKENDS, KEY, ServingError, Settings
+from .steps import Runs, ends_in_text, runs_of_text
+
+
+@dataclass(eq=False)
+class Step:
+    """One step in which some tokens are visual: what its layers share.
+
+    Attributes:
+        cells: a row of the plan for each layer.
+        runs: of its text.
+        text: its text rows, on the device, ``[text rows]``.
+        metadata: of the backend, for text rows alone, by the object it was made from.
+    """
+
+    cells: tuple[LayerPlan, ...]
+    runs: Runs
+    text: Tensor
+    metadata: dict[int, Any]
+
+    def metadata_of(self, attention: Any) -> Any:
+        """The backend's metadata in which only text asks."""
+        whole = get_forward_context().attn_metadata[attention.layer_name]  # type: ignore[call-overload]
+        if id(whole) not in self.metadata:
+            self.metadata[id(whole)] = of_runs(whole, self.runs, attention)
+        return self.metadata[id(whole)]
+
+
+def current_step() -> Step | None:
+    """The step that runs now, if some of its tokens are visual; never within a compiler."""
+    if torch.compiler.is_compiling() or not is_forward_context_available():
+        return None
+    return get_forward_context().additional_kwargs.get(KEY)
+
+
+def put_on(model: nn.Module, settings: Settings, vllm_config: Any) -> None:
+    """Make ``model``, built and not loaded, run the plan.
+
+    Raises:
+        ServingError: a layer is not built as those this was written for, or its attention backend is not known here.
+    """
+    layers = _layers(model)
+    if len(layers) != len(settings.plan.layers):
+        raise ServingError(f"the plan has {len(settings.plan.layers)} layers and vLLM built {len(layers)}.")
+    live = settings.plan.live()
+    for index, (layer, asked, run) in enumerate(zip(layers, settings.plan.layers, live.layers, strict=True)):
+        _check_layer(layer, index)
+        if Skip() in (asked.attention, run.attention):
+            attention = layer.self_attn
+            attention.qkv_proj = SplitProjection(attention.qkv_proj)
+        _become(layer, PlannedLayer)
+        layer.lookless_index = index
+    _become(model, PlannedModel)
+    is_first = vllm_config.parallel_config.rank % vllm_config.parallel_config.tensor_parallel_size == 0
+    object.__setattr__(model, "lookless", _State(settings, Counter(settings.counters) if is_first else None))
+
+
+def _layers(model: Any) -> list[Any]:
+    try:
+        return list(model.get_language_model().model.layers)
+    except AttributeError:
+        raise ModelError(
+            f"vLLM's {type(model).__name__} keeps its decoder layers where a plan does not find them."
+        ) from None
+
+
+def _check_layer(layer: Any, index: int) -> None:
+    parts = ("self_attn.qkv_proj", "self_attn.o_proj", "self_attn.rotary_emb", "self_attn.attn", "mlp")
+    for part in (*parts, "input_layernorm", "post_attention_layernorm"):
+        try:
+            layer.get_submodule(part)
+        except AttributeError:
+            raise ServingError(
+                f"layer {index} is a {type(layer).__name__} without {part}: a lookless plan does not know it."
+            ) from None
+    backend = layer.self_attn.attn.attn_backend.get_name()
+    if backend not in BACKENDS:
+        raise ServingError(
+            f"a lookless plan does not know the attention backend {backend}: set --attention-backend to one of "
+            f"{', '.join(BACKENDS)}."
+        )
+
+
+def _become(module: nn.Module, part: type) -> None:
+    """``module``'s class with ``part`` before it."""
+    stock = type(module)
+    module.__class__ = type(f"Lookless{stock.__name__}", (part, stock), {"__module__": stock.__module__})
+
+
+class _State:
+    """What a planned model remembers between the embedding of a step's tokens and its forward."""
+
+    def __init__(self, settings: Settings, counter: Counter | None) -> None:
+        self.plan, self.live, self.counter = settings.plan.layers, settings.plan.live().layers, counter
+        self.visual: Tensor | None = None
+
+    def step(self) -> Step | None:
+        """The coming step, if some of its tokens are visual; warm-up runs have no metadata."""
+        visual, self.visual = self.visual, None
+        context = get_forward_context()
+        if visual is None or not context.attn_metadata:
+            return None
+        metadata = next(iter(context.attn_metadata.values()))  # type: ignore[union-attr]
+        starts, lengths = (
+            getattr(metadata, name).cpu().numpy().astype(np.int64) for name in ("query_start_loc", "seq_lens")
+        )
+        starts = starts[: len(lengths) + 1]
+        mask = visual.cpu().numpy()
+        runs = runs_of_text(mask, starts, lengths)
+        cells = self.live if ends_in_text(mask, starts) else self.plan
+        self._count(cells, int(mask.sum()))
+        return Step(cells, runs, torch.from_numpy(runs.rows).to(metadata.query_start_loc.device), {})
+
+    def _count(self, cells: tuple[LayerPlan, ...], visual: int) -> None:
+        if self.counter is None:
+            return
+        layers = {o: sum(getattr(row, o) == Skip() for row in cells) for o in OPERATORS}
+        each = {o: (visual * layers[o], visual * (len(cells) - layers[o])) for o in OPERATORS}
+        self.counter.add({o: dict(zip(KINDS, rows, strict=True)) for o, rows in each.items()})
+
+
+class PlannedModel:
+    """What is added to a multimodal model's class."""
+
+    lookless: _State
+
+    def embed_input_ids(
+        self, input_ids: Tensor, *args: Any, is_multimodal: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """The runner calls this just before each forward, with the mask of the tokens it scheduled."""
+        self.lookless.visual = is_multimodal if is_multimodal is not None and bool(is_multimodal.any()) else None
+        return super().embed_input_ids(input_ids, *args, is_multimodal=is_multimodal, **kwargs)  # type: ignore[misc]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        step = self.lookless.step()
+        if step is None:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        context = get_forward_context()
+        context.additional_kwargs[KEY], context.skip_compiled = step, True
+        return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+
+class PlannedLayer:
+    """What is added to a decoder layer's class (``x = x + attention(norm(x)); x = x + ffn(norm(x))``).
+
+    The residual protocol is vLLM's: a layer takes and gives ``hidden``, not added yet, and ``residual``.
+    """
+
+    lookless_index: int
+
+    def forward(
+        self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        step = current_step()
+        cells = None if step is None else step.cells[self.lookless_index]
+        if step is None or cells is None or Skip() not in (cells.attention, cells.ffn):
+            return super().forward(positions, hidden_states, residual, *args, **kwargs)  # type: ignore[misc]
+        layer: Any = self
+        x = hidden_states if residual is None else hidden_states + residual
+        if cells.attention == Skip():
+            x = _text_attends(layer.self_attn, step, positions, layer.input_layernorm(x), x)
+        else:
+            x = x + layer.self_attn(positions=positions, hidden_states=layer.input_layernorm(x))
+        if cells.ffn != Skip():
+            return layer.mlp(layer.post_attention_layernorm(x)), x
+        update = torch.zeros_like(x)
+        if len(step.text):
+            update[step.text] = layer.mlp(layer.post_attention_layernorm(x[step.text]))
+        return update, x
+
+
+def _text_attends(attention: Any, step: Step, positions: Tensor, normed: Tensor, x: Tensor) -> Tensor:
+    """``x`` with the attention of its text rows added; keys and values of all rows go to the cache."""
+    key, value = attention.qkv_proj.keys_and_values(normed)
+    key = _rotated(attention, "k_norm", positions, key)
+    unified_kv_cache_update(
+        key.view(-1, attention.num_kv_heads, attention.head_dim),
+        value.view(-1, attention.num_kv_heads, attention.head_dim),
+        attention.attn.layer_name,
+    )
+    if not len(step.text):  # a chunk that is all image
+        return x
+    query = attention.qkv_proj.queries(normed[step.text])
+    query = _rotated(attention, "q_norm", positions[..., step.text], query)
+    query = query.view(-1, attention.num_heads, attention.head_dim)
+    out = torch.empty_like(query)
+    inner = attention.attn
+    inner.impl.forward(inner, query, None, None, inner.kv_cache, step.metadata_of(inner), output=out)
+    update, *_ = attention.o_proj(out.flatten(1))
+    return x.index_add(0, step.text, update)
+
+
+def _rotated(attention: Any, norm: str, positions: Tensor, x: Tensor) -> Tensor:
+    """``x [rows, heads * head_dim]`` normed where the model does, and rotated."""
+    x = x.contiguous()
+    module = getattr(attention, norm, None)
+    if module is not None:
+        x = module(x.view(-1, attention.head_dim)).view(x.shape)
+    beside = x.new_zeros(len(x), attention.head_dim)  # vLLM rotates queries and keys of the same rows together
+    rotated, _ = attention.rotary_emb(positions, x, beside)
+    return rotated.view(x.shape)
+
+
+class SplitProjection(nn.Module):
+    """vLLM's fused projection of queries, keys and values, in two: not every row that is read asks."""
+
+    def __init__(self, fused: Any) -> None:
+        super().__init__()
+        options = {
+            "bias": fused.bias is not None,
+            "quant_config": fused.quant_config,
+            "params_dtype": fused.params_dtype,
+        }
+        size, prefix = fused.head_size, fused.prefix
+        self.query = ColumnParallelLinear(
+            fused.hidden_size, fused.total_num_heads * size, prefix=f"{prefix}.query", **options
+        )
+        self.key_value = QKVParallelLinear(
+            fused.hidden_size, size, 0, fused.total_num_kv_heads, prefix=f"{prefix}.key_value", **options
+        )
+
+    def queries(self, x: Tensor) -> Tensor:
+        """``[rows, hidden]`` to ``[rows, heads * head_dim]``."""
+        query, _ = self.query(x)
+        return query
+
+    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``[rows, hidden]`` to twice ``[rows, kv_heads * head_dim]``."""
+        both, _ = self.key_value(x)
+        key, value = both.chunk(2, dim=-1)
+        return key, value
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        """As the fused one: queries, keys and values side by side."""
+        both, _ = self.key_value(x)
+        return torch.cat((self.queries(x), both), dim=-1), None
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Iterable[str]:
+        """Called by vLLM's loader with what the checkpoint has of the fused projection; ``shard_id`` is q, k or v."""
+        for name, weight in weights:
+            shard = weight.shard_id  # type: ignore[attr-defined]
+            part = "query" if shard == "q" else "key_value"
+            parameter = getattr(self.get_submodule(part), name)
+            if shard == "q":
+                parameter.weight_loader(parameter, weight)
+            else:
+                parameter.weight_loader(parameter, weight, shard)
+            yield f"{part}.{name}"

@@ -1,0 +1,63 @@
+"""Attention metadata in which only text asks: a backend's own, for virtual requests."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+
+from .steps import Runs
+
+
+def of_runs(whole: Any, runs: Runs, attention: Any) -> Any:
+    """``whole``, the backend's metadata of a step, for the step's text alone.
+
+    Each run of text is a request of its own: it has its request's blocks and ends where the run ends, so a causal mask
+    that is aligned to the last key is exact. The slots, to which keys are written, stay those of all tokens.
+    """
+    device = whole.query_start_loc.device
+    starts, lengths = (
+        torch.from_numpy(numbers).to(device, old.dtype)
+        for numbers, old in ((runs.starts, whole.query_start_loc), (runs.lengths, whole.seq_lens))
+    )
+    changed = {
+        "num_actual_tokens": len(runs.rows),
+        "max_query_len": runs.longest,
+        "query_start_loc": starts,
+        "max_seq_len": int(runs.lengths.max(initial=0)),
+        "seq_lens": lengths,
+        "block_table": whole.block_table[torch.from_numpy(runs.request).to(device)].contiguous(),
+        "scheduler_metadata": None,
+    }
+    known = {field.name for field in fields(whole)}
+    # What some backends plan ahead for the requests as they were.
+    changed |= {name: None for name in ("prefix_scheduler_metadata",) if name in known}
+    changed |= {name: False for name in ("use_cascade",) if name in known}
+    made = replace(whole, **{name: value for name, value in changed.items() if name in known})
+    if type(whole).__name__ == "CPUAttentionMetadata":
+        made.scheduler_metadata = _scheduled(made, attention)
+    return made
+
+
+def _scheduled(metadata: Any, attention: Any) -> Any:
+    """How the CPU backend shares out the work of ``metadata``."""
+    from vllm import _custom_ops as ops
+    from vllm import envs
+
+    window = attention.impl.sliding_window
+    return ops.cpu_attn_get_scheduler_metadata(
+        num_reqs=len(metadata.seq_lens),
+        num_heads=attention.num_heads,
+        num_kv_heads=attention.num_kv_heads,
+        head_dim=attention.head_size,
+        seq_lens=metadata.seq_lens,
+        dtype=attention.dtype,
+        query_start_loc=metadata.query_start_loc,
+        causal=True,
+        sliding_window_size=window,
+        isa=attention.isa,
+        enable_kv_split=envs.VLLM_CPU_ATTN_SPLIT_KV,
+        dynamic_causal=None,
+        kv_cache_dtype=attention.kv_cache_dtype,
+    )

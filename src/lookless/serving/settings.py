@@ -1,0 +1,145 @@
+"""What a user asks of the engine, and what is refused because it would run wrong."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..cells import Full, Skip
+from ..errors import LooklessError, PlanError
+from ..geometry import Geometry
+from ..plan import Plan
+
+KEY = "lookless"
+VERSION = "0.32."
+#: keep, visible, decode: what a paged cache cannot do, and why
+REASONS = {
+    "keep": "removing tokens breaks the paged cache, whose slots are the prompt's positions",
+    "visible": "a paged cache is read by whole blocks, which hold visual and text keys side by side",
+    "decode": "a paged cache holds every token",
+}
+BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
+LOADERS = ("auto", "hf", "safetensors", "pt", "npcache", "dummy", "fastsafetensors", "mistral", "runai_streamer")
+
+
+class ServingError(LooklessError, ValueError):
+    """The engine is set up so that a plan would run wrong, or not at all."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What travels with vLLM's configuration to every process.
+
+    Attributes:
+        plan: as asked for.
+        counters: folder in which workers count and the API server reads.
+    """
+
+    plan: Plan
+    counters: Path
+
+    @classmethod
+    def of(cls, vllm_config: Any) -> Settings | None:
+        """Those :func:`resolve` has put there; None where no plan is named."""
+        asked = vllm_config.additional_config
+        found = asked.get(KEY) if isinstance(asked, dict) else None
+        if not isinstance(found, dict) or "table" not in found:
+            return None
+        return cls(Plan.model_validate_json(found["table"]), Path(found["counters"]))
+
+
+def resolve(vllm_config: Any) -> None:
+    """Read the plan that the user or the checkpoint names, check it, and put it whole into the configuration.
+
+    The table itself travels, and not its path: workers on other machines need no file, and vLLM's cache of compiled
+    graphs, whose key the configuration is part of, tells plans apart.
+
+    Raises:
+        ServingError, PlanError, PlanMismatchError, ModelError: it would run wrong; says what, and what to do.
+    """
+    model = vllm_config.model_config
+    if model is None or getattr(model, "is_submodel_config", False) or Settings.of(vllm_config) is not None:
+        return
+    where = _named(vllm_config.additional_config, model)
+    if where is None:
+        return
+    plan = Plan.from_pretrained(where)
+    check_plan(plan)
+    from ..models import family_of
+
+    family_of(model.hf_config)
+    plan.check(Geometry.from_config(model.hf_config))
+    check_engine(plan, vllm_config)
+    folder = tempfile.mkdtemp(prefix="lookless-")
+    vllm_config.additional_config = {
+        **vllm_config.additional_config,
+        KEY: {"plan": str(where), "table": plan.to_json(), "counters": folder},
+    }
+
+
+def _named(asked: Any, model: Any) -> Path | str | None:
+    """Where the plan is; a path that a checkpoint names is relative to the checkpoint."""
+    if isinstance(asked, dict) and asked.get(KEY):
+        return _path(asked[KEY], "--additional-config")
+    named = getattr(model.hf_config, KEY, None)
+    if not named:
+        return None
+    where = _path(named, "the checkpoint's config.json")
+    return beside if (beside := Path(model.model) / where).exists() else where
+
+
+def _path(asked: Any, where: str) -> str:
+    if not isinstance(asked, dict) or not isinstance(asked.get("plan"), str):
+        raise ServingError(f'{where} has {KEY}: {asked!r}; it wants {{"plan": "PLAN_DIR"}}.')
+    unknown = sorted(set(asked) - {"plan"})
+    if unknown:
+        raise ServingError(f"{where} has the unknown key {unknown[0]!r} under {KEY}; only 'plan' is known.")
+    return str(asked["plan"])
+
+
+def check_plan(plan: Plan) -> None:
+    """Raises: PlanError: some cell is not Full or Skip, or stands where an engine cannot do it."""
+    for index, row in enumerate(plan.layers):
+        for column, reason in REASONS.items():
+            if getattr(row, column) != Full():
+                raise PlanError(
+                    f"layer {index} of the plan has {column}: {getattr(row, column)}, and vLLM cannot serve that: "
+                    f"{reason}. Use a plan that skips attention or FFN."
+                )
+        for column in ("attention", "ffn"):
+            if getattr(row, column) not in (Full(), Skip()):
+                raise PlanError(
+                    f"layer {index} of the plan has {column}: {getattr(row, column)}, and vLLM serves Full and Skip "
+                    f"alone: use Skip, or run the plan in transformers."
+                )
+
+
+def check_engine(plan: Plan, vllm_config: Any) -> None:
+    """Raises: ServingError: the engine is set up in a way in which the plan would run wrong, or is not known to run."""
+    import vllm
+
+    parallel, skips_attention = vllm_config.parallel_config, any(row.attention == Skip() for row in plan.layers)
+    multimodal = vllm_config.model_config.multimodal_config
+    refused = {
+        f"vLLM {vllm.__version__}; the plug-in is written for {VERSION}*": not vllm.__version__.startswith(VERSION),
+        "pipeline parallelism: later stages are not told which tokens are visual": parallel.pipeline_parallel_size > 1,
+        "decode context parallelism": getattr(parallel, "decode_context_parallel_size", 1) > 1,
+        "prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+        "dual batch overlap": bool(getattr(parallel, "enable_dbo", False)),
+        "speculative decoding: the draft model does not know the plan": vllm_config.speculative_config is not None,
+        "a KV transfer between engines": vllm_config.kv_transfer_config is not None,
+        f"the load format {vllm_config.load_config.load_format!r}": str(vllm_config.load_config.load_format)
+        not in LOADERS,
+        "the Transformers modelling backend": vllm_config.model_config.model_impl in ("transformers", "terratorch"),
+        "an eight-bit cache of keys and values": str(vllm_config.cache_config.cache_dtype).startswith(("fp8", "int8")),
+        "LoRA adapters together with a plan that skips attention": skips_attention and bool(vllm_config.lora_config),
+        "quantised weights together with a plan that skips attention": skips_attention
+        and vllm_config.quant_config is not None,
+        "pruning of visual tokens by the engine": multimodal is not None
+        and bool(getattr(multimodal, "video_pruning_rate", None)),
+    }
+    for what, found in refused.items():
+        if found:
+            raise ServingError(f"a lookless plan cannot be served with {what}. Serve without it, or without the plan.")

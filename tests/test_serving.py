@@ -1,0 +1,156 @@
+"""What of the vLLM plug-in needs no engine: who may read whom in a flat batch, what is refused, what is counted."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lookless import Keep, Plan, Skip, Window
+from lookless.errors import PlanError
+from lookless.serving.counters import Collector, Counter, read
+from lookless.serving.launch import command
+from lookless.serving.settings import ServingError, check_plan
+from lookless.serving.steps import ends_in_text, runs_of_text
+
+T, V = False, True
+#: visual tokens of each request's scheduled tokens, and how many tokens of it are in the cache already
+STEPS = {
+    "one prompt": [([T, T, V, V, V, T, T], 0)],
+    "image first": [([V, V, T], 0)],
+    "image last": [([T, V, V], 0)],
+    "two images": [([T, V, V, T, V, T, T], 0)],
+    "a chunk that is all image": [([V, V, V, V], 5)],
+    "a later chunk": [([V, V, T, T], 6)],
+    "text only": [([T, T, T], 0)],
+    "decode": [([T], 9)],
+    "mixed": [([T, T, V, V, T], 0), ([T], 12), ([V, V], 3), ([T, T], 4), ([V, T, V, T], 0)],
+    "neighbours touch": [([T, V], 0), ([V, T], 0), ([T, T], 2)],
+    "nothing scheduled of one": [([T, V, T], 0), ([], 4), ([T], 2)],
+}
+
+
+def flat(step):
+    visual = np.array([v for tokens, _ in step for v in tokens], dtype=bool)
+    starts = np.array([0, *np.cumsum([len(tokens) for tokens, _ in step])])
+    lengths = np.array([past + len(tokens) for tokens, past in step])
+    return visual, starts, lengths
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_virtual_requests_read_what_a_mask_allows(step):
+    """Causal attention of each run, aligned to its last key, against one mask over each whole sequence."""
+    visual, starts, lengths = flat(step)
+    runs = runs_of_text(visual, starts, lengths)
+    assert runs.rows.tolist() == [i for i, v in enumerate(visual) if not v]
+    assert runs.starts[-1] == len(runs.rows)
+    torch.manual_seed(0)
+    query = torch.randn(len(visual), 4)
+    caches = [(torch.randn(n, 4), torch.randn(n, 4)) for n in lengths]
+
+    expected = []
+    for r, (key, value) in enumerate(caches):
+        for i in range(starts[r], starts[r + 1]):
+            if not visual[i]:
+                place = lengths[r] - (starts[r + 1] - i)
+                weights = (query[i] @ key[: place + 1].T / 2).softmax(-1)
+                expected.append(weights @ value[: place + 1])
+    got = []
+    for run in range(len(runs.request)):
+        key, value = (x[: runs.lengths[run]] for x in caches[runs.request[run]])
+        mine = query[runs.rows[runs.starts[run] : runs.starts[run + 1]]]
+        rows, keys = len(mine), len(key)
+        mask = torch.ones(rows, keys, dtype=torch.bool).tril(keys - rows)  # as a paged kernel aligns it
+        got.append(F.scaled_dot_product_attention(mine[None], key[None], value[None], mask)[0])
+    if expected:
+        torch.testing.assert_close(torch.cat(got), torch.stack(expected))
+        assert runs.longest == max(map(len, got))
+    else:
+        assert not got
+        assert runs.longest == 0
+
+
+def test_runs_are_as_long_as_they_can_be():
+    visual, starts, lengths = flat(STEPS["two images"])
+    assert np.diff(runs_of_text(visual, starts, lengths).starts).tolist() == [1, 1, 2]
+
+
+def test_whose_answer_is_read_from_an_image():
+    assert ends_in_text(*flat(STEPS["two images"])[:2])
+    assert ends_in_text(*flat(STEPS["nothing scheduled of one"])[:2])
+    assert not ends_in_text(*flat(STEPS["image last"])[:2])
+    assert not ends_in_text(*flat(STEPS["mixed"])[:2])
+
+
+@pytest.mark.parametrize(
+    ("cells", "told"),
+    [
+        (
+            {"keep": Keep(0.5, rank="random")},
+            r"layer 2 .* has keep: .* removing tokens breaks the paged cache",
+        ),
+        ({"visible": Skip()}, r"has visible: .* read by whole blocks"),
+        ({"decode": Skip()}, r"has decode: .* holds every token"),
+        ({"attention": Window(4)}, r"has attention: .* Full and Skip alone"),
+    ],
+    ids=str,
+)
+def test_what_a_paged_engine_cannot_do_is_refused(cells, told):
+    with pytest.raises(PlanError, match=told):
+        check_plan(Plan.full(4).at([2], **cells))
+    check_plan(Plan.full(4).at([0, 1], attention=Skip()).at([1, 2], ffn=Skip()))
+
+
+def test_counts_of_all_workers_are_told(tmp_path):
+    Counter(tmp_path).add({"attention": {"skipped": 5, "computed": 7}, "ffn": {"skipped": 0, "computed": 12}})
+    (tmp_path / "other.rows").write_bytes(np.array([[1, 2], [3, 4]], dtype=np.int64).tobytes())
+    (tmp_path / "half-written.rows").write_bytes(b"\0\0\0")
+    expected = {"attention": {"skipped": 6, "computed": 9}, "ffn": {"skipped": 3, "computed": 16}}
+    assert read(tmp_path) == expected
+    pytest.importorskip("prometheus_client")
+    (family,) = Collector(tmp_path).collect()
+    assert {(s.labels["operator"], s.labels["kind"]): s.value for s in family.samples} == {
+        (operator, kind): rows for operator, kinds in expected.items() for kind, rows in kinds.items()
+    }
+
+
+@pytest.fixture
+def plan(tmp_path):
+    Plan.full(4).at([2], attention=Skip()).save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    monkeypatch.setattr("lookless.serving.launch.find_spec", lambda name: name)
+
+
+def test_serve_is_vllms_command(plan, installed):
+    words = command("some/model", plan, ["--port", "80", "--additional-config", '{"other": 1}', "--seed", "3"])
+    assert words[1:5] == ["-m", "vllm.entrypoints.cli.main", "serve", "some/model"]
+    assert words[5:-2] == ["--port", "80", "--seed", "3"]
+    assert words[-2] == "--additional-config"
+    assert json.loads(words[-1]) == {"other": 1, "lookless": {"plan": plan}}
+    assert command("reference", plan, ['--additional-config={"a": 2}'])[4].endswith("model")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--additional-config", "{"], "is not JSON"),
+        (["--additional-config", "[1]"], "is not a JSON object"),
+        (["--additional-config", '{"lookless": {"plan": "x"}}'], "not twice"),
+    ],
+)
+def test_serve_refuses(plan, installed, options, told):
+    with pytest.raises(ServingError, match=told):
+        command("some/model", plan, options)
+
+
+def test_serve_without_vllm(plan, monkeypatch):
+    monkeypatch.setattr("lookless.serving.launch.find_spec", lambda name: None)
+    with pytest.raises(ServingError, match="pip install"):
+        command("some/model", plan, [])
