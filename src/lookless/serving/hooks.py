@@ -32,8 +32,7 @@ def _after_config(stock: Any) -> Any:
     @functools.wraps(stock)
     def __post_init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         stock(self, *args, **kwargs)
-        resolve(self)
-        settings = Settings.of(self)
+        settings = resolve(self)
         if settings is not None:
             check_internals()
             _plain_graphs(self)

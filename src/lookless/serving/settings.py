@@ -50,8 +50,9 @@ class Settings:
         return cls(Plan.model_validate_json(found["table"]), Path(found["counters"]))
 
 
-def resolve(vllm_config: Any) -> None:
-    """Read the plan that the user or the checkpoint names, check it, and put it whole into the configuration.
+def resolve(vllm_config: Any) -> Settings | None:
+    """Read the plan that the user or the checkpoint names, check it, and put it whole into the configuration; None
+    where none is named, or that has been done.
 
     The table itself travels, and not its path: workers on other machines need no file, and vLLM's cache of compiled
     graphs, whose key the configuration is part of, tells plans apart.
@@ -61,10 +62,10 @@ def resolve(vllm_config: Any) -> None:
     """
     model = vllm_config.model_config
     if model is None or getattr(model, "is_submodel_config", False) or Settings.of(vllm_config) is not None:
-        return
+        return None
     where = _named(vllm_config.additional_config, model)
     if where is None:
-        return
+        return None
     plan = Plan.from_pretrained(where)
     check_plan(plan)
     from ..models import family_of
@@ -77,6 +78,7 @@ def resolve(vllm_config: Any) -> None:
         **vllm_config.additional_config,
         KEY: {"plan": str(where), "table": plan.to_json(), "counters": folder},
     }
+    return Settings.of(vllm_config)
 
 
 def _named(asked: Any, model: Any) -> Path | str | None:
