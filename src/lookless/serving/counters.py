@@ -34,10 +34,10 @@ class Counter:
                 self._numbers[i, j] += rows[operator][kind]
 
 
-def read(folder: Path) -> dict[str, dict[str, int]]:
+def read(*folders: Path) -> dict[str, dict[str, int]]:
     """``[operator][kind]``, summed over all workers."""
     total = np.zeros((len(OPERATORS), len(KINDS)), dtype=np.int64)
-    for path in folder.glob("*.rows"):
+    for path in (path for folder in folders for path in folder.glob("*.rows")):
         numbers = np.fromfile(path, dtype=np.int64)
         if numbers.size == total.size:
             total += numbers.reshape(total.shape)
@@ -45,17 +45,17 @@ def read(folder: Path) -> dict[str, dict[str, int]]:
 
 
 class Collector:
-    """What Prometheus asks: ``lookless_visual_rows_total{operator=..., kind=...}``."""
+    """What Prometheus asks: ``lookless_visual_rows_total{operator=..., kind=...}``, of all engines of a process."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, *folders: Path) -> None:
+        self.folders = list(folders)
 
     def collect(self) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily
 
         told = "Visual rows of all layers, by operator: skipped by the plan, or computed."
         family = CounterMetricFamily(NAME, told, labels=["operator", "kind"])
-        for operator, kinds in read(self.folder).items():
+        for operator, kinds in read(*self.folders).items():
             for kind, rows in kinds.items():
                 family.add_metric([operator, kind], rows)
         yield family

@@ -15,6 +15,7 @@ from .counters import Collector
 from .settings import ServingError, Settings, resolve
 
 _MARK = "_lookless"
+_COLLECTOR = Collector()
 
 
 def install() -> None:
@@ -75,17 +76,19 @@ def _plain_graphs(vllm_config: Any) -> None:
 
 def _tell(settings: Settings) -> None:
     """Let ``/metrics`` of this process ask for the counts; asked once, whichever registry vLLM makes for it."""
+    _COLLECTOR.folders.append(settings.counters)
+    if len(_COLLECTOR.folders) > 1:  # another engine in this process: a registry takes a name once
+        return
     from prometheus_client import REGISTRY
     from vllm.entrypoints.serve.instrumentator import metrics
 
-    collector = Collector(settings.counters)
-    REGISTRY.register(collector)
+    REGISTRY.register(_COLLECTOR)
     stock = metrics.get_prometheus_registry
 
     def get_prometheus_registry() -> Any:
         registry = stock()
         if registry is not REGISTRY:  # of several API servers, which count in files as well
-            registry.register(collector)
+            registry.register(_COLLECTOR)
         return registry
 
     metrics.get_prometheus_registry = get_prometheus_registry
