@@ -5,8 +5,8 @@ Usage: ``engine.py JOB.json ANSWERS.pt``. A job is a list of engines::
     {"options": {...of vllm.LLM...}, "rounds": [[[text, images], ...], ...], "tokens": 4, "words": [...],
      "version": null or what vLLM is to call itself}
 
-Of each engine there is either ``error``, what it said when it refused to start, or ``rounds`` of answers and ``counts``
-of the plug-in.
+Of each engine there is either ``error``, what it said when it refused to start, or ``rounds`` of answers, ``counts`` of
+the plug-in, and the ``rows`` that were seen at the modules themselves.
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ def answered(job: dict[str, Any]) -> dict[str, Any]:
     sampling = vllm.SamplingParams(
         temperature=0, max_tokens=job["tokens"], ignore_eos=True, logprobs=-1, allowed_token_ids=job["words"]
     )
+    rows = _watched(llm)
     rounds = [[_told(out) for out in llm.generate(_asked(prompts), sampling)] for prompts in job["rounds"]]
-    return {"rounds": rounds, "counts": _counts(llm)}
+    return {"rounds": rounds, "counts": _counts(llm), "rows": rows}
 
 
 def _asked(prompts: list[list[Any]]) -> list[dict[str, Any]]:
@@ -73,6 +74,30 @@ def _told(out: Any) -> dict[str, Any]:
         "logprobs": logprobs,
         "cached": out.num_cached_tokens,
     }
+
+
+def _watched(llm: Any) -> dict[str, list[int]]:
+    """By operator, the rows that each layer runs from now on; zeros where layers are in processes of their own."""
+    parts = {"attention": "self_attn.o_proj", "ffn": "mlp"}
+    config = llm.llm_engine.vllm_config
+    rows = {operator: [0] * config.model_config.hf_text_config.num_hidden_layers for operator in parts}
+    if config.parallel_config.world_size > 1:
+        return rows
+
+    def watch(model: Any) -> None:
+        for index, layer in enumerate(model.get_language_model().model.layers):
+            for operator, part in parts.items():
+                layer.get_submodule(part).register_forward_pre_hook(_adds(rows[operator], index))
+
+    llm.apply_model(watch)
+    return rows
+
+
+def _adds(rows: list[int], index: int) -> Any:
+    def add(module: Any, arguments: tuple[Any, ...]) -> None:
+        rows[index] += len(arguments[0])
+
+    return add
 
 
 def _counts(llm: Any) -> dict[str, dict[str, int]] | None:

@@ -41,16 +41,17 @@ def job(
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """For a process with engines: nothing from the network, one thread each, caches of its own."""
+    """For a process with engines: nothing from the network, one thread each, and caches shared by one run of tests."""
+    caches = folder.parent / "caches"
     return {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
         "DO_NOT_TRACK": "1",
         "OMP_NUM_THREADS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CACHE_ROOT": str(folder / "vllm"),
-        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
-        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_CACHE_ROOT": str(caches / "vllm"),
+        "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
+        "VLLM_LOGGING_LEVEL": "ERROR",
     }
 
 

@@ -76,10 +76,19 @@ def test_a_plan_that_does_nothing_would_be_seen(ran):
             assert difference <= CLOSE, prompt.text
 
 
-def test_rows_are_counted(ran):
-    """Each visual token once in each layer; which of two ways the last layers go depends on how prompts are batched."""
-    visual = sum(answer["prompt"].count(IMAGE) for answer in ran.planned["rounds"][0])
-    for operator, rows in ran.planned["counts"].items():
-        assert rows["skipped"] + rows["computed"] == visual * LAYERS
-        least, most = (len(plan.skipped(operator)) for plan in (ran.plan, ran.plan.live()))
-        assert visual * least <= rows["skipped"] <= visual * most
+def test_rows_are_not_computed(ran):
+    """At the modules themselves. How far the last layers are spared, besides, depends on how prompts are batched."""
+    answers = ran.planned["rounds"][0]
+    visual = sum(answer["prompt"].count(IMAGE) for answer in answers)
+    # The last token is said and not read.
+    tokens = sum(len(answer["prompt"]) + len(answer["tokens"]) - 1 for answer in answers)
+    for operator, computed in ran.planned["rows"].items():
+        assert ran.stock["rows"][operator] == [tokens] * LAYERS
+        for layer, (rows, asked, live) in enumerate(
+            zip(computed, ran.plan.layers, ran.plan.live().layers, strict=True)
+        ):
+            least, most = (tokens - visual * (getattr(row, operator) == Skip()) for row in (live, asked))
+            assert least <= rows <= most, f"{operator} of layer {layer}"
+        counts = ran.planned["counts"][operator]
+        assert counts["skipped"] == tokens * LAYERS - sum(computed)
+        assert counts["skipped"] + counts["computed"] == visual * LAYERS
