@@ -49,7 +49,9 @@ def answers(model, family) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize(
+    "name", ["llava", "qwen2_5_vl", "internvl-qwen3"]
+)  # transformers has no such plan for Qwen3-VL
 def test_two_processes_answer_as_one(name, tmp_path):
     family = FAMILIES[name]
     model = family.build()
