@@ -6,7 +6,7 @@ Usage: ``engine.py JOB.json ANSWERS.pt``. A job is a list of engines::
      "version": null or what vLLM is to call itself}
 
 Of each engine there is either ``error``, what it said when it refused to start, or ``rounds`` of answers, ``counts`` of
-the plug-in, and the ``rows`` that were seen at the modules themselves.
+the plug-in, the ``rows`` that were seen at the modules themselves, and the ``hash`` that finds compiled graphs again.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 import vllm
 from vllm.distributed import cleanup_dist_env_and_memory
 
+from lookless.serving.counters import folder, read
 from prompts import Prompt
 
 #: alike for all engines: little memory, and log-probabilities of the whole vocabulary
@@ -52,9 +53,10 @@ def answered(job: dict[str, Any]) -> dict[str, Any]:
     sampling = vllm.SamplingParams(
         temperature=0, max_tokens=job["tokens"], ignore_eos=True, logprobs=-1, allowed_token_ids=job["words"]
     )
-    rows = _watched(llm)
+    rows, before = _watched(llm), _counts()
     rounds = [[_told(out) for out in llm.generate(_asked(prompts), sampling)] for prompts in job["rounds"]]
-    return {"rounds": rounds, "counts": _counts(llm), "rows": rows}
+    counts = {o: {k: n - before[o][k] for k, n in kinds.items()} for o, kinds in _counts().items()}
+    return {"rounds": rounds, "counts": counts, "rows": rows, "hash": llm.llm_engine.vllm_config.compute_hash()}
 
 
 def _asked(prompts: list[list[Any]]) -> list[dict[str, Any]]:
@@ -100,12 +102,9 @@ def _adds(rows: list[int], index: int) -> Any:
     return add
 
 
-def _counts(llm: Any) -> dict[str, dict[str, int]] | None:
-    from lookless.serving.counters import read
-    from lookless.serving.settings import Settings
-
-    settings = Settings.of(llm.llm_engine.vllm_config)
-    return None if settings is None else read(settings.counters)
+def _counts() -> dict[str, dict[str, int]]:
+    """Of all engines of this process so far."""
+    return read(folder())
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""``lookless serve`` with two engines behind one address: chats with images, and what is told on ``/metrics``."""
+"""``lookless serve`` with one and with two engines: chats with images, and what is told on ``/metrics``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,6 @@ CHATS = [
     (["Again: ", ""], [(56, 56, 6)]),
 ]
 OPTIONS = {
-    "--data-parallel-size": "2",
     "--dtype": "float32",
     "--max-model-len": "512",
     "--max-num-seqs": "4",
@@ -48,10 +47,11 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: Any) -> Any:
-    """Address, reference and plan of a server that is ready."""
+@pytest.fixture(scope="module", params=(1, 2))
+def served(request: Any, tmp_path_factory: Any) -> Any:
+    """How many engines, and the address, reference and plan of a server that is ready."""
     folder = tmp_path_factory.mktemp("served")
+    engines = request.param
     model = CHECKPOINTS["llava"].save(folder / "model")
     reference = Reference(model)
     plan = mixed_plan(reference.geometry)
@@ -60,7 +60,8 @@ def served(tmp_path_factory: Any) -> Any:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = [word for pair in OPTIONS.items() for word in pair]
-    words = ["serve", str(model), "--plan", str(folder / "plan"), "--enforce-eager", "--port", str(port), *options]
+    options += ["--enforce-eager", "--port", str(port), "--data-parallel-size", str(engines)]
+    words = ["serve", str(model), "--plan", str(folder / "plan"), *options]
     log = folder / "log"
     with log.open("w") as out:
         server = subprocess.Popen(
@@ -69,7 +70,7 @@ def served(tmp_path_factory: Any) -> Any:
     address = f"http://127.0.0.1:{port}"
     try:
         _wait(server, address, log)
-        yield address, reference, plan
+        yield engines, address, reference, plan
     finally:
         server.send_signal(signal.SIGTERM)
         try:
@@ -132,8 +133,8 @@ def _metrics(address: str, name: str) -> dict[str, float]:
     return {m[1]: float(m[2]) for m in re.finditer(rf"^{name}{{(.*)}} (\S+)$", text, re.MULTILINE)}
 
 
-def test_chats_over_two_engines(served):
-    address, reference, plan = served
+def test_chats(served):
+    engines, address, reference, plan = served
     with ThreadPoolExecutor(len(CHATS)) as pool:
         answers = list(pool.map(lambda chat: _chat(address, _content(*chat)), CHATS))
     visual = 0
@@ -149,10 +150,10 @@ def test_chats_over_two_engines(served):
         visual += ids.count(IMAGE)
 
     finished = _metrics(address, "vllm:request_success_total")
-    engines = {re.search(r'engine="(\d+)"', labels)[1] for labels, count in finished.items() if count}
-    assert engines == {"0", "1"}, "both engines were to answer"
+    answered = {re.search(r'engine="(\d+)"', labels)[1] for labels, count in finished.items() if count}
+    assert len(answered) == engines, "every engine was to answer"
     rows = _metrics(address, "lookless_visual_rows_total")
     for operator in ("attention", "ffn"):
-        skipped, computed = (rows[f'operator="{operator}",kind="{kind}"'] for kind in ("skipped", "computed"))
-        assert skipped + computed == visual * LAYERS, "both engines' rows were to be told"
+        skipped, computed = (rows[f'kind="{kind}",operator="{operator}"'] for kind in ("skipped", "computed"))
+        assert skipped + computed == visual * LAYERS, "the rows of every engine were to be told"
         assert skipped >= visual * len(plan.skipped(operator))
