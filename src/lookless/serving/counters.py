@@ -7,6 +7,7 @@ keeps two integers in a file of a few bytes that the server reads when it is ask
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import numpy as np
 OPERATORS = ("attention", "ffn")
 KINDS = ("skipped", "computed")
 NAME = "lookless_visual_rows"
+#: ``[operator][kind]``
+Rows = dict[str, dict[str, int]]
 
 
 class Counter:
@@ -42,6 +45,16 @@ def read(folder: Path) -> dict[str, dict[str, int]]:
         if numbers.size == total.size:
             total += numbers.reshape(total.shape)
     return {o: {k: int(total[i, j]) for j, k in enumerate(KINDS)} for i, o in enumerate(OPERATORS)}
+
+
+def parsed(metrics: str) -> Rows | None:
+    """What a :class:`Collector` told on a ``/metrics`` page; None if there is none."""
+    found: Rows = {operator: dict.fromkeys(KINDS, 0) for operator in OPERATORS}
+    samples = re.findall(rf"^{NAME}_total{{(.*)}} (\S+)$", metrics, re.MULTILINE)
+    for labels, value in samples:
+        named = dict(re.findall(r'(\w+)="(\w+)"', labels))
+        found[named["operator"]][named["kind"]] = int(float(value))
+    return found if samples else None
 
 
 class Collector:
