@@ -21,27 +21,29 @@ class Rank:
         reads: what it is computed from: the ``previous`` layer, ``this`` layer's input, the vision ``tower``, or
             ``nothing``.
         question: whether it depends on text behind the image; a plan that uses it is not safe under prefix caching.
+        heads: whether it reads single heads, of which each process has its own under tensor parallelism.
     """
 
     what: str
     reads: Literal["previous", "this", "tower", "nothing"]
     question: bool
+    heads: bool = False
 
 
 RANKS: dict[str, Rank] = {
-    "last_query_attention": Rank("attention of the last prompt token in the layer before (FastV)", "previous", True),
-    "instruction_attention": Rank("attention the last prompt token would pay in this layer (PDrop)", "this", True),
-    "text_raters": Rank("attention of the text tokens that look most like the image (SparseVLM)", "previous", True),
-    "value_aware": Rank("length of attention x value, of the last prompt token (VisiPruner)", "previous", True),
+    "last_query_attention": Rank("attention of the last prompt token a layer before (FastV)", "previous", True, True),
+    "instruction_attention": Rank("attention the last prompt token will pay here (PDrop)", "this", True, True),
+    "text_raters": Rank("attention of the text tokens most like the image (SparseVLM)", "previous", True, True),
+    "value_aware": Rank("length of attention x value, of the last prompt token (VisiPruner)", "previous", True, True),
     "mutual_attention": Rank(
-        "attention of visual tokens plus that of text tokens, in this layer (ALVTS)", "this", True
+        "attention of visual tokens plus that of text tokens, in this layer (ALVTS)", "this", True, True
     ),
-    "key_norm": Rank("shortest key in the layer before", "previous", False),
+    "key_norm": Rank("shortest key in the layer before", "previous", False, True),
     "attention_norm": Rank("longest attention update in the layer before (DASH)", "previous", False),
     "update_norm": Rank("longest update of the whole layer before (V2Drop)", "previous", False),
     "diversity": Rank("farthest from those already kept, greedy max-min cosine (DivPrune)", "this", False),
     "attention_then_diversity": Rank(
-        "a tenth by rope-free attention, the rest farthest from them (HalfV)", "this", True
+        "a tenth by rope-free attention, the rest farthest from them (HalfV)", "this", True, True
     ),
     "tower_attention": Rank("attention of the tower's class token, or of all its patches (VisionZip)", "tower", False),
     "tower_attention_then_diversity": Rank("half by tower attention, half least alike (VisPruner)", "tower", False),

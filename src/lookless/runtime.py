@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .cells import RANKS
+from .cells import RANKS, Neurons
 from .errors import ModelError
 from .models import Located, locate
 from .operators import stock_mask
@@ -72,6 +72,8 @@ class Applied:
             if isinstance(layer.__dict__.get("forward"), _PlannedForward):
                 raise ModelError("a plan is already applied to this model: call remove() on it, or join both with `|`.")
         inner = self._located.inner
+        if (getattr(inner, "_tp_size", None) or getattr(model, "_tp_size", None) or 1) > 1:
+            _check_sharded(plan)
         self._live = plan.live()
         self._signature = inspect.signature(inner.forward)  # once, and not at every decode step
         self._hooks = [
@@ -131,6 +133,18 @@ class Applied:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.remove()
+
+
+def _check_sharded(plan: Plan) -> None:
+    """Raises: ModelError: under tensor parallelism each process would choose tokens or neurons by its own share."""
+    for index, row in enumerate(plan.layers):
+        ranks = [rank for rank in row.ranks if RANKS[rank].heads]
+        if ranks or isinstance(row.ffn, Neurons):
+            what = f"ranks by {ranks[0]}" if ranks else "picks neurons"
+            raise ModelError(
+                f"layer {index} of the plan {what}, and under tensor parallelism each process would choose by its own "
+                f"heads or neurons, and differently: load the model without tp_plan, or rank by diversity or random."
+            )
 
 
 def apply(model: nn.Module, plan: Plan, *, break_even: int = 0) -> Applied:
