@@ -677,12 +677,15 @@ def _bench_vllm(
     from . import traffic as measuring
     from .methods import find
 
-    if len(plans) + len(methods) != 1:
-        raise LooklessError(
-            f"{len(plans) + len(methods)} plans are named: one --plan or --method is served beside stock."
-        )
+    named = len(plans) + len(methods)
+    if named != 1:
+        raise LooklessError(f"{named} plans are named, and one is served beside stock: give one --plan or --method.")
     if len(visual) > 1:
         raise LooklessError(f"{len(visual)} lengths are named: --engine vllm serves one, so give --visual once.")
+    try:
+        words = shlex.split(options)
+    except ValueError as problem:
+        raise LooklessError(f"--vllm {options!r} cannot be split into words: {problem}.") from None
     with tempfile.TemporaryDirectory(prefix="lookless-") as work:
         folder = Path(work)
         if geometry is not None:
@@ -698,7 +701,7 @@ def _bench_vllm(
                 *((plans[0], plans[0]) if plans else (str(folder / "plan"), methods[0])),
                 traffic,
                 dtype=dtype,
-                options=shlex.split(options),
+                options=words,
                 folder=logs,
                 say=status.update if err.is_terminal else err.print,
             )
