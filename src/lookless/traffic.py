@@ -253,20 +253,16 @@ def compare(
     read.check(served.geometry)
     if read.is_full:
         raise PlanError(f"{name} skips nothing: it is the stock model, and there is nothing to compare.")
-    levels: dict[int, list[Round]] = {concurrency: [] for concurrency in traffic.concurrency}
     with ExitStack() as stack:
         stock, planned = (
             stack.enter_context(running(which, words[which], folder / f"{which}.log", say=say))
             for which in (STOCK, PLAN)
         )
         client = _Client(served, traffic, folder)
-        visual, text = _warm_up(client, stock, planned, read, say)
+        visual, text = _warm_up(client, stock, planned, len(read.layers), say)
         before = _counted(planned)
-        for index in range(traffic.rounds):
-            for concurrency in traffic.concurrency:
-                say(f"round {index + 1} of {traffic.rounds}, {concurrency} at once")
-                levels[concurrency].append(_round(client, stock, planned, index, concurrency))
-        after = _counted(planned)
+        levels = _levels(client, stock, planned, say)
+        skipped = _skipped(before, _counted(planned))
     full, run = (flops.prefill(served.geometry, visual=visual, text=text, plan=p).total for p in (None, read.live()))
     return TrafficReport(
         model=served.name,
@@ -282,8 +278,8 @@ def compare(
         options=tuple(options),
         versions={"lookless": __version__, "torch": torch.__version__, "vllm": _version_of_vllm()},
         flops_kept=run / full,
-        rows_skipped=_skipped(before, after),
-        levels=tuple(Level.of(concurrency, rounds) for concurrency, rounds in levels.items()),
+        rows_skipped=skipped,
+        levels=levels,
     )
 
 
@@ -351,7 +347,7 @@ class _Client:
         return [*VLLM, "bench", "serve", *named, "--save-result", "--disable-tqdm"]
 
 
-def _warm_up(client: _Client, stock: Server, planned: Server, plan: Plan, say: Say) -> tuple[int, int]:
+def _warm_up(client: _Client, stock: Server, planned: Server, layers: int, say: Say) -> tuple[int, int]:
     """Visual and text tokens of a prompt, after a first run on each server that nobody times.
 
     Raises:
@@ -366,7 +362,7 @@ def _warm_up(client: _Client, stock: Server, planned: Server, plan: Plan, say: S
     rows = _counted(planned)
     if not any(kinds["skipped"] for kinds in rows.values()):
         raise ServingError(f"the plan did not engage: no visual row was skipped; see {planned.log}.")
-    visual = round(sum(rows["ffn"].values()) / len(plan.layers) / most)
+    visual = round(sum(rows["ffn"].values()) / layers / most)
     return visual, round(result["total_input_tokens"] / most) - visual
 
 
@@ -377,15 +373,21 @@ def _counted(planned: Server) -> Rows:
     return rows
 
 
-def _round(client: _Client, stock: Server, planned: Server, index: int, concurrency: int) -> Round:
-    order = (stock, planned) if index % 2 == 0 else (planned, stock)
-    seed = 1 + index * len(client.traffic.concurrency) + client.traffic.concurrency.index(concurrency)
-    loads = {
-        server.name: Load.of(client.run(server, concurrency=concurrency, requests=client.traffic.requests, seed=seed))
-        for server in order
-    }
-    first: Any = order[0].name
-    return Round(first=first, stock=loads[STOCK], plan=loads[PLAN])
+def _levels(client: _Client, stock: Server, planned: Server, say: Say) -> tuple[Level, ...]:
+    """All rounds, each at every concurrency."""
+    traffic = client.traffic
+    rounds: dict[int, list[Round]] = {concurrency: [] for concurrency in traffic.concurrency}
+    for index in range(traffic.rounds):
+        order = (stock, planned) if index % 2 == 0 else (planned, stock)
+        for place, concurrency in enumerate(traffic.concurrency):
+            say(f"round {index + 1} of {traffic.rounds}, {concurrency} at once")
+            seed = 1 + index * len(traffic.concurrency) + place  # requests that no cache has seen, alike for both
+            loads = {
+                server.name: Load.of(client.run(server, concurrency=concurrency, requests=traffic.requests, seed=seed))
+                for server in order
+            }
+            rounds[concurrency].append(Round(first=order[0].name, **loads))  # type: ignore[arg-type]
+    return tuple(Level.of(concurrency, each) for concurrency, each in rounds.items())
 
 
 def _skipped(before: Rows, after: Rows) -> dict[str, float]:
