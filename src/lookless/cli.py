@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .geometry import Geometry
     from .methods import Method
     from .plan import Plan
+    from .traffic import Traffic
 
 app = typer.Typer(
     help="Make multimodal language models look less, at the right depth: measure which decoder layers' visual work "
@@ -529,10 +530,21 @@ def table(
     out.print(f"written: {out_path} and {figure}; outcomes, question by question, are in {work}", soft_wrap=True)
 
 
+#: Options of `lookless bench` that are for one engine alone.
+ENGINES = {
+    "transformers": ("batch", "device"),
+    "vllm": ("concurrency", "requests", "answer", "image_side", "vllm"),
+}
+
+
 @app.command()
 @_told
 def bench(
+    ctx: typer.Context,
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="`reference`, a folder, or a hub id.")] = None,
+    engine: Annotated[
+        str, typer.Option(help="`transformers`, in this process, or `vllm`: two servers and a client of many requests.")
+    ] = "transformers",
     geometry: Annotated[
         str | None, typer.Option(help="Instead of a model: real layer shapes with random weights, LLaVA-1.5-7B, ...")
     ] = None,
@@ -547,9 +559,24 @@ def bench(
     ] = None,
     text: Annotated[int, typer.Option(help="Text tokens of a prompt, half of them before the image.", min=2)] = 66,
     batch: Annotated[list[int] | None, typer.Option(help="Prompts at once: 1; repeated, a sweep.", min=1)] = None,
-    repeats: Annotated[int, typer.Option(help="Rounds; in each, everything is timed once.", min=2)] = 9,
+    rounds: Annotated[
+        int | None,
+        typer.Option("--repeats", "--rounds", help="In each, everything is timed once: 9, with vLLM 3.", min=2),
+    ] = None,
+    concurrency: Annotated[
+        list[int] | None, typer.Option(help="With vLLM: requests at a time: 1, 4 and 16; may be repeated.", min=1)
+    ] = None,
+    requests: Annotated[int, typer.Option(help="With vLLM: requests of a round, at each concurrency.", min=1)] = 32,
+    answer: Annotated[int, typer.Option(help="With vLLM: tokens of an answer.", min=2)] = 16,
+    image_side: Annotated[
+        int | None, typer.Option(help="With vLLM: pixels along a random image, if not what suits the model.", min=1)
+    ] = None,
+    vllm: Annotated[
+        str, typer.Option(metavar="OPTIONS", help="With vLLM: its own, for both servers: '--max-model-len 2048'.")
+    ] = "",
     out_dir: Annotated[
-        Path | None, typer.Option("--out", help="Folder for bench.json, bench.md and the figure bench.png.")
+        Path | None,
+        typer.Option("--out", help="Folder for bench.json, bench.md and bench.png; with vLLM traffic.json and .md."),
     ] = None,
     device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
@@ -558,6 +585,8 @@ def bench(
     """Time the stock model and plans in turn in one process, against each other and against the least they can cost.
 
     Example: lookless bench --geometry LLaVA-1.5-7B --layers 4 --method v-skip --method shortv
+
+    Under traffic: lookless bench reference --engine vllm --plan my-plan --concurrency 1 --concurrency 16
     """
     from itertools import product
 
@@ -570,8 +599,27 @@ def bench(
         raise LooklessError("name either a MODEL or a --geometry to time.")
     if model is not None and visual:
         raise LooklessError("--visual is for a --geometry: a model's own images say how many visual tokens there are.")
+    _check_engine(ctx, engine)
     if out_dir is not None:
         _writable(out_dir, folder=True)
+    if engine == "vllm":
+        from .traffic import Traffic
+
+        levels = tuple(sorted({*(concurrency or Traffic.concurrency)}))
+        _bench_vllm(
+            Traffic(levels, requests, rounds or Traffic.rounds, text, answer, image_side),
+            model=model,
+            geometry=geometry,
+            layers=layers,
+            visual=visual or [576],
+            plans=plan_dirs or [],
+            methods=methods or [],
+            dtype=dtype,
+            options=vllm,
+            out_dir=out_dir,
+            as_json=as_json,
+        )
+        return
     subject = benchmark.of_geometry(geometry, layers=layers, dtype=dtype, device=device) if geometry else None
     if subject is None:
         assert model is not None
@@ -581,7 +629,7 @@ def bench(
     timed = []
     for count, prompts in product(sorted({*(visual or [576])}), sorted({*(batch or [1])})):
         inputs = subject.inputs(visual=count, text=text, batch=prompts)
-        timed.append(benchmark.bench(subject.model, inputs, plans, name=subject.name, repeats=repeats))
+        timed.append(benchmark.bench(subject.model, inputs, plans, name=subject.name, repeats=rounds or 9))
         if not as_json:
             out.print(timings.bench_table(timed[-1]))
     sweep = benchmark.Sweep.of(timed)
@@ -594,6 +642,77 @@ def bench(
         out.print(timings.break_even_table(sweep))
     if out_dir is not None:
         out.print(f"saved to {out_dir}: bench.json, bench.md, bench.png", soft_wrap=True)
+
+
+def _check_engine(ctx: typer.Context, engine: str) -> None:
+    """Raises: LooklessError: there is no such engine, or an option is given that is for another."""
+    if engine not in ENGINES:
+        raise LooklessError(f"engine {engine!r} is not one of {', '.join(ENGINES)}.")
+    for other, names in ENGINES.items():
+        for name in names:
+            source = ctx.get_parameter_source(name)
+            if other != engine and source is not None and source.name == "COMMANDLINE":
+                raise LooklessError(f"--{name.replace('_', '-')} is for --engine {other}, and this is {engine}.")
+
+
+def _bench_vllm(
+    traffic: Traffic,
+    *,
+    model: str | None,
+    geometry: str | None,
+    layers: int | None,
+    visual: list[int],
+    plans: list[str],
+    methods: list[str],
+    dtype: str,
+    options: str,
+    out_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """`lookless bench --engine vllm`."""
+    import shlex
+    import tempfile
+
+    from . import throughput
+    from . import traffic as measuring
+    from .methods import find
+
+    named = len(plans) + len(methods)
+    if named != 1:
+        raise LooklessError(f"{named} plans are named, and one is served beside stock: give one --plan or --method.")
+    if len(visual) > 1:
+        raise LooklessError(f"{len(visual)} lengths are named: --engine vllm serves one, so give --visual once.")
+    try:
+        words = shlex.split(options)
+    except ValueError as problem:
+        raise LooklessError(f"--vllm {options!r} cannot be split into words: {problem}.") from None
+    with tempfile.TemporaryDirectory(prefix="lookless-") as work:
+        folder = Path(work)
+        if geometry is not None:
+            served = measuring.of_geometry(geometry, folder / "model", layers=layers, visual=visual[0])
+        else:
+            served = measuring.of_model(str(model), folder / "model")
+        for name in methods:
+            find(name).sample(served.geometry).save_pretrained(folder / "plan")
+        logs = Path(tempfile.mkdtemp(prefix="lookless-bench-")) if out_dir is None else out_dir
+        with err.status("starting") as status:
+            report = measuring.compare(
+                served,
+                *((plans[0], plans[0]) if plans else (str(folder / "plan"), methods[0])),
+                traffic,
+                dtype=dtype,
+                options=words,
+                folder=logs,
+                say=status.update if err.is_terminal else err.print,
+            )
+    if out_dir is not None:
+        throughput.save(report, out_dir)
+    if as_json:
+        _print_json(report)
+        return
+    out.print(throughput.traffic_table(report))
+    if out_dir is not None:
+        out.print(f"saved to {out_dir}: traffic.json, traffic.md, and the logs of both servers", soft_wrap=True)
 
 
 @app.command(context_settings=OPEN)

@@ -39,17 +39,16 @@ class Shaped:
         return {"input_ids": ids.to(weight.device), "pixel_values": pixels}
 
 
-def shaped(geometry: Geometry, *, layers: int | None = None, dtype: torch.dtype, device: str = "cpu") -> Shaped:
-    """A model of ``geometry``, of its first ``layers`` layers if that is given.
+def decoder(geometry: Geometry, layers: int | None) -> dict[str, Any]:
+    """The decoder's configuration, of the first ``layers`` layers if that is given.
 
     Raises:
         ModelError: more layers are asked for than there are.
     """
     if layers is not None and not 1 <= layers <= geometry.layers:
         raise ModelError(f"{layers} layers were asked for and {geometry.model_type} has {geometry.layers}.")
-    text = {
+    return {
         "model_type": DECODERS.get(geometry.model_type, "llama"),
-        "vocab_size": VOCABULARY,
         "hidden_size": geometry.hidden,
         "intermediate_size": geometry.intermediate,
         "num_hidden_layers": layers or geometry.layers,
@@ -57,8 +56,16 @@ def shaped(geometry: Geometry, *, layers: int | None = None, dtype: torch.dtype,
         "num_key_value_heads": geometry.kv_heads,
         "head_dim": geometry.head_dim,
         "max_position_embeddings": 32768,
-        "pad_token_id": WORD,
     }
+
+
+def shaped(geometry: Geometry, *, layers: int | None = None, dtype: torch.dtype, device: str = "cpu") -> Shaped:
+    """A model of ``geometry``, of its first ``layers`` layers if that is given.
+
+    Raises:
+        ModelError: more layers are asked for than there are.
+    """
+    text = {**decoder(geometry, layers), "vocab_size": VOCABULARY, "pad_token_id": WORD}
     tower = CLIPVisionConfig(
         hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=2, patch_size=1
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -30,6 +31,10 @@ def folder() -> Path:
         os.environ[FOLDER] = tempfile.mkdtemp(prefix="lookless-")
         atexit.register(shutil.rmtree, os.environ[FOLDER], ignore_errors=True)
     return Path(os.environ[FOLDER])
+
+
+#: ``[operator][kind]``
+Rows = dict[str, dict[str, int]]
 
 
 class Counter:
@@ -56,6 +61,16 @@ def read(folder: Path) -> dict[str, dict[str, int]]:
         if numbers.size == total.size:
             total += numbers.reshape(total.shape)
     return {o: {k: int(total[i, j]) for j, k in enumerate(KINDS)} for i, o in enumerate(OPERATORS)}
+
+
+def parsed(metrics: str) -> Rows | None:
+    """What a :class:`Collector` told on a ``/metrics`` page; None if there is none."""
+    found: Rows = {operator: dict.fromkeys(KINDS, 0) for operator in OPERATORS}
+    samples = re.findall(rf"^{NAME}_total{{(.*)}} (\S+)$", metrics, re.MULTILINE)
+    for labels, value in samples:
+        named = dict(re.findall(r'(\w+)="(\w+)"', labels))
+        found[named["operator"]][named["kind"]] = int(float(value))
+    return found if samples else None
 
 
 class Collector:

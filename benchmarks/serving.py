@@ -1,0 +1,58 @@
+"""Serves stock and plans with vLLM, sends both the same traffic, and writes its part of docs/performance.md.
+
+``python benchmarks/serving.py``, where vLLM is installed: an hour on two cores. Results are kept in benchmarks/runs and
+gone on from. Options of vLLM may follow, for both servers: ``python benchmarks/serving.py --max-model-len 2048``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from lookless import files, methods, throughput
+from lookless.traffic import Served, Traffic, TrafficReport, compare, of_geometry, of_model
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "performance.md"
+BEGIN = "<!-- from here on written by benchmarks/serving.py -->"
+END = "<!-- up to here -->"
+METHODS = ("v-skip", "shortv")
+LAYERS = 4
+OPTIONS = ("--kv-cache-memory-bytes", "1G", "--max-model-len", "1024")
+#: as many requests and rounds as two cores do in minutes
+TRAFFIC = {"reference": Traffic(requests=64, rounds=5), "LLaVA-1.5-7B": Traffic(requests=16, rounds=3, answer=8)}
+
+
+def served(name: str, folder: Path) -> Served:
+    return of_model(name, folder) if name == "reference" else of_geometry(name, folder, layers=LAYERS, visual=576)
+
+
+def measured(name: str, method: str, runs: Path, options: list[str]) -> TrafficReport:
+    path = runs / f"vllm-{name}-{method}.json"
+    if path.exists():
+        return TrafficReport.model_validate_json(path.read_text())
+    logs = runs / path.stem
+    logs.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as work:
+        subject = served(name, Path(work) / "model")
+        plan = methods.METHODS[method].sample(subject.geometry).save_pretrained(Path(work) / "plan")
+        traffic = TRAFFIC[name]
+        report = compare(subject, str(plan), method, traffic, dtype="bfloat16", options=options, folder=logs, say=print)
+    files.write_text(path, files.dump(report))
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=ROOT / "benchmarks" / "runs")
+    arguments, options = parser.parse_known_args()
+    reports = [measured(name, m, arguments.runs, options or [*OPTIONS]) for name in TRAFFIC for m in METHODS]
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    written = "\n\n".join([BEGIN, throughput.NOTE, *map(throughput.section, reports), END])
+    files.write_text(PAGE, before + written + after)
+
+
+if __name__ == "__main__":
+    main()

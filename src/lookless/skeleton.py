@@ -1,0 +1,80 @@
+"""A checkpoint of real layer shapes and no weights, for engines that make up weights of their own.
+
+It is LLaVA's wrapping over the decoder block of a geometry's kind, as in :mod:`lookless.shapes`, with a CLIP tower of
+real widths, cut as deep as the decoder is, and with the words of the shipped model: a small vocabulary, so that the
+head of a few layers does not weigh as much as they do.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from . import files
+from .errors import ModelError
+from .geometry import Geometry
+from .reference import MODEL
+from .shapes import decoder
+
+PATCH = 14
+TOWER = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "num_channels": 3,
+    "projection_dim": 768,
+}
+TOWER_LAYERS = 24
+LONGEST = 4096
+WORDS = ("tokenizer.json", "chat_template.jinja", "generation_config.json")
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+
+
+def skeleton(geometry: Geometry, folder: Path, *, layers: int | None = None, visual: int = 576) -> int:
+    """Write it into ``folder``; an image, of whatever size, is ``visual`` tokens. Returns an image's natural side.
+
+    Raises:
+        ModelError: more layers are asked for than there are, or an image of so many tokens is no square.
+    """
+    patches = math.isqrt(visual)
+    if patches**2 != visual:
+        raise ModelError(f"an image is a square of patches here, and {visual} is no square: try {patches**2}.")
+    side = patches * PATCH
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in WORDS:
+        shutil.copy(MODEL / name, folder / name)
+    _write(folder / "config.json", _config(geometry, layers, side))
+    _write(folder / "processor_config.json", _processor(side))
+    _write(folder / "tokenizer_config.json", {**_read("tokenizer_config.json"), "model_max_length": LONGEST})
+    return side
+
+
+def _config(geometry: Geometry, layers: int | None, side: int) -> dict[str, Any]:
+    shipped = _read("config.json")
+    text = {**decoder(geometry, layers), "max_position_embeddings": LONGEST}
+    text["architectures"] = [ARCHITECTURES[text["model_type"]]]
+    for name in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"):
+        text[name] = shipped["text_config"][name]
+    depth = max(1, round(TOWER_LAYERS * text["num_hidden_layers"] / geometry.layers))
+    tower = {**TOWER, "image_size": side, "patch_size": PATCH, "num_hidden_layers": depth}
+    visual = (side // PATCH) ** 2
+    return {**shipped, "text_config": text, "vision_config": tower, "image_seq_length": visual}
+
+
+def _processor(side: int) -> dict[str, Any]:
+    shipped, size = _read("processor_config.json"), {"height": side, "width": side}
+    images = {**shipped["image_processor"], "size": size, "crop_size": size}
+    return {**shipped, "image_processor": images, "patch_size": PATCH}
+
+
+def _read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((MODEL / name).read_text(encoding="utf-8"))
+    return found
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    files.write_text(path, json.dumps(content, indent=2) + "\n")
