@@ -5,8 +5,6 @@ Heads are as wide as vLLM's CPU kernels want them, and random weights are so lar
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +14,6 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-from lookless.reference import NAMES
 
 LAYERS = 5
 SPECIAL = ["<pad>", "<s>", "</s>", "<image>", "<video>", "<start>", "<end>"]
@@ -127,20 +123,6 @@ def as_published(folder: Path) -> Path:
         weights = {name.replace(tower, f"{tower}vision_model."): weight for name, weight in weights.items()}
         save_file(weights, path, metadata={"format": "pt"})
     return folder
-
-
-def shipped(name: str, folder: Path) -> Path:
-    """A copy of a shipped reference model that vLLM can load."""
-    shutil.copytree(NAMES[name], folder)
-    if name == "reference-qwen3-vl":  # it is shipped with a processor that needs no torchvision
-        told = json.loads((folder / "processor_config.json").read_text())
-        images = hf.AutoProcessor.from_pretrained(folder).image_processor
-        words = hf.AutoTokenizer.from_pretrained(folder)
-        size, patch = told["image_processor"]["size"], told["image_processor"]["patch_size"]
-        videos = hf.Qwen3VLVideoProcessor(size=size, patch_size=patch, temporal_patch_size=2, merge_size=2)
-        template = (folder / "chat_template.jinja").read_text()
-        hf.Qwen3VLProcessor(images, words, videos, chat_template=template).save_pretrained(folder)
-    return as_published(folder)
 
 
 def _clip() -> dict[str, Any]:

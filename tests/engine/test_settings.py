@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from checkpoints import CHECKPOINTS, shipped
+from checkpoints import CHECKPOINTS, IMAGE, LAYERS
 from engines import apart, gap, job, run
 from lookless import Keep, Plan, Skip
 from lookless.reference import NAMES, question
+from lookless.serving.shipped import servable
 from prompts import Prompt, rounds
 from stock import Reference
 from test_families import CLOSE, SEEN, mixed_plan
@@ -41,6 +43,17 @@ def test_compiled(llava, tmp_path):
     assert gap(first, asked, reference, plan) <= CLOSE
     assert gap(second, asked, reference, plan) <= CLOSE
     assert first["hash"] == second["hash"]
+
+
+def test_requests_that_are_put_off(llava, tmp_path):
+    """Where the cache is too small for all, a request loses its blocks and is computed again, its answer so far too."""
+    folder, reference, asked, plan = llava
+    small = job(folder / "model", asked[:1], folder / "plan", num_gpu_blocks_override=12, max_model_len=256)
+    (answers,) = run(tmp_path, [{**small, "tokens": 40}])
+    assert gap(answers, asked[:1], reference, plan) <= CLOSE
+    visual = sum(answer["prompt"].count(IMAGE) for answer in answers["rounds"][0])
+    for counts in answers["counts"].values():
+        assert sum(counts.values()) > visual * LAYERS, "nothing was computed twice"
 
 
 def test_half_precision(llava, tmp_path):
@@ -99,7 +112,7 @@ def test_tensor_parallel(llava, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_models(name, tmp_path):
     """The reference models, asked questions of their own tasks."""
-    model = shipped(name, tmp_path / "model")
+    model = Path(servable(name, tmp_path / "model"))
     reference = Reference(model)
     plan = Plan.full(reference.geometry).at([2, 5, 6, 9], attention=Skip()).at([3, 6, 8], ffn=Skip())
     plan.save_pretrained(tmp_path / "plan")
