@@ -289,13 +289,21 @@ def test_the_command(fake):
         (["reference", "--engine", "vllm", "--vllm", "it's", "--method", "shortv"], "No closing quotation"),
     ],
 )
-def test_the_command_refuses(words, told):
+def test_the_command_refuses(words, told, monkeypatch):
+    monkeypatch.setattr("lookless.serving.launch.find_spec", lambda name: name)
     done = CliRunner().invoke(app, ["bench", *words])
     assert done.exit_code == 2
     assert done.stdout == ""
     [line] = done.stderr.strip().splitlines()
     assert line.startswith("lookless: ")
     assert told in line
+
+
+def test_the_command_without_vllm(monkeypatch):
+    monkeypatch.setattr("lookless.serving.launch.find_spec", lambda name: None)
+    done = CliRunner().invoke(app, ["bench", "reference-qwen3-vl", "--engine", "vllm", "--method", "shortv"])
+    assert done.exit_code == 2
+    assert done.stderr == "lookless: vLLM is not installed here: pip install 'lookless[vllm]'.\n"
 
 
 @pytest.mark.parametrize("name", ["LLaVA-1.5-7B", "Qwen2.5-VL-7B", "Qwen3-VL-8B"])
