@@ -29,7 +29,19 @@ from lookless.serving.settings import ServingError
 from lookless.serving.shipped import servable
 from lookless.skeleton import skeleton
 from lookless.throughput import HEADS, rows, save, section, traffic_table, verdict
-from lookless.traffic import HALF, Level, Load, Round, Served, Traffic, TrafficReport, compare, of_geometry, of_model
+from lookless.traffic import (
+    HALF,
+    Level,
+    Load,
+    Round,
+    Served,
+    Traffic,
+    TrafficReport,
+    _skipped,
+    compare,
+    of_geometry,
+    of_model,
+)
 
 FAKE = (sys.executable, fake_vllm.__file__)
 
@@ -186,6 +198,14 @@ def test_counts_on_a_page():
         "attention": {"skipped": 5, "computed": 7},
         "ffn": {"skipped": 0, "computed": 12},
     }
+
+
+def test_counts_that_are_lost_are_no_share():
+    some = {"attention": {"skipped": 1, "computed": 3}, "ffn": {"skipped": 0, "computed": 4}}
+    more = {"attention": {"skipped": 3, "computed": 5}, "ffn": {"skipped": 4, "computed": 4}}
+    assert _skipped(some, more) == {"attention": 0.5, "ffn": 1}
+    with pytest.raises(ServingError, match="lost its counts"):
+        _skipped(more, some)
 
 
 def load(**changes):
