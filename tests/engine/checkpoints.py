@@ -1,0 +1,278 @@
+"""Tiny random checkpoints of every family that vLLM serves, with processor and tokenizer, made without a network.
+
+Heads are as wide as vLLM's CPU kernels want them, and random weights are so large that whatever is skipped is seen.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as hf
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from lookless.reference import NAMES
+
+LAYERS = 5
+SPECIAL = ["<pad>", "<s>", "</s>", "<image>", "<video>", "<start>", "<end>"]
+PAD, BOS, EOS, IMAGE, VIDEO, START, END = range(len(SPECIAL))
+VOCABULARY = len(SPECIAL) + 256
+#: tokens that a model may answer with; a random one would also say that here is an image
+WORDS = list(range(len(SPECIAL), VOCABULARY))
+
+_SIDE, _PATCH = 56, 14  # pixels along an image of LLaVA's and InternVL's, and along a patch
+_TEXT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 1024,
+    "pad_token_id": PAD,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+    "tie_word_embeddings": False,
+}
+_TOWER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+_IDS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A tiny model and how prompts for it are written.
+
+    Attributes:
+        build: model and processor, the same each time.
+        image: what stands for an image in a prompt.
+        sizes: width and height of a plain image and of a wide one.
+    """
+
+    name: str
+    build: Callable[[Any], tuple[Any, Any]]
+    image: str = "<image>"
+    sizes: tuple[tuple[int, int], tuple[int, int]] = ((_SIDE, _SIDE), (2 * _SIDE, _SIDE))
+
+    def save(self, folder: Path) -> Path:
+        torch.manual_seed(0)
+        model, processor = self.build(tokenizer(self.image))
+        model = seen(model.eval())
+        model.generation_config = hf.GenerationConfig(pad_token_id=PAD, eos_token_id=EOS)
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        return as_published(folder)
+
+
+def tokenizer(image: str) -> hf.PreTrainedTokenizerFast:
+    """A token for each byte, and the special ones."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *letters])}
+    plain = Tokenizer(models.BPE(vocabulary, merges=[]))
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    plain.decoder = decoders.ByteLevel()
+    template = (
+        "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+        "{% for item in message['content'] %}{% if item['type'] == 'text' %}{{ item['text'] }}"
+        f"{{% else %}}{image}{{% endif %}}{{% endfor %}}{{% endif %}}\n{{% endfor %}}"
+    )
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=plain,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens={
+            "image_token": "<image>",
+            "video_token": "<video>",
+            "vision_start_token": "<start>",
+            "vision_end_token": "<end>",
+            "start_image_token": "<start>",
+            "end_image_token": "<end>",
+            "context_image_token": "<image>",
+        },
+        chat_template=template,
+        padding_side="left",
+        model_max_length=1024,
+    )
+
+
+def seen(model: Any) -> Any:
+    """Weights under which every operator of every layer counts: those of Transformers start too small for that."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+            elif "embed_tokens" in name:
+                parameter.normal_()
+            elif "visual" in name or "vision" in name or "projector" in name:
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+            else:
+                sharp = 2.0 if "q_proj" in name or "k_proj" in name else 1.0
+                parameter.normal_(std=sharp * parameter.shape[1] ** -0.5)
+    return model
+
+
+def as_published(folder: Path) -> Path:
+    """Names of weights as in published checkpoints: vLLM looks for CLIP's below ``vision_model``."""
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    tower = "vision_tower."
+    if any(f"{tower}pre_layrnorm." in name for name in weights):
+        weights = {name.replace(tower, f"{tower}vision_model."): weight for name, weight in weights.items()}
+        save_file(weights, path, metadata={"format": "pt"})
+    return folder
+
+
+def shipped(name: str, folder: Path) -> Path:
+    """A copy of a shipped reference model that vLLM can load."""
+    shutil.copytree(NAMES[name], folder)
+    if name == "reference-qwen3-vl":  # it is shipped with a processor that needs no torchvision
+        told = json.loads((folder / "processor_config.json").read_text())
+        images = hf.AutoProcessor.from_pretrained(folder).image_processor
+        words = hf.AutoTokenizer.from_pretrained(folder)
+        size, patch = told["image_processor"]["size"], told["image_processor"]["patch_size"]
+        videos = hf.Qwen3VLVideoProcessor(size=size, patch_size=patch, temporal_patch_size=2, merge_size=2)
+        template = (folder / "chat_template.jinja").read_text()
+        hf.Qwen3VLProcessor(images, words, videos, chat_template=template).save_pretrained(folder)
+    return as_published(folder)
+
+
+def _clip() -> dict[str, Any]:
+    return hf.CLIPVisionConfig(**_TOWER, image_size=_SIDE, patch_size=_PATCH, projection_dim=64).to_dict()
+
+
+def _llava(words: Any) -> tuple[Any, Any]:
+    """16 visual tokens an image, whatever its size."""
+    config = hf.LlavaConfig(
+        vision_config=_clip(),
+        text_config=hf.LlamaConfig(**_TEXT).to_dict(),
+        image_token_index=IMAGE,
+        image_seq_length=(_SIDE // _PATCH) ** 2,
+        vision_feature_layer=-1,
+        tie_word_embeddings=False,
+    )
+    size = {"height": _SIDE, "width": _SIDE}
+    images = hf.CLIPImageProcessor(size=size, crop_size=size, do_center_crop=False)
+    processor = hf.LlavaProcessor(
+        image_processor=images,
+        tokenizer=words,
+        patch_size=_PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=words.chat_template,
+    )
+    return hf.LlavaForConditionalGeneration(config), processor
+
+
+def _llava_next(words: Any) -> tuple[Any, Any]:
+    """16 visual tokens of the whole, 16 of each of one or two tiles, and a newline for each row."""
+    pinpoints = [[_SIDE, _SIDE], [_SIDE, 2 * _SIDE]]
+    config = hf.LlavaNextConfig(
+        vision_config=_clip(),
+        text_config=hf.MistralConfig(**_TEXT, sliding_window=None).to_dict(),
+        image_token_index=IMAGE,
+        image_grid_pinpoints=pinpoints,
+        vision_feature_layer=-1,
+        tie_word_embeddings=False,
+    )
+    images = hf.LlavaNextImageProcessor(
+        size={"shortest_edge": _SIDE}, crop_size={"height": _SIDE, "width": _SIDE}, image_grid_pinpoints=pinpoints
+    )
+    processor = hf.LlavaNextProcessor(
+        image_processor=images,
+        tokenizer=words,
+        patch_size=_PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=words.chat_template,
+    )
+    return hf.LlavaNextForConditionalGeneration(config), processor
+
+
+def _rope(*section: int, **more: Any) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(section), **more}
+
+
+def _pixels(patch: int) -> dict[str, Any]:
+    """Of an image of 8 to 24 visual tokens."""
+    token = (2 * patch) ** 2
+    size = {"shortest_edge": 8 * token, "longest_edge": 24 * token}
+    return {"size": size, "patch_size": patch, "temporal_patch_size": 2, "merge_size": 2}
+
+
+def _qwen2(words: Any) -> tuple[Any, Any]:
+    config = hf.Qwen2VLConfig(
+        text_config={**_TEXT, "rope_parameters": _rope(6, 5, 5)},
+        vision_config={"depth": 2, "embed_dim": 64, "mlp_ratio": 2, "num_heads": 2, "hidden_size": 128},
+        tie_word_embeddings=False,
+        **_IDS,
+    )
+    videos = hf.Qwen2VLVideoProcessor(**_pixels(14))
+    processor = hf.Qwen2VLProcessor(hf.Qwen2VLImageProcessor(**_pixels(14)), words, videos, words.chat_template)
+    return hf.Qwen2VLForConditionalGeneration(config), processor
+
+
+def _qwen2_5(words: Any) -> tuple[Any, Any]:
+    """A window of the tower is 2 x 2 visual tokens; its second block sees the whole image."""
+    tower = {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "out_hidden_size": 128, "num_heads": 2}
+    config = hf.Qwen2_5_VLConfig(
+        text_config={**_TEXT, "rope_parameters": _rope(6, 5, 5)},
+        vision_config={**tower, "window_size": 56, "fullatt_block_indexes": [1]},
+        tie_word_embeddings=False,
+        **_IDS,
+    )
+    videos = hf.Qwen2VLVideoProcessor(**_pixels(14))
+    processor = hf.Qwen2_5_VLProcessor(hf.Qwen2VLImageProcessor(**_pixels(14)), words, videos, words.chat_template)
+    return hf.Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+def _qwen3(words: Any) -> tuple[Any, Any]:
+    """DeepStack adds visual features behind the first two layers."""
+    tower = {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "out_hidden_size": 128, "num_heads": 2}
+    config = hf.Qwen3VLConfig(
+        text_config={**_TEXT, "rope_parameters": _rope(6, 5, 5, mrope_interleaved=True)},
+        vision_config={**tower, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
+        tie_word_embeddings=False,
+        **_IDS,
+    )
+    videos = hf.Qwen3VLVideoProcessor(**_pixels(16))
+    processor = hf.Qwen3VLProcessor(hf.Qwen2VLImageProcessor(**_pixels(16)), words, videos, words.chat_template)
+    return hf.Qwen3VLForConditionalGeneration(config), processor
+
+
+def _internvl(words: Any) -> tuple[Any, Any]:
+    """4 visual tokens a tile of up to three, and a fourth of the whole where there is more than one."""
+    config = hf.InternVLConfig(
+        vision_config={**_TOWER, "image_size": [_SIDE, _SIDE], "patch_size": [_PATCH, _PATCH]},
+        text_config=hf.Qwen2Config(**_TEXT).to_dict(),
+        image_token_id=IMAGE,
+        image_seq_length=4,
+        tie_word_embeddings=False,
+    )
+    size = {"height": _SIDE, "width": _SIDE}
+    processor = hf.InternVLProcessor(
+        image_processor=hf.GotOcr2ImageProcessor(size=size, crop_to_patches=True, min_patches=1, max_patches=3),
+        tokenizer=words,
+        video_processor=hf.InternVLVideoProcessor(size=size),
+        image_seq_length=4,
+        chat_template=words.chat_template,
+    )
+    return hf.InternVLForConditionalGeneration(config), processor
+
+
+_QWEN = "<start><image><end>"
+_ALL = [
+    Checkpoint("llava", _llava),
+    Checkpoint("llava_next", _llava_next),
+    Checkpoint("qwen2_vl", _qwen2, _QWEN, ((84, 112), (140, 84))),
+    Checkpoint("qwen2_5_vl", _qwen2_5, _QWEN, ((84, 112), (140, 84))),
+    Checkpoint("qwen3_vl", _qwen3, _QWEN, ((96, 128), (160, 96))),
+    Checkpoint("internvl", _internvl),
+]
+CHECKPOINTS: dict[str, Checkpoint] = {checkpoint.name: checkpoint for checkpoint in _ALL}

@@ -1,0 +1,120 @@
+"""Run by tests in a process of its own: vLLM's engines, one after another, and what they answer.
+
+Usage: ``engine.py JOB.json ANSWERS.pt``. A job is a list of engines::
+
+    {"options": {...of vllm.LLM...}, "rounds": [[[text, images], ...], ...], "tokens": 4, "words": [...],
+     "version": null or what vLLM is to call itself}
+
+Of each engine there is either ``error``, what it said when it refused to start, or ``rounds`` of answers, ``counts`` of
+the plug-in, the ``rows`` that were seen at the modules themselves, and the ``hash`` that finds compiled graphs again.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import vllm
+from vllm.distributed import cleanup_dist_env_and_memory
+
+from lookless.serving.counters import folder, read
+from prompts import Prompt
+
+#: alike for all engines: little memory, and log-probabilities of the whole vocabulary
+OPTIONS = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_model_len": 512,
+    "max_num_seqs": 8,
+    "max_num_batched_tokens": 512,
+    "block_size": 32,
+    "enable_prefix_caching": False,
+    "limit_mm_per_prompt": {"image": 2, "video": 0},
+    "kv_cache_memory_bytes": 2**26,
+    "max_logprobs": -1,
+    "disable_log_stats": False,
+    "seed": 0,
+}
+
+
+def answered(job: dict[str, Any]) -> dict[str, Any]:
+    true_version = vllm.__version__
+    vllm.__version__ = job["version"] or true_version
+    try:
+        llm = vllm.LLM(**{**OPTIONS, **job["options"]})
+    except Exception as problem:
+        return {"error": str(problem)}
+    finally:
+        vllm.__version__ = true_version
+    sampling = vllm.SamplingParams(
+        temperature=0, max_tokens=job["tokens"], ignore_eos=True, logprobs=-1, allowed_token_ids=job["words"]
+    )
+    rows, before = _watched(llm), _counts()
+    rounds = [[_told(out) for out in llm.generate(_asked(prompts), sampling)] for prompts in job["rounds"]]
+    counts = {o: {k: n - before[o][k] for k, n in kinds.items()} for o, kinds in _counts().items()}
+    return {"rounds": rounds, "counts": counts, "rows": rows, "hash": llm.llm_engine.vllm_config.compute_hash()}
+
+
+def _asked(prompts: list[list[Any]]) -> list[dict[str, Any]]:
+    asked = [Prompt(*prompt) for prompt in prompts]
+    return [
+        {"prompt": p.text, "multi_modal_data": {"image": p.pictures}} if p.images else {"prompt": p.text} for p in asked
+    ]
+
+
+def _told(out: Any) -> dict[str, Any]:
+    (answer,) = out.outputs
+    size = len(answer.logprobs[0])
+    logprobs = torch.tensor([[step[i].logprob for i in range(size)] for step in answer.logprobs])
+    return {
+        "prompt": list(out.prompt_token_ids),
+        "tokens": list(answer.token_ids),
+        "logprobs": logprobs,
+        "cached": out.num_cached_tokens,
+    }
+
+
+def _watched(llm: Any) -> dict[str, list[int]]:
+    """By operator, the rows that each layer runs from now on; zeros where layers are in processes of their own."""
+    parts = {"attention": "self_attn.o_proj", "ffn": "mlp"}
+    config = llm.llm_engine.vllm_config
+    rows = {operator: [0] * config.model_config.hf_text_config.num_hidden_layers for operator in parts}
+    if config.parallel_config.world_size > 1:
+        return rows
+
+    def watch(model: Any) -> None:
+        for index, layer in enumerate(model.get_language_model().model.layers):
+            for operator, part in parts.items():
+                layer.get_submodule(part).register_forward_pre_hook(_adds(rows[operator], index))
+
+    llm.apply_model(watch)
+    return rows
+
+
+def _adds(rows: list[int], index: int) -> Any:
+    def add(module: Any, arguments: tuple[Any, ...]) -> None:
+        rows[index] += len(arguments[0])
+
+    return add
+
+
+def _counts() -> dict[str, dict[str, int]]:
+    """Of all engines of this process so far."""
+    return read(folder())
+
+
+def main() -> None:
+    jobs, results = json.loads(Path(sys.argv[1]).read_text()), []
+    for job in jobs:
+        results.append(answered(job))
+        gc.collect()
+        cleanup_dist_env_and_memory()
+    torch.save(results, sys.argv[2])
+
+
+if __name__ == "__main__":
+    main()

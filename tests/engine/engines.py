@@ -1,0 +1,95 @@
+"""Starting engines from a test: a job out, answers back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from checkpoints import WORDS
+from lookless import Plan
+from prompts import Prompt
+
+TOKENS = 4
+_HERE = Path(__file__).parent
+
+
+def job(
+    model: Path,
+    asked: list[list[Prompt]],
+    plan: Path | None = None,
+    *,
+    words: list[int] = WORDS,
+    version: str | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """One engine that may answer with ``words``; ``options`` are those of ``vllm.LLM``."""
+    if plan is not None:
+        options["additional_config"] = {"lookless": {"plan": str(plan)}}
+    return {
+        "options": {"model": str(model), **options},
+        "rounds": asked,
+        "tokens": TOKENS,
+        "words": words,
+        "version": version,
+    }
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """For a process with engines: nothing from the network, one thread each, and caches shared by one run of tests."""
+    caches = folder.parent / "caches"
+    return {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "DO_NOT_TRACK": "1",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CACHE_ROOT": str(caches / "vllm"),
+        "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
+        "VLLM_LOGGING_LEVEL": "ERROR",
+    }
+
+
+def run(folder: Path, jobs: list[dict[str, Any]], seconds: int = 600) -> list[dict[str, Any]]:
+    """The answers of each job's engine; all run in one process, one after another."""
+    folder.mkdir(parents=True, exist_ok=True)
+    asked, answers = folder / "jobs.json", folder / "answers.pt"
+    asked.write_text(json.dumps(jobs))
+    log = folder / "log"
+    with log.open("w") as out:
+        done = subprocess.run(
+            [sys.executable, str(_HERE / "engine.py"), str(asked), str(answers)],
+            env={**environment(folder), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            timeout=seconds,
+            check=False,
+        )
+    assert done.returncode == 0, "\n".join(log.read_text().splitlines()[-40:])
+    return torch.load(answers)
+
+
+def gap(answers: dict[str, Any], asked: list[list[Prompt]], reference: Any, plan: Plan | None) -> float:
+    """The largest difference of any log-probability from transformers', over all prompts, steps and words."""
+    assert "error" not in answers, answers["error"]
+    worst = 0.0
+    for prompts, told in zip(asked, answers["rounds"], strict=True):
+        for prompt, answer in zip(prompts, told, strict=True):
+            ids, logprobs = reference.logprobs(prompt, answer["tokens"], plan)
+            assert ids == answer["prompt"], "vLLM's processor and that of transformers disagree"
+            worst = max(worst, (logprobs - answer["logprobs"]).abs().max().item())
+    print(f"largest difference from transformers {worst:.1e}")  # seen with pytest -rP
+    return worst
+
+
+def apart(some: dict[str, Any], others: dict[str, Any]) -> list[list[float]]:
+    """For each round and prompt, the largest difference of two engines' log-probabilities of the first word."""
+    return [
+        [(a["logprobs"][0] - b["logprobs"][0]).abs().max().item() for a, b in zip(x, y, strict=True)]
+        for x, y in zip(some["rounds"], others["rounds"], strict=True)
+    ]

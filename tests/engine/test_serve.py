@@ -1,0 +1,159 @@
+"""``lookless serve`` with one and with two engines: chats with images, and what is told on ``/metrics``."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from checkpoints import CHECKPOINTS, IMAGE, LAYERS, VOCABULARY, WORDS
+from engines import TOKENS, environment
+from prompts import Prompt, noise
+from stock import Reference
+from test_families import CLOSE, mixed_plan
+
+#: (texts, images between them)
+CHATS = [
+    (["What is it?", ""], [(56, 56, 1)]),
+    (["And this, ", "? ", " or that?"], [(56, 56, 2), (56, 56, 3)]),
+    (["No picture."], []),
+    (["", "first"], [(56, 56, 4)]),
+    (["What is it?", ""], [(56, 56, 5)]),
+    (["Again: ", ""], [(56, 56, 6)]),
+]
+OPTIONS = {
+    "--dtype": "float32",
+    "--max-model-len": "512",
+    "--max-num-seqs": "4",
+    "--max-num-batched-tokens": "64",
+    "--block-size": "32",
+    "--kv-cache-memory-bytes": str(2**26),
+    "--max-logprobs": "-1",
+    "--limit-mm-per-prompt": '{"image": 2}',
+}
+
+
+@pytest.fixture(scope="module", params=(1, 2))
+def served(request: Any, tmp_path_factory: Any) -> Any:
+    """How many engines, and the address, reference and plan of a server that is ready."""
+    folder = tmp_path_factory.mktemp("served")
+    engines = request.param
+    model = CHECKPOINTS["llava"].save(folder / "model")
+    reference = Reference(model)
+    plan = mixed_plan(reference.geometry)
+    plan.save_pretrained(folder / "plan")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = [word for pair in OPTIONS.items() for word in pair]
+    options += ["--enforce-eager", "--port", str(port), "--data-parallel-size", str(engines)]
+    words = ["serve", str(model), "--plan", str(folder / "plan"), *options]
+    log = folder / "log"
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "lookless", *words], env=environment(folder), stdout=out, stderr=subprocess.STDOUT
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait(server, address, log)
+        yield engines, address, reference, plan
+    finally:
+        server.send_signal(signal.SIGTERM)
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+def _wait(server: subprocess.Popen[bytes], address: str, log: Path, seconds: int = 300) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=5)
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(1)
+    pytest.fail("\n".join(log.read_text().splitlines()[-40:]))
+
+
+def _content(texts: list[str], images: list[tuple[int, int, int]]) -> list[dict[str, Any]]:
+    """In the words of the OpenAI API."""
+    content: list[dict[str, Any]] = [{"type": "text", "text": texts[0]}]
+    for text, image in zip(texts[1:], images, strict=True):
+        file = io.BytesIO()
+        noise(*image).save(file, "PNG")
+        address = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+        content += [{"type": "image_url", "image_url": {"url": address}}, {"type": "text", "text": text}]
+    return [part for part in content if part.get("text") != ""]
+
+
+def _chat(address: str, content: list[dict[str, Any]]) -> dict[str, Any]:
+    body = {
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": TOKENS,
+        "temperature": 0,
+        "ignore_eos": True,
+        "logprobs": True,
+        "top_logprobs": VOCABULARY,
+        "return_tokens_as_token_ids": True,
+        "return_token_ids": True,
+        "allowed_token_ids": WORDS,
+    }
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{address}/v1/chat/completions", json.dumps(body).encode(), headers)
+    return json.load(urllib.request.urlopen(request, timeout=120))
+
+
+def _logprobs(answer: dict[str, Any]) -> torch.Tensor:
+    steps = answer["choices"][0]["logprobs"]["content"]
+    told = torch.full((len(steps), VOCABULARY), torch.nan)
+    for i, step in enumerate(steps):
+        for word in step["top_logprobs"]:
+            told[i, int(word["token"].removeprefix("token_id:"))] = word["logprob"]
+    return told
+
+
+def _metrics(address: str, name: str) -> dict[str, float]:
+    """Values by labels."""
+    text = urllib.request.urlopen(f"{address}/metrics", timeout=30).read().decode()
+    return {m[1]: float(m[2]) for m in re.finditer(rf"^{name}{{(.*)}} (\S+)$", text, re.MULTILINE)}
+
+
+def test_chats(served):
+    engines, address, reference, plan = served
+    with ThreadPoolExecutor(len(CHATS)) as pool:
+        answers = list(pool.map(lambda chat: _chat(address, _content(*chat)), CHATS))
+    visual = 0
+    for (texts, images), answer in zip(CHATS, answers, strict=True):
+        parts = [{"type": "text", "text": texts[0]}]
+        for text in texts[1:]:
+            parts += [{"type": "image"}, {"type": "text", "text": text}]
+        chat = [{"role": "user", "content": [part for part in parts if part.get("text") != ""]}]
+        text = reference.processor.apply_chat_template(chat, add_generation_prompt=True)
+        ids, logprobs = reference.logprobs(Prompt(text, images), answer["choices"][0]["token_ids"], plan)
+        assert ids == answer["prompt_token_ids"]
+        torch.testing.assert_close(_logprobs(answer), logprobs, atol=CLOSE, rtol=0)
+        visual += ids.count(IMAGE)
+
+    finished = _metrics(address, "vllm:request_success_total")
+    answered = {re.search(r'engine="(\d+)"', labels)[1] for labels, count in finished.items() if count}
+    assert len(answered) == engines, "every engine was to answer"
+    rows = _metrics(address, "lookless_visual_rows_total")
+    for operator in ("attention", "ffn"):
+        skipped, computed = (rows[f'kind="{kind}",operator="{operator}"'] for kind in ("skipped", "computed"))
+        assert skipped + computed == visual * LAYERS, "the rows of every engine were to be told"
+        assert skipped >= visual * len(plan.skipped(operator))

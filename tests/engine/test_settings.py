@@ -1,0 +1,148 @@
+"""One family in other engines: compiled, in bfloat16, over two processes, named by its checkpoint, or refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from typing import Any
+
+import pytest
+import torch
+
+from checkpoints import CHECKPOINTS, shipped
+from engines import apart, gap, job, run
+from lookless import Keep, Plan, Skip
+from lookless.reference import NAMES, question
+from prompts import Prompt, rounds
+from stock import Reference
+from test_families import CLOSE, SEEN, mixed_plan
+
+#: of bfloat16's own rounding, seen without a plan
+ROUNDING = 2.0
+FIRST_WORD = 7  # of the shipped models' vocabularies, behind all special tokens
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: Any) -> Any:
+    """A folder with ``model`` and ``plan``, the reference, what is asked, and the plan."""
+    folder = tmp_path_factory.mktemp("llava")
+    model = CHECKPOINTS["llava"].save(folder / "model")
+    reference = Reference(model)
+    plan = mixed_plan(reference.geometry)
+    plan.save_pretrained(folder / "plan")
+    return folder, reference, rounds(CHECKPOINTS["llava"]), plan
+
+
+def test_compiled(llava, tmp_path):
+    """Steps with an image go around what is compiled, and the others through it; a second start finds it again."""
+    folder, reference, asked, plan = llava
+    first, second = run(tmp_path, [job(folder / "model", asked, folder / "plan", enforce_eager=False)] * 2)
+    assert gap(first, asked, reference, plan) <= CLOSE
+    assert gap(second, asked, reference, plan) <= CLOSE
+    assert first["hash"] == second["hash"]
+
+
+def test_half_precision(llava, tmp_path):
+    """A plan adds no error of its own: both engines are as far from float32 as rounding takes them."""
+    folder, reference, asked, plan = llava
+    stock, planned = run(
+        tmp_path, [job(folder / "model", asked[:1], p, dtype="bfloat16") for p in (None, folder / "plan")]
+    )
+    rounding = gap(stock, asked[:1], reference, None)
+    assert rounding > CLOSE
+    assert gap(planned, asked[:1], reference, plan) <= ROUNDING * rounding
+    assert max(apart(planned, stock)[0]) > ROUNDING * rounding
+
+
+def test_full_plan_and_a_plan_the_checkpoint_names(llava, tmp_path):
+    folder, reference, asked, plan = llava
+    Plan.full(reference.geometry).save_pretrained(tmp_path / "full")
+    named = tmp_path / "named"
+    shutil.copytree(folder / "model", named)
+    shutil.copytree(folder / "plan", named / "plan")
+    config = json.loads((named / "config.json").read_text())
+    (named / "config.json").write_text(json.dumps({**config, "lookless": {"plan": "plan"}}))
+    stock, full, by_checkpoint = run(
+        tmp_path,
+        [
+            job(folder / "model", asked[:1]),
+            job(folder / "model", asked[:1], tmp_path / "full"),
+            job(named, asked[:1]),
+        ],
+    )
+    for a, b in zip(stock["rounds"][0], full["rounds"][0], strict=True):
+        assert torch.equal(a["logprobs"], b["logprobs"])
+    assert gap(by_checkpoint, asked[:1], reference, plan) <= CLOSE
+    assert max(apart(by_checkpoint, stock)[0]) > SEEN
+    assert len({answers["hash"] for answers in (stock, full, by_checkpoint)}) == 3
+
+
+def test_tensor_parallel(llava, tmp_path):
+    folder, reference, asked, plan = llava
+    (answers,) = run(
+        tmp_path,
+        [
+            job(
+                folder / "model",
+                asked,
+                folder / "plan",
+                tensor_parallel_size=2,
+                distributed_executor_backend="mp",
+                max_num_batched_tokens=48,
+            )
+        ],
+    )
+    assert gap(answers, asked, reference, plan) <= CLOSE
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_models(name, tmp_path):
+    """The reference models, asked questions of their own tasks."""
+    model = shipped(name, tmp_path / "model")
+    reference = Reference(model)
+    plan = Plan.full(reference.geometry).at([2, 5, 6, 9], attention=Skip()).at([3, 6, 8], ffn=Skip())
+    plan.save_pretrained(tmp_path / "plan")
+    asked = [[_own(reference, task) for task in ("attribute", "counting", "text")]]
+    words = list(range(reference.model.config.get_text_config().vocab_size))[FIRST_WORD:]
+    engines = [job(model, asked, p, words=words, max_model_len=1024) for p in (None, tmp_path / "plan")]
+    stock, planned = run(tmp_path, engines)
+    assert gap(stock, asked, reference, None) <= CLOSE
+    assert gap(planned, asked, reference, plan) <= CLOSE
+
+
+def _own(reference: Reference, task: str) -> Prompt:
+    _, text, _ = question(task, "test", 0)
+    content = [{"type": "image"}, {"type": "text", "text": text}]
+    chat = [{"role": "user", "content": content}]
+    return Prompt(reference.processor.apply_chat_template(chat, add_generation_prompt=True), [(task, 0)])
+
+
+REFUSED = {
+    "pipeline parallel": ({"pipeline_parallel_size": 2}, r"cannot be served with pipeline parallelism"),
+    "speculative": (
+        {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}},
+        r"cannot be served with speculative decoding",
+    ),
+    "another vLLM": ({"version": "0.33.1"}, r"vLLM 0\.33\.1; the plug-in is written for 0\.32\."),
+    "tokens are dropped": ({"plan": "keep"}, r"layer 2 of the plan has keep: .*"),
+    "another architecture": ({"plan": "other"}, r"the plan has 7 layers and the model has 5"),
+    "no such plan": ({"plan": "nowhere"}, r"nowhere"),
+    "a key it does not know": ({"additional_config": {"lookless": {"plans": "x"}}}, r"it wants .*PLAN_DIR"),
+}
+
+
+def test_refused(llava, tmp_path):
+    """Before any weight is loaded, and in one sentence."""
+    folder, reference, *_ = llava
+    Plan.full(reference.geometry).at([2], keep=Keep(0.5, rank="random")).save_pretrained(tmp_path / "keep")
+    Plan.full(7).at([2], ffn=Skip()).save_pretrained(tmp_path / "other")
+    jobs = []
+    for options, _ in REFUSED.values():
+        where = None if "additional_config" in options else folder / "plan"
+        where = tmp_path / options["plan"] if "plan" in options else where
+        jobs.append(job(folder / "model", [], where, **{k: v for k, v in options.items() if k != "plan"}))
+    for (name, (_, told)), answer in zip(REFUSED.items(), run(tmp_path, jobs), strict=True):
+        assert "error" in answer, f"{name} was not refused"
+        # vLLM's configuration is pydantic's, which puts a title above the sentence and an address below it.
+        assert sum(re.search(told, line) is not None for line in answer["error"].splitlines()) == 1, answer["error"]
