@@ -29,7 +29,19 @@ from lookless.serving.settings import ServingError
 from lookless.serving.shipped import servable
 from lookless.skeleton import skeleton
 from lookless.throughput import HEADS, rows, save, section, traffic_table, verdict
-from lookless.traffic import HALF, Level, Load, Round, Served, Traffic, TrafficReport, compare, of_geometry, of_model
+from lookless.traffic import (
+    HALF,
+    Level,
+    Load,
+    Round,
+    Served,
+    Traffic,
+    TrafficReport,
+    _skipped,
+    compare,
+    of_geometry,
+    of_model,
+)
 
 FAKE = (sys.executable, fake_vllm.__file__)
 
@@ -188,6 +200,14 @@ def test_counts_on_a_page():
     }
 
 
+def test_counts_that_are_lost_are_no_share():
+    some = {"attention": {"skipped": 1, "computed": 3}, "ffn": {"skipped": 0, "computed": 4}}
+    more = {"attention": {"skipped": 3, "computed": 5}, "ffn": {"skipped": 4, "computed": 4}}
+    assert _skipped(some, more) == {"attention": 0.5, "ffn": 1}
+    with pytest.raises(ServingError, match="lost its counts"):
+        _skipped(more, some)
+
+
 def load(**changes):
     return Load(
         **{
@@ -289,13 +309,21 @@ def test_the_command(fake):
         (["reference", "--engine", "vllm", "--vllm", "it's", "--method", "shortv"], "No closing quotation"),
     ],
 )
-def test_the_command_refuses(words, told):
+def test_the_command_refuses(words, told, monkeypatch):
+    monkeypatch.setattr("lookless.serving.launch.find_spec", lambda name: name)
     done = CliRunner().invoke(app, ["bench", *words])
     assert done.exit_code == 2
     assert done.stdout == ""
     [line] = done.stderr.strip().splitlines()
     assert line.startswith("lookless: ")
     assert told in line
+
+
+def test_the_command_without_vllm(monkeypatch):
+    monkeypatch.setattr("lookless.serving.launch.find_spec", lambda name: None)
+    done = CliRunner().invoke(app, ["bench", "reference-qwen3-vl", "--engine", "vllm", "--method", "shortv"])
+    assert done.exit_code == 2
+    assert done.stderr == "lookless: vLLM is not installed here: pip install 'lookless[vllm]'.\n"
 
 
 @pytest.mark.parametrize("name", ["LLaVA-1.5-7B", "Qwen2.5-VL-7B", "Qwen3-VL-8B"])

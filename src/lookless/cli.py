@@ -676,6 +676,7 @@ def _bench_vllm(
     from . import throughput
     from . import traffic as measuring
     from .methods import find
+    from .serving.launch import check_installed
 
     named = len(plans) + len(methods)
     if named != 1:
@@ -686,6 +687,7 @@ def _bench_vllm(
         words = shlex.split(options)
     except ValueError as problem:
         raise LooklessError(f"--vllm {options!r} cannot be split into words: {problem}.") from None
+    check_installed()
     with tempfile.TemporaryDirectory(prefix="lookless-") as work:
         folder = Path(work)
         if geometry is not None:

@@ -391,8 +391,14 @@ def _levels(client: _Client, stock: Server, planned: Server, say: Say) -> tuple[
 
 
 def _skipped(before: Rows, after: Rows) -> dict[str, float]:
-    """Share of each operator's visual rows that were skipped in between."""
+    """Share of each operator's visual rows that were skipped in between.
+
+    Raises:
+        ServingError: the counts do not rise: their files are gone.
+    """
     between = {o: {k: after[o][k] - before[o][k] for k in kinds} for o, kinds in after.items()}
+    if any(sum(rows.values()) <= 0 for rows in between.values()):
+        raise ServingError("the plan's server lost its counts while it was measured: was a temporary folder deleted?")
     return {operator: rows["skipped"] / sum(rows.values()) for operator, rows in between.items()}
 
 

@@ -22,14 +22,19 @@ def command(model: str, plan: str, options: Sequence[str]) -> list[str]:
         ServingError: vLLM is not installed, or the options name a plan as well.
     """
     check_plan(Plan.from_pretrained(plan))
-    if find_spec("vllm") is None:
-        raise ServingError("vLLM is not installed here: pip install 'lookless[vllm]'.")
+    check_installed()
     rest, config = _taken(list(options))
     if KEY in config:
         raise ServingError(f"{OPTION} has {KEY!r} already: name the plan there or by --plan, not twice.")
     told = json.dumps({**config, KEY: {"plan": plan}})
     served = str(NAMES.get(model, model))
     return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", served, *rest, OPTION, told]
+
+
+def check_installed() -> None:
+    """Raises: ServingError: vLLM is not here."""
+    if find_spec("vllm") is None:
+        raise ServingError("vLLM is not installed here: pip install 'lookless[vllm]'.")
 
 
 def _taken(options: list[str]) -> tuple[list[str], dict[str, object]]:

@@ -113,7 +113,8 @@ def tail(log: Path) -> str:
     """The end of ``log``, and before it the errors that stand further up: the cause is seldom told last."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     shown, before = lines[-TAIL:], lines[:-TAIL]
-    errors = list(dict.fromkeys(line for line in before if re.search(r"\b\w*(Error|Exception): ", line)))
+    raised = re.compile(r"^((?!WARNING).)*\b\w*(Error|Exception): ")
+    errors = list(dict.fromkeys(filter(raised.match, before)))
     return "\n".join([f"the end of {log}:", *(f"  {line}" for line in (*errors[-3:], *shown))])
 
 
