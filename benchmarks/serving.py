@@ -1,6 +1,6 @@
 """Serves stock and plans with vLLM, sends both the same traffic, and writes its part of docs/performance.md.
 
-``python benchmarks/serving.py``, where vLLM is installed: an hour on two cores. Results are kept in benchmarks/runs and
+``python benchmarks/serving.py``, where vLLM is installed: half an hour on two cores. Results are kept in benchmarks/runs and
 gone on from. Options of vLLM may follow, for both servers: ``python benchmarks/serving.py --max-model-len 2048``.
 """
 
@@ -17,11 +17,11 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN = "<!-- from here on written by benchmarks/serving.py -->"
 END = "<!-- up to here -->"
-METHODS = ("v-skip", "shortv")
-LAYERS = 4
+METHODS = ("shortv",)
+LAYERS = 3
 OPTIONS = ("--kv-cache-memory-bytes", "1G", "--max-model-len", "1024")
 #: as many requests and rounds as two cores do in minutes
-TRAFFIC = {"reference": Traffic(requests=64, rounds=5), "LLaVA-1.5-7B": Traffic(requests=16, rounds=3, answer=8)}
+TRAFFIC = {"LLaVA-1.5-7B": Traffic(requests=16, rounds=2, answer=8), "reference": Traffic(requests=32, rounds=2)}
 
 
 def served(name: str, folder: Path) -> Served:
