@@ -1,7 +1,7 @@
 """Serves stock and plans with vLLM, sends both the same traffic, and writes its part of docs/performance.md.
 
-``python benchmarks/serving.py``, where vLLM is installed: half an hour on two cores. Results are kept in benchmarks/runs and
-gone on from. Options of vLLM may follow, for both servers: ``python benchmarks/serving.py --max-model-len 2048``.
+``python benchmarks/serving.py``, where vLLM is installed: half an hour on two cores. Results are kept in
+benchmarks/runs and gone on from. Options of vLLM may follow, for both servers: ``python benchmarks/serving.py --max-model-len 2048``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ METHODS = ("shortv",)
 LAYERS = 3
 OPTIONS = ("--kv-cache-memory-bytes", "1G", "--max-model-len", "1024")
 #: as many requests and rounds as two cores do in minutes
-TRAFFIC = {"LLaVA-1.5-7B": Traffic(requests=16, rounds=2, answer=8), "reference": Traffic(requests=32, rounds=2)}
+TRAFFIC = {"reference": Traffic(requests=32, rounds=2), "LLaVA-1.5-7B": Traffic(requests=16, rounds=2, answer=8)}
 
 
 def served(name: str, folder: Path) -> Served:
