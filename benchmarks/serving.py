@@ -1,7 +1,8 @@
 """Serves stock and plans with vLLM, sends both the same traffic, and writes its part of docs/performance.md.
 
 ``python benchmarks/serving.py``, where vLLM is installed: half an hour on two cores. Results are kept in
-benchmarks/runs and gone on from. Options of vLLM may follow, for both servers: ``python benchmarks/serving.py --max-model-len 2048``.
+benchmarks/runs and gone on from. Options of vLLM may follow, for both servers:
+``python benchmarks/serving.py --max-model-len 2048``.
 """
 
 from __future__ import annotations

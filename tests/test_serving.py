@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from lookless import Keep, Plan, Skip, Window
@@ -134,7 +137,10 @@ def test_serve_is_vllms_command(plan, installed):
     assert words[5:-2] == ["--port", "80", "--seed", "3"]
     assert words[-2] == "--additional-config"
     assert json.loads(words[-1]) == {"other": 1, "lookless": {"plan": plan}}
-    assert command("reference", plan, ['--additional-config={"a": 2}'])[4].endswith("model")
+    assert json.loads(command("some/model", plan, ['--additional-config={"a": 2}'])[-1])["a"] == 2
+    shipped = Path(command("reference", plan, [])[4])  # a copy with the names that vLLM wants
+    assert any("vision_tower.vision_model" in name for name in load_file(shipped / "model.safetensors"))
+    shutil.rmtree(shipped.parent)
 
 
 @pytest.mark.parametrize(

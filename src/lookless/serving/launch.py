@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 from ..plan import Plan
 from ..reference import NAMES
 from .settings import KEY, ServingError, check_plan
+from .shipped import servable
 
 OPTION = "--additional-config"
 
@@ -27,7 +30,8 @@ def command(model: str, plan: str, options: Sequence[str]) -> list[str]:
     if KEY in config:
         raise ServingError(f"{OPTION} has {KEY!r} already: name the plan there or by --plan, not twice.")
     told = json.dumps({**config, KEY: {"plan": plan}})
-    served = str(NAMES.get(model, model))
+    # A copy of a shipped model outlives this process, which becomes the server.
+    served = servable(model, Path(tempfile.mkdtemp(prefix="lookless-")) / model) if model in NAMES else model
     return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", served, *rest, OPTION, told]
 
 
