@@ -138,7 +138,9 @@ def test_serve_is_vllms_command(plan, installed):
     assert words[-2] == "--additional-config"
     assert json.loads(words[-1]) == {"other": 1, "lookless": {"plan": plan}}
     assert json.loads(command("some/model", plan, ['--additional-config={"a": 2}'])[-1])["a"] == 2
-    shipped = Path(command("reference", plan, [])[4])  # a copy with the names that vLLM wants
+    words = command("reference", plan, ["--port", "80"])
+    assert words[5:9] == ["--served-model-name", "reference", "--port", "80"]
+    shipped = Path(words[4])  # a copy with the names that vLLM wants
     assert any("vision_tower.vision_model" in name for name in load_file(shipped / "model.safetensors"))
     shutil.rmtree(shipped.parent)
 

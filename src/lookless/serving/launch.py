@@ -15,6 +15,7 @@ from .settings import KEY, ServingError, check_plan
 from .shipped import servable
 
 OPTION = "--additional-config"
+NAME = "--served-model-name"
 
 
 def command(model: str, plan: str, options: Sequence[str]) -> list[str]:
@@ -30,8 +31,10 @@ def command(model: str, plan: str, options: Sequence[str]) -> list[str]:
     if KEY in config:
         raise ServingError(f"{OPTION} has {KEY!r} already: name the plan there or by --plan, not twice.")
     told = json.dumps({**config, KEY: {"plan": plan}})
-    # A copy of a shipped model outlives this process, which becomes the server.
-    served = servable(model, Path(tempfile.mkdtemp(prefix="lookless-")) / model) if model in NAMES else model
+    served = model
+    if model in NAMES:  # its copy outlives this process, which becomes the server
+        served = servable(model, Path(tempfile.mkdtemp(prefix="lookless-")) / model)
+        rest = rest if NAME in rest else [NAME, model, *rest]
     return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", served, *rest, OPTION, told]
 
 
