@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import families
-from lookless import Plan, Scores, Skip, apply, data, methods
+from lookless import Plan, Scores, Skip, apply, data, methods, screen
 from lookless.calibration import calibrate
 from lookless.diagnostics import DIAGNOSTICS, diagnose, measured
 from lookless.errors import DataError, ScoresError
@@ -133,14 +133,22 @@ def hooks_on(model):
     return [(*m._forward_hooks, *m._forward_pre_hooks) for m in model.modules()]
 
 
-def test_the_model_is_given_back_as_it_was():
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda loaded: diagnose(loaded, ONE, progress=False),
+        lambda loaded: screen(loaded, ONE, {"freeze_effect": 2}, progress=False),
+    ],
+    ids=["diagnose", "screen"],
+)
+def test_the_model_is_given_back_as_it_was(run):
     model, arguments = made("llava")
     frozen = next(model.parameters()).requires_grad_(False)
     before = [p.requires_grad for p in model.parameters()]
     with torch.no_grad():
         logits = model(**arguments).logits
         hooks = hooks_on(model)  # transformers hangs its own there at the first call
-        diagnose(loaded_of(model, arguments), ONE, progress=False)  # under no_grad, too
+        run(loaded_of(model, arguments))  # under no_grad, too
         assert torch.equal(model(**arguments).logits, logits)
     assert [p.requires_grad for p in model.parameters()] == before
     assert not frozen.requires_grad

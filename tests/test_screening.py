@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
-import families
-from lookless import Scores, calibrate, data, load_data, screen
+from lookless import Scores, calibrate, load_data, screen
 from lookless.calibration import MEASURES
 from lookless.errors import ScoresError
 from lookless.models import locate
 from lookless.runtime import prompts_of
 from lookless.screening import SCREENED, _in_doubt
-from tiny import BATCHES, tiny_llava
+from test_diagnostics import ONE, loaded_of, made
 
-PIXEL = data.Image.new("RGB", (4, 4))
-ONE = data.Samples("one", (data.Sample((PIXEL,), "q", ""),))
 VIG, FFN = "visual_information_gain", "ffn_effect"
-
-
-def made(name):
-    if name == "llava":
-        return tiny_llava(), BATCHES["two images"]()
-    family = families.FAMILIES[name]
-    return family.build(), family.batch("two images")
-
-
-def loaded_of(model, arguments):
-    return SimpleNamespace(model=model, name="tiny", revision=None, inputs=lambda samples: dict(arguments))
 
 
 def log_odds(model, arguments, top=None, row=-1):
@@ -178,21 +162,6 @@ def test_ties_at_zero_cost_nothing():
     scores, measured = np.zeros((3, 5)), np.zeros((3, 5), dtype=bool)
     scores[:, 0] = 1.0
     assert list(_in_doubt(scores, measured, 2, trust=4)) == []
-
-
-def test_the_model_is_given_back_as_it_was():
-    model, arguments = made("llava")
-    frozen = next(model.parameters()).requires_grad_(False)
-    before = [p.requires_grad for p in model.parameters()]
-    with torch.no_grad():
-        logits = model(**arguments).logits
-        hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
-        screen(loaded_of(model, arguments), ONE, {"freeze_effect": 2}, progress=False)  # under no_grad, too
-        assert torch.equal(model(**arguments).logits, logits)
-    assert [p.requires_grad for p in model.parameters()] == before
-    assert not frozen.requires_grad
-    assert all(p.grad is None for p in model.parameters())
-    assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()] == hooks
 
 
 def test_what_can_be_screened():

@@ -234,7 +234,12 @@ def of_geometry(name: str, *, layers: int | None, dtype: str, device: str) -> Su
     def inputs(*, visual: int, text: int, batch: int) -> dict[str, Any]:
         return made.inputs(visual=visual, before=text // 2, after=text - text // 2, batch=batch)
 
-    return Subject(f"{name}{f', {layers} layers' if layers else ''}", made.model, made.geometry, inputs)
+    return Subject(cut_name(name, layers), made.model, made.geometry, inputs)
+
+
+def cut_name(name: str, layers: int | None) -> str:
+    """Of a geometry, of which only the first ``layers`` layers may run."""
+    return f"{name}, {layers} layers" if layers else name
 
 
 def of_model(name: str, *, dtype: str, device: str) -> Subject:

@@ -73,7 +73,8 @@ class Watched:
 
     Attributes:
         entered: the input of each layer, and the rest of its arguments.
-        attention, ffn: what its operators add.
+        attention, ffn: what its operators add; kept only where gradients are on, which are taken there: otherwise they
+            would be held for nobody.
         left: its output.
     """
 
@@ -97,12 +98,16 @@ def watched(located: Located) -> Iterator[Watched]:
             return None
         return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
 
+    def add(updates: list[Tensor], update: Tensor) -> None:
+        if torch.is_grad_enabled():
+            updates.append(update)
+
     hooks = []
     for layer in located.layers:
         hooks += [
             layer.register_forward_pre_hook(enter, with_kwargs=True),
-            layer.self_attn.register_forward_hook(lambda _, __, out: seen.attention.append(out[0])),  # type: ignore[union-attr]
-            layer.mlp.register_forward_hook(lambda _, __, out: seen.ffn.append(out)),  # type: ignore[union-attr]
+            layer.self_attn.register_forward_hook(lambda _, __, out: add(seen.attention, out[0])),  # type: ignore[union-attr]
+            layer.mlp.register_forward_hook(lambda _, __, out: add(seen.ffn, out)),  # type: ignore[union-attr]
             layer.register_forward_hook(lambda _, __, out: seen.left.append(out)),
         ]
     try:

@@ -71,7 +71,7 @@ def rms_norm(module: Any, x: Tensor, into: Tensor | None = None) -> Tensor:
     out = torch.empty_like(x, memory_format=torch.contiguous_format) if into is None else into
     flat = x.flatten(0, -2)
     # At most a quarter of the rows, or what is made on the way is more than what the stock FFN makes.
-    rows = max(1, min(BLOCK * torch.get_num_threads() // x.shape[-1], max(16, len(flat) // 4)))
+    rows = min(_rows_at_once(x.shape[-1]), max(16, len(flat) // 4))
     wide, squares = (torch.empty(rows, x.shape[-1]) for _ in range(2))
     for part, place in zip(flat.split(rows), out.view(-1, x.shape[-1]).split(rows), strict=True):
         a, b = wide[: len(part)].copy_(part), squares[: len(part)]
@@ -88,7 +88,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, in_place: bool = False) -> Te
         out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
         out[..., half:].addcmul_(x[..., :half], sin[..., half:])
         return out
-    rows = max(1, BLOCK * torch.get_num_threads() // max(1, prod(x.shape[:-3]) * prod(x.shape[-2:])))
+    rows = _rows_at_once(prod(x.shape[:-3]) * prod(x.shape[-2:]))
     for a, c, s in zip(x.split(rows, -3), cos.split(rows, -3), sin.split(rows, -3), strict=True):
         turned = torch.cat((a[..., half:].neg(), a[..., :half]), dim=-1).mul_(s)
         a.mul_(c).add_(turned)
@@ -105,6 +105,12 @@ def gated_ffn(mlp: Any, x: Tensor, buffers: Buffers) -> Tensor:
     gate = F.silu(gate, inplace=True) if isinstance(mlp.act_fn, SILU) else mlp.act_fn(gate)
     gate.mul_(linear(mlp.up_proj, x, buffers, "up"))
     return linear(mlp.down_proj, gate, buffers, "up")  # what was there has been read
+
+
+def _rows_at_once(width: int) -> int:
+    """Rows of ``width`` numbers that stay in the cores' caches."""
+    threads: int = torch.get_num_threads()
+    return max(1, BLOCK * threads // max(1, width))
 
 
 def may_write(x: Tensor) -> bool:

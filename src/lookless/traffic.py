@@ -22,15 +22,15 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from . import flops
-from .bench import STOCK, processor
+from .bench import STOCK, cut_name, processor
 from .errors import ModelError, PlanError
 from .geometry import Geometry
 from .loading import looks_local
 from .plan import Plan
 from .reference import NAMES
 from .serving.counters import Rows
-from .serving.launch import command
-from .serving.server import PATIENCE_S, VLLM, Server, running, tail
+from .serving.launch import VLLM, command
+from .serving.server import PATIENCE_S, Server, running, tail
 from .serving.settings import ServingError
 from .serving.shipped import servable
 from .skeleton import skeleton
@@ -213,8 +213,7 @@ def of_geometry(name: str, folder: Path, *, layers: int | None, visual: int) -> 
     """
     preset = Geometry.preset(name)
     side = skeleton(preset, folder, layers=layers, visual=visual)
-    told = f"{name}{f', {layers} layers' if layers else ''}"
-    return Served(told, str(folder), _geometry(str(folder)), side, ("--load-format", "dummy"))
+    return Served(cut_name(name, layers), str(folder), _geometry(str(folder)), side, ("--load-format", "dummy"))
 
 
 def of_model(name: str, folder: Path) -> Served:

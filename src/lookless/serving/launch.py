@@ -14,6 +14,8 @@ from ..reference import NAMES
 from .settings import KEY, ServingError, check_plan
 from .shipped import servable
 
+#: The words that run vLLM's own command line in this environment.
+VLLM = (sys.executable, "-m", "vllm.entrypoints.cli.main")
 OPTION = "--additional-config"
 NAME = "--served-model-name"
 
@@ -35,7 +37,7 @@ def command(model: str, plan: str, options: Sequence[str]) -> list[str]:
     if model in NAMES:  # its copy outlives this process, which becomes the server
         served = servable(model, Path(tempfile.mkdtemp(prefix="lookless-")) / model)
         rest = rest if NAME in rest else [NAME, model, *rest]
-    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", served, *rest, OPTION, told]
+    return [*VLLM, "serve", served, *rest, OPTION, told]
 
 
 def check_installed() -> None:

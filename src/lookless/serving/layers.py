@@ -66,17 +66,17 @@ def put_on(model: nn.Module, settings: Settings, vllm_config: Any) -> None:
     layers = _layers(model)
     if len(layers) != len(settings.plan.layers):
         raise ServingError(f"the plan has {len(settings.plan.layers)} layers and vLLM built {len(layers)}.")
-    live = settings.plan.live()
-    for index, (layer, asked, run) in enumerate(zip(layers, settings.plan.layers, live.layers, strict=True)):
+    plan, live = settings.plan.layers, settings.plan.live().layers
+    for index, (layer, row) in enumerate(zip(layers, live, strict=True)):
         _check_layer(layer, index)
-        if Skip() in (asked.attention, run.attention):
+        if row.attention == Skip():  # so it is in the plan as well, or nobody reads what visual tokens ask there
             attention = layer.self_attn
             attention.qkv_proj = SplitProjection(attention.qkv_proj)
         _become(layer, PlannedLayer)
         layer.lookless_index = index
     _become(model, PlannedModel)
     is_first = vllm_config.parallel_config.rank % vllm_config.parallel_config.tensor_parallel_size == 0
-    object.__setattr__(model, "lookless", _State(settings, Counter(folder()) if is_first else None))
+    object.__setattr__(model, "lookless", _State(plan, live, Counter(folder()) if is_first else None))
 
 
 def _layers(model: Any) -> list[Any]:
@@ -114,8 +114,8 @@ def _become(module: nn.Module, part: type) -> None:
 class _State:
     """What a planned model remembers between the embedding of a step's tokens and its forward."""
 
-    def __init__(self, settings: Settings, counter: Counter | None) -> None:
-        self.plan, self.live, self.counter = settings.plan.layers, settings.plan.live().layers, counter
+    def __init__(self, plan: tuple[LayerPlan, ...], live: tuple[LayerPlan, ...], counter: Counter | None) -> None:
+        self.plan, self.live, self.counter = plan, live, counter
         self.visual: Tensor | None = None
 
     def step(self) -> Step | None:

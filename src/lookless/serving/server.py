@@ -22,8 +22,6 @@ from pathlib import Path
 from .counters import Rows, parsed
 from .settings import ServingError
 
-#: The words that run vLLM's own command line in this environment.
-VLLM = (sys.executable, "-m", "vllm.entrypoints.cli.main")
 HOST = "127.0.0.1"
 PATIENCE_S = 1800.0  # a large model is loaded and compiled for minutes
 GRACE_S = 20.0
