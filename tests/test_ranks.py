@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from lookless import Keep
+from lookless.cells import RANKS
 from lookless.prompts import Prompts
-from lookless.ranks import View, recycle, select
+from lookless.ranks import RANKERS, View, recycle, select
 
 VISUAL = 24
 
@@ -17,6 +18,10 @@ def alike(wanted: int) -> View:
     states = torch.ones(VISUAL + 2, 6)
     tower = torch.zeros(VISUAL)
     return View(0, prompts, states, None, None, tower, wanted, 0)
+
+
+def test_each_rank_of_a_plan_has_its_function():
+    assert list(RANKERS) == list(RANKS)
 
 
 @pytest.mark.parametrize("rank", ["diversity", "random", "tower_attention", "tower_attention_then_diversity"])

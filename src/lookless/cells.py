@@ -43,7 +43,7 @@ RANKS: dict[str, Rank] = {
     "update_norm": Rank("longest update of the whole layer before (V2Drop)", "previous", False),
     "diversity": Rank("farthest from those already kept, greedy max-min cosine (DivPrune)", "this", False),
     "attention_then_diversity": Rank(
-        "a tenth by rope-free attention, the rest farthest from them (HalfV)", "this", True, True
+        "15 % by rope-free attention, the rest farthest from them (HalfV)", "this", True, True
     ),
     "tower_attention": Rank("attention of the tower's class token, or of all its patches (VisionZip)", "tower", False),
     "tower_attention_then_diversity": Rank("half by tower attention, half least alike (VisPruner)", "tower", False),

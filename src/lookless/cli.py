@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from .errors import GeometryError, LooklessError, PlanError
+from .errors import GeometryError, LooklessError, PlanError, first_line
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -358,8 +358,8 @@ def _geometry(name: str) -> Geometry:
     try:
         return Geometry.from_config(transformers.AutoConfig.from_pretrained(folder))
     except (OSError, ValueError) as problem:
-        first_line = str(problem).strip().splitlines()[0]
-        raise GeometryError(f"{folder / 'config.json'} cannot be read as a configuration: {first_line}") from None
+        where = folder / "config.json"
+        raise GeometryError(f"{where} cannot be read as a configuration: {first_line(problem)}.") from None
 
 
 @app.command("methods")

@@ -6,10 +6,12 @@ LooklessError
 │   └── PlanMismatchError the table is fine, and made for another architecture than this model's
 ├── ScoresError           a scores file that cannot be read, or does not fit what is asked of it
 ├── DataError             samples that cannot be read: no file, a truncated image, an unknown key, nothing at all
-└── ModelError            a model that cannot be loaded, or that the runtime does not support
+├── ModelError            a model that cannot be loaded, or that the runtime does not support
+└── ServingError          (lookless.serving.settings) an engine set up so that a plan would run wrong, or not at all
 
 Every message is one sentence or two: what, where, the two values that disagree, and what to do.
-The command line prints it and exits with code 2; nothing else is caught there.
+The command line prints it and exits with code 2, as it does for an OSError (a full disk, a folder that may not be
+written); a broken pipe or Ctrl-C ends it with code 130. Nothing else is caught there.
 """
 
 from __future__ import annotations
@@ -41,3 +43,10 @@ class DataError(LooklessError):
 
 class ModelError(LooklessError):
     """A model that cannot be loaded or is not supported."""
+
+
+def first_line(problem: BaseException) -> str:
+    """What another library's error says, for one of our sentences: its first line, without a full stop at the end; the
+    error's class where it says nothing."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    return (lines[0] if lines else type(problem).__name__).rstrip(".")

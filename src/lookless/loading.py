@@ -14,7 +14,7 @@ from torch import nn
 
 from . import reference
 from .data import Sample
-from .errors import ModelError
+from .errors import ModelError, first_line
 from .models import family_of, locate
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -92,7 +92,7 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu", revision:
         processor = transformers.AutoProcessor.from_pretrained(where, revision=revision)
         model = model.eval().to(device)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, AssertionError, SafetensorError) as problem:
-        raise ModelError(f"{name} cannot be loaded: {_first_line(problem)}") from None
+        raise ModelError(f"{name} cannot be loaded: {first_line(problem)}.") from None
     locate(model)
     if getattr(processor, "tokenizer", None) is None:
         raise ModelError(f"{name} has no processor with a tokenizer and an image processor beside its weights.")
@@ -106,8 +106,3 @@ def looks_local(where: str) -> bool:
     """Whether ``where`` can only be a folder here: it exists, or it is no hub id (``name`` or ``owner/name``)."""
     path = Path(where)
     return path.exists() or path.is_absolute() or where.startswith((".", "~")) or len(path.parts) > 2
-
-
-def _first_line(problem: BaseException) -> str:
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    return (lines[0] if lines else type(problem).__name__).rstrip(".") + "."

@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from . import files
 from .cells import RANKS, Cell, Filter, Full, Keep, Neurons, Sink, Skip, Top, Window
-from .errors import PlanError, PlanMismatchError
+from .errors import PlanError, PlanMismatchError, first_line
 from .geometry import Geometry
 from .version import __version__
 
@@ -363,7 +363,7 @@ def _download(repo_id: str, revision: str | None) -> Path:
     try:
         return Path(hf_hub_download(repo_id, FILE_NAME, revision=revision))
     except Exception as problem:  # the hub's own errors, and those of every transport below it
-        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         raise PlanError(
-            f"no plan at {repo_id!r}: there is no such folder here, and the hub did not give {FILE_NAME} ({reason})."
+            f"no plan at {repo_id!r}: there is no such folder here, and the hub did not give {FILE_NAME} "
+            f"({first_line(problem)})."
         ) from None

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 
 from . import flops
 from .bench import STOCK, cut_name, processor
-from .errors import ModelError, PlanError
+from .errors import ModelError, PlanError, first_line
 from .geometry import Geometry
 from .loading import looks_local
 from .plan import Plan
@@ -407,7 +407,7 @@ def _geometry(path: str) -> Geometry:
     try:
         return Geometry.from_config(transformers.AutoConfig.from_pretrained(path))
     except (OSError, ValueError) as problem:
-        raise ModelError(f"{path} cannot be loaded: {str(problem).strip().splitlines()[0]}") from None
+        raise ModelError(f"{path} cannot be loaded: {first_line(problem)}.") from None
 
 
 def _version_of_vllm() -> str:

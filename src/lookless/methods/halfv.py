@@ -6,7 +6,7 @@ next to nothing if the best 5 % of tokens go on. As released for Qwen2.5-VL-7B: 
 layer 21 keep 5 % of the original count by attention.
 
 Of the quarter the code takes 10 to 20 % by attention without rotary embedding and the rest by farthest-point sampling
-over normalised states of the layer before; the rank here takes a tenth, and samples this layer's. :mod:`halfv_llava
+over normalised states of the layer before; the rank here takes 15 %, and samples this layer's. :mod:`halfv_llava
 <lookless.methods.halfv_llava>` is the other backbone's.
 """
 
