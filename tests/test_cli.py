@@ -147,12 +147,18 @@ def test_scores_find_their_method(tmp_path):
     given = [word for path in paths.values() for word in ("--scores", path)]
     assert run("plan", "operator-skipping", *reversed_pairs(given), "--save", 0.3, *at).exit_code == 0
     made = Plan.from_pretrained(tmp_path / "p").provenance
-    assert made.knobs["scores"] == "visual_information_gain ffn_effect freeze_effect", "whatever their order"
+    assert made.knobs["scores"] == "visual_information_gain, ffn_effect, freeze_effect", "whatever their order"
     assert "needs scores of visual_information_gain, ffn_effect, freeze_effect and was given ffn_effect" in fails(
         "plan", "operator-skipping", "--scores", paths["ffn_effect"], *at
     )
-    assert run("plan", "v-skip", "--scores", paths["ffn_effect"], "--layers", 1, *at).exit_code == 0, "its own variant"
-    assert run("plan", "v-skip-universal", *given, "--by", "rank", *at).exit_code == 0
+    other = ("plan", "v-skip", "--scores", paths["ffn_effect"], "--layers", 1, *at)
+    assert "v-skip: scores of visual_information_gain are needed and ffn_effect was given" in fails(*other)
+    assert run(*other, "--any-measure").exit_code == 0, "a variant of its own"
+    made = Plan.from_pretrained(tmp_path / "p").provenance
+    assert made.knobs["scores"] == "ffn_effect as visual_information_gain"
+    universal = ("plan", "v-skip-universal", *given, "--by", "rank", *at)
+    assert "and ffn_effect was given" in fails(*universal)
+    assert run(*universal, "--any-measure").exit_code == 0
     assert "was given visual_information_gain, ffn_effect" in fails("plan", "v-skip", *given, *at)
 
 
@@ -200,6 +206,41 @@ def test_methods_are_listed():
     ).stdout
     assert max(map(len, printed.splitlines())) <= 100
     assert all(f"│ {name} " in printed for name in METHODS)
+
+
+def test_a_broken_plug_in_is_named_and_stops_nothing(tmp_path):
+    """Installed in a folder on the path, as pip leaves a package; in a process, as its import may do anything."""
+    (tmp_path / "broken-1.0.dist-info").mkdir()
+    (tmp_path / "broken-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    points = "[lookless.methods]\nsquint = nowhere_at_all:METHOD\n"
+    (tmp_path / "broken-1.0.dist-info" / "entry_points.txt").write_text(points)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+
+    def process(*words):
+        command = [sys.executable, "-m", "lookless", *words]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+
+    listed = process("methods", "--json")
+    assert listed.returncode == 0
+    assert list(json.loads(listed.stdout)) == list(METHODS)
+    assert listed.stderr.startswith("lookless: PluginWarning: the entry point 'squint' of lookless.methods")
+    assert listed.stderr.count("\n") == 1
+    for words in (
+        ("plan", "fastv", "--geometry", "LLaVA-1.5-7B", "--out", "p"),
+        ("flops", "--geometry", "LLaVA-1.5-7B", "--visual", "5", "--text", "5", "--method", "fastv"),
+    ):
+        done = process(*words)
+        assert (done.returncode, done.stderr) == (0, ""), "what is another's is not imported"
+    for words in (
+        ("plan", "squint"),
+        ("flops", "--geometry", "reference", "--visual", "5", "--text", "5", "--method", "squint"),
+    ):
+        done = process(*words)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert (
+            "cannot be used (ModuleNotFoundError: No module named 'nowhere_at_all'): mend or uninstall" in done.stderr
+        )
 
 
 def test_another_measure(tmp_path):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 import itertools
 import random
+import re
+import sys
+from functools import partial
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -95,8 +98,8 @@ def test_lowest_are_changed():
     scores = scored(0.3, 0.1, 0.2, 0.1)
     assert methods.v_skip(scores, layers=2).skipped("attention") == (1, 3)
     assert methods.v_skip(scores, layers=1).skipped("attention") == (3,), "ties go to the deeper layer"
-    assert methods.ffn_skip(scores, layers=3).skipped("ffn") == (1, 2, 3)
-    frozen = methods.shortv(scores, layers=1)
+    assert methods.ffn_skip(scores.use_as("ffn_effect"), layers=3).skipped("ffn") == (1, 2, 3)
+    frozen = methods.shortv(scores.use_as("layer_contribution"), layers=1)
     assert frozen.skipped("attention") == frozen.skipped("ffn") == (3,)
     assert methods.cosine(scored(0.9, 0.99, 0.5, name="cosine_similarity"), layers=1).skipped("attention") == (1,)
     draws = {methods.random_layers(8, layers=3, seed=seed).skipped("attention") for seed in range(9)}
@@ -119,13 +122,14 @@ def test_withdrawal_and_its_search():
     plan = methods.vtw(SEVEN, after=16)
     assert [i for i, row in enumerate(plan.layers) if not row.is_full] == [17]
     assert plan.layers[17].keep == Keep(0)
-    found = methods.vtw_search(scored(0, 0.5, 0.002, 0.5, 0.001), start=1)
+    found = methods.vtw_search(scored(0, 0.5, 0.002, 0.5, 0.001, name="withdrawal"), start=1)
     assert [i for i, row in enumerate(found.layers) if not row.is_full] == [2], "the first, whatever follows"
-    assert methods.vtw_search(scored(1.0, 1.0), start=0).is_full, "none: the image stays"
+    assert methods.vtw_search(scored(1.0, 1.0, name="withdrawal"), start=0).is_full, "none: the image stays"
 
 
 def test_windows_and_neurons_have_orders_of_their_own():
-    plan = methods.redundancylens((3, 1, 0, 2), scored(4, 3, 2, 1), attention_layers=1, ffn_layers=2)
+    ffn = scored(4, 3, 2, 1, name="neuron_effect")
+    plan = methods.redundancylens((3, 1, 0, 2), ffn, attention_layers=1, ffn_layers=2)
     assert [row.attention for row in plan.layers] == [Full(), Full(), Full(), Window(256)]
     assert [row.ffn for row in plan.layers] == [Full(), Full(), Neurons(0.2, probe=0.1), Neurons(0.2, probe=0.1)]
     assert methods.redundancylens([1, 0], [0, 1], attention_layers=1, ffn_layers=0).geometry is None
@@ -193,7 +197,7 @@ def test_labels():
     three = risks((0.5, 0.1, 0.0), (0.1, 0.5, 0.0), (0.6, 0.6, 0.001))
     assert methods.labels(*three, tau=0.01) == ("attention-dominant", "ffn-dominant", "silent")
     with pytest.raises(PlanMismatchError, match="different models"):
-        methods.labels(three[0], three[1], scored(1, 2), tau=0.1)
+        methods.labels(three[0], three[1], scored(1, 2, name="freeze_effect"), tau=0.1)
 
 
 @pytest.mark.parametrize("name", READY)
@@ -228,7 +232,7 @@ def test_methods_compose():
     both = methods.fastv(SEVEN) | methods.v_skip(scores, layers=19)
     assert both.provenance.method == "fastv | v-skip"
     assert both.layers[2].keep != Full()
-    near = methods.redundancylens(scores, scores) | methods.fastv(SEVEN)
+    near = methods.redundancylens(scores.use_as("window_effect"), scores.use_as("neuron_effect")) | methods.fastv(SEVEN)
     assert near.layers[2] == near.layers[2].model_copy(update={"attention": Window(256)})
     with pytest.raises(PlanError, match="both plans set keep of layer 2"):
         methods.fastv(SEVEN) | methods.random_tokens(SEVEN)
@@ -238,7 +242,7 @@ def test_methods_compose():
     ("attempt", "complaint"),
     [
         (lambda: methods.v_skip(scored(1, 2), layers=3), "v-skip: asked to skip 3 layers and the model has 2."),
-        (lambda: methods.shortv(scored(1, 2), layers=-1), "shortv: asked to skip -1 layers"),
+        (lambda: methods.shortv(scored(1, 2, name="layer_contribution"), layers=-1), "shortv: asked to skip -1 layers"),
         (lambda: methods.v_skip_universal(layers=1), "there are no scores"),
         (lambda: methods.v_skip_universal(scored(1), layers=1, by="max"), "by is 'max' and should be one of mean"),
         (lambda: methods.v_skip_universal(scored(1), scored(1, 2), layers=1), "calibrate both on one model"),
@@ -246,8 +250,11 @@ def test_methods_compose():
         (lambda: methods.fastv(SEVEN, layer=0), "fastv: layer 0 ranks by last_query_attention"),
         (lambda: methods.fastv(SEVEN, layer=32), "fastv: layer 32 is not in a plan of 32 layers"),
         (lambda: methods.vtw(12, after=11), "behind it a layer is needed: the model's are 0 to 11"),
-        (lambda: methods.vtw_search(scored(1, 2), start=2), "start is layer 2 and the model's are 0 to 1"),
-        (lambda: methods.vtw_search(scored(1, 2), eta=-1), "eta is -1"),
+        (
+            lambda: methods.vtw_search(scored(1, 2, name="withdrawal"), start=2),
+            "start is layer 2 and the model's are 0 to 1",
+        ),
+        (lambda: methods.vtw_search(scored(1, 2, name="withdrawal"), eta=-1), "eta is -1"),
         (lambda: methods.pyramiddrop(12, layers=(3, 2), keep=(0.5, 0.2)), "let them rise"),
         (lambda: methods.pyramiddrop(12, layers=(2, 3), keep=(0.2, 0.5)), "let them fall"),
         (lambda: methods.pyramiddrop(12, layers=(2, 3), keep=(0.5,)), "give one a layer"),
@@ -291,6 +298,33 @@ def test_knobs_are_typed_as_text():
             knobs[knob].parsed(text)
 
 
+@pytest.mark.parametrize("name", [m.name for m in METHODS.values() if m.measures])
+def test_scores_of_another_measure_have_to_say_so(name):
+    """Given to the function or through the table; in one sentence with what is needed and what was given."""
+    method = METHODS[name]
+    knobs = {k: v for k, v in method.at_paper(SEVEN, method.alike(SEVEN)).provenance.knobs.items() if k in method.knobs}
+    for place, measure in enumerate(method.measures):
+        given = list(method.alike(SEVEN).values())
+        given[place] = given[place].model_copy(update={"name": "charm"})
+        for attempt in (partial(method.make, *given, **knobs), partial(method.at_paper, SEVEN, given)):
+            with pytest.raises(PlanError) as caught:
+                attempt()
+            told = str(caught.value)
+            assert told.startswith(f"{name}: scores of {measure} are needed and charm was given: ")
+            assert f"--measure {measure}`" in told
+        given[place] = given[place].use_as(measure)
+        made = method.at_paper(SEVEN, given)
+        assert made == method.make(*given, **knobs)
+        assert made.layers == method.at_paper(SEVEN, method.alike(SEVEN)).layers
+        assert f"charm as {measure}" in made.provenance.knobs["scores"]
+    assert method.at_paper(SEVEN, list(reversed(method.alike(SEVEN).values()))).layers == made.layers, "in any order"
+
+
+def test_labels_are_of_three_measures():
+    with pytest.raises(PlanError, match="scores of ffn_effect are needed and visual_information_gain was given"):
+        methods.labels(scored(1, 2), scored(1, 2), scored(1, 2), tau=0.1)
+
+
 # ---------------------------------------------------------------------------------------------- other packages' methods
 
 
@@ -306,12 +340,35 @@ def test_another_packages_method(monkeypatch):
     monkeypatch.setattr(EntryPoint, "load", lambda self: Method(squint, "0000.00000", "Squint", of=4))
     assert methods.find("squint").at_paper(of(12)).layers[3].keep == Keep(0)
     assert "squint" not in METHODS
-    monkeypatch.setattr(EntryPoint, "load", lambda self: METHODS["fastv"])
-    with pytest.raises(PlanError, match=r"'squint' of lookless\.methods .* adds a method 'fastv', and there is one"):
-        methods.all_methods()
-    monkeypatch.setattr(EntryPoint, "load", lambda self: squint)
-    with pytest.raises(PlanError, match=r"is a function and should be a lookless\.methods\.Method"):
-        methods.all_methods()
+
+
+def gone(model: Geometry | int) -> Plan:
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    ("load", "complaint"),
+    [
+        (lambda: METHODS["fastv"], "adds a method 'fastv', and there is one of that name: rename it"),
+        (lambda: squint, "is a function and should be a lookless.methods.Method"),
+        (lambda: sys.exit(), "cannot be used (SystemExit: SystemExit): mend or uninstall it"),
+        (lambda: Method(gone, "0000.00000", "Gone"), "cannot be used (SystemExit: 3)"),
+        (lambda: Method(squint, "0000.00000", "Squint", of=4, at={"depth": 1}), "cannot be used (KeyError: 'depth')"),
+    ],
+)
+def test_a_broken_package_stops_nothing_else(monkeypatch, load, complaint):
+    """It is named in a warning where all are listed, and refused where it is asked for."""
+    points = [EntryPoint(name, "anywhere:METHOD", methods.table.GROUP) for name in ("broken", "squint")]
+    monkeypatch.setattr(methods.table, "entry_points", lambda group: points)
+    whole = Method(squint, "0000.00000", "Squint", of=4)
+    monkeypatch.setattr(EntryPoint, "load", lambda self: whole if self.name == "squint" else load())
+    told = f"the entry point 'broken' of lookless.methods (anywhere:METHOD) {complaint}"
+    with pytest.warns(methods.PluginWarning, match=re.escape(told)):
+        assert list(methods.all_methods()) == [*METHODS, "squint"]
+    assert methods.find("squint") is whole
+    assert methods.find("fastv") is METHODS["fastv"]
+    with pytest.raises(PlanError, match=re.escape(complaint)):
+        methods.find("broken")
 
 
 def test_an_installed_package(tmp_path, monkeypatch):
@@ -332,6 +389,6 @@ def test_an_installed_package(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     assert methods.find("squint").at_paper(of(12), layer=5).layers[5].keep == Keep(0)
     points.write_text("[lookless.methods]\nsquint = squinting:GONE\n")
-    with pytest.raises(PlanError, match=r"'squint' of lookless\.methods \(squinting:GONE\) cannot be loaded") as caught:
-        methods.all_methods()
+    with pytest.raises(PlanError, match=r"'squint' of lookless\.methods \(squinting:GONE\) cannot be used") as caught:
+        methods.find("squint")
     assert "\n" not in str(caught.value)

@@ -9,6 +9,7 @@ import functools
 import inspect
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,13 +112,20 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
+def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """In place of :func:`warnings.showwarning`: what happened in one line, and not where in our code."""
+    typer.echo(f"lookless: {category.__name__}: {message}", err=True)
+
+
 @app.callback()
 def _main(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    pass
+    ctx.with_resource(warnings.catch_warnings())
+    warnings.showwarning = _warn
 
 
 @app.command()
@@ -271,6 +279,7 @@ def _method_command(method: Method) -> Any:
         out_dir: Path,
         scores: list[Path] | None = None,
         geometry: str | None = None,
+        any_measure: bool = False,
         as_json: bool = False,
         **words: str | None,
     ) -> None:
@@ -283,22 +292,26 @@ def _method_command(method: Method) -> Any:
             what = f"--scores FILE, of {', '.join(method.measures)}" if method.measures else "--geometry"
             raise PlanError(f"{method.name} needs {what}.")
         shape = given[0].geometry if geometry is None else _geometry(geometry)
-        by_name = given if len(method.measures) == 1 else {s.name: s for s in given}
-        plan = method.at_paper(shape, by_name, **knobs)
+        if any_measure:
+            given = method.taken_as_its_own(given)
+        plan = method.at_paper(shape, given, **knobs)
         plan.save_pretrained(out_dir)
         _show(plan, as_json)
 
     file = "What `lookless calibrate` wrote; may be given more than once."
+    other = "Take scores of other measures too, in the order given: a variant of your own, and the plan says so."
     model = "A preset such as LLaVA-1.5-7B, `reference`, or a model's folder."
     options: dict[str, Any] = {"ctx": typer.Context, "out_dir": PlanOut}
     if method.measures:
         options["scores"] = Annotated[list[Path] | None, typer.Option("--scores", metavar="FILE", help=file)]
+        options["any_measure"] = Annotated[bool, typer.Option("--any-measure", help=other)]
     options["geometry"] = Annotated[str | None, typer.Option(metavar="NAME", help=model)]
     for knob in method.knobs.values():
         option = typer.Option(f"--{knob.name.replace('_', '-')}", metavar=knob.form, help=_paper_setting(method, knob))
         options[knob.name] = Annotated[str | None, option]
     options["as_json"] = Json
-    defaults = {"ctx": inspect.Parameter.empty, "out_dir": inspect.Parameter.empty, "as_json": False}
+    empty = inspect.Parameter.empty
+    defaults = {"ctx": empty, "out_dir": empty, "any_measure": False, "as_json": False}
     kind = inspect.Parameter.KEYWORD_ONLY
     make.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [inspect.Parameter(n, kind, default=defaults.get(n), annotation=a) for n, a in options.items()]

@@ -26,6 +26,7 @@ class Scores(BaseModel):
 
     Attributes:
         name: what was measured, e.g. ``visual_information_gain``.
+        used_as: the measure that these are to be taken for (:meth:`use_as`); None: what they are.
         unit: of each score; divergences are in nats.
         position: where the model's distribution was read: ``last`` prompt token, or mean over ``answer`` tokens.
         per_sample: ``[samples][layers]``; kept so that a spread can be shown and a subset taken.
@@ -53,6 +54,7 @@ class Scores(BaseModel):
     seconds: float | None = None
     measured: tuple[tuple[bool, ...], ...] | None = None
     passes: float | None = None
+    used_as: str | None = None
     lookless_version: str = __version__
 
     @model_validator(mode="after")
@@ -63,6 +65,20 @@ class Scores(BaseModel):
         if self.measured is not None and [*map(len, self.measured)] != [*map(len, self.per_sample)]:
             raise ValueError("measured has another shape than the scores it tells of")
         return self
+
+    @property
+    def measure(self) -> str:
+        """What a method takes these for."""
+        return self.used_as or self.name
+
+    @property
+    def source(self) -> str:
+        """What a plan says of its scores: what was measured, and what it is taken for if that is another measure."""
+        return self.name if self.used_as is None else f"{self.name} as {self.used_as}"
+
+    def use_as(self, measure: str) -> Scores:
+        """These, for a method that reads ``measure``: a variant of your own, and its plans say so."""
+        return self.model_copy(update={"used_as": None if measure == self.name else measure})
 
     @property
     def samples(self) -> int:

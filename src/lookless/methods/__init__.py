@@ -22,7 +22,7 @@ from .redundancylens import redundancylens
 from .shortv import shortv
 from .sparsevlm import sparsevlm
 from .st3 import st3
-from .table import METHODS, Method, all_methods, find
+from .table import METHODS, Method, PluginWarning, all_methods, find
 from .v2drop import v2drop
 from .v_skip import v_skip
 from .v_skip_universal import v_skip_universal
@@ -41,6 +41,7 @@ __all__ = [
     "Layers",
     "Method",
     "Order",
+    "PluginWarning",
     "Stages",
     "all_methods",
     "alvts",

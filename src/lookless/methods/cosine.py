@@ -11,6 +11,8 @@ where higher matters less.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from ..cells import Skip
 from ..plan import Plan
 from ..scores import Scores
@@ -19,7 +21,7 @@ from .selection import change_lowest
 
 
 @method
-def cosine(scores: Scores, *, layers: Count) -> Plan:
+def cosine(scores: Annotated[Scores, "cosine_similarity"], *, layers: Count) -> Plan:
     """Skip visual attention in the layers that turn visual states least."""
     turned = tuple(tuple(-value for value in sample) for sample in scores.per_sample)
     return change_lowest(scores.model_copy(update={"per_sample": turned}), layers, attention=Skip())

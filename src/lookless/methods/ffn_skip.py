@@ -8,6 +8,8 @@ its own scores here (``ffn_effect``); that the paper re-measured for the FFN is 
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from ..cells import Skip
 from ..plan import Plan
 from ..scores import Scores
@@ -16,6 +18,6 @@ from .selection import change_lowest
 
 
 @method
-def ffn_skip(scores: Scores, *, layers: Count) -> Plan:
+def ffn_skip(scores: Annotated[Scores, "ffn_effect"], *, layers: Count) -> Plan:
     """Skip the visual feed-forward network in the layers where it matters least."""
     return change_lowest(scores, layers, ffn=Skip())

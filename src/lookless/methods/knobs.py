@@ -10,9 +10,9 @@ plan all read it there::
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
 from typing import Annotated, Any, Literal, ParamSpec, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError
@@ -99,6 +99,28 @@ def knobs_of(make: Callable[..., Plan]) -> dict[str, Knob]:
     return found
 
 
+@cache
+def measures_of(make: Callable[..., Plan]) -> dict[str, str]:
+    """Which measure each argument of ``make`` reads, of those that say: ``scores: Annotated[Scores, "ffn_effect"]``."""
+    hints = get_type_hints(make, include_extras=True)
+    positional = [p.name for p in inspect.signature(make).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    return {
+        name: get_args(hints[name])[1]
+        for name in positional
+        if get_origin(hints.get(name)) is Annotated and isinstance(get_args(hints[name])[1], str)
+    }
+
+
+def check_measures(scores: Sequence[Scores], measures: Sequence[str]) -> None:
+    """Raises: PlanError: one of ``scores`` is of another measure than its place is for, and does not say so."""
+    for one, measure in zip(scores, measures, strict=True):
+        if one.measure != measure:
+            raise PlanError(
+                f"scores of {measure} are needed and {one.source} was given: `lookless calibrate --measure {measure}` "
+                f"measures them; for a variant of your own say --any-measure, in Python scores.use_as({measure!r})."
+            )
+
+
 def name_of(make: Callable[..., Plan]) -> str:
     return make.__name__.replace("_", "-")
 
@@ -111,9 +133,16 @@ def method(make: Callable[Arguments, Plan]) -> Callable[Arguments, Plan]:
     def signed(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Plan:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        given = [value for each in bound.args for value in (each if isinstance(each, tuple) else (each,))]
-        scores = [value for value in given if isinstance(value, Scores)]
+        measures = measures_of(make)
+        given = [
+            (value, measures.get(argument))
+            for argument, each in bound.arguments.items()
+            for value in (each if isinstance(each, tuple) else (each,))
+            if isinstance(value, Scores)
+        ]
+        scores = [value for value, _ in given]
         try:
+            check_measures(scores, [measure or value.name for value, measure in given])
             _of_one_model(scores)
             plan = make(*args, **kwargs)
         except PlanError as problem:
@@ -143,7 +172,7 @@ def _of_one_model(scores: list[Scores]) -> None:
 
 
 def _source_names(scores: list[Scores]) -> dict[str, str]:
-    return {"scores": " ".join(dict.fromkeys(s.name for s in scores))} if scores else {}
+    return {"scores": ", ".join(dict.fromkeys(s.source for s in scores))} if scores else {}
 
 
 def _sources(scores: list[Scores]) -> Mapping[str, Any]:

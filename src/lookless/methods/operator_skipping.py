@@ -17,13 +17,14 @@ Qwen3-VL-8B at 700 visual tokens and 15 + 55 of text saves 33.7 % their way.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Annotated
 
 from ..cells import Full, Skip
 from ..errors import PlanError, PlanMismatchError
 from ..flops import prefill
 from ..plan import Plan
 from ..scores import Scores
-from .knobs import method
+from .knobs import check_measures, measures_of, method
 
 Counts = tuple[int, int]  # attentions and FFNs skipped
 Choice = tuple[float, tuple[Counts, ...]]  # summed risk, and what was skipped in each layer
@@ -33,7 +34,13 @@ LABELS = ("attention-dominant", "ffn-dominant", "silent")
 
 @method
 def operator_skipping(
-    attention: Scores, ffn: Scores, both: Scores, *, save: float, visual: float = 576, text: float = 66.6
+    attention: Annotated[Scores, "visual_information_gain"],
+    ffn: Annotated[Scores, "ffn_effect"],
+    both: Annotated[Scores, "freeze_effect"],
+    *,
+    save: float,
+    visual: float = 576,
+    text: float = 66.6,
 ) -> Plan:
     """Skip attention, FFN or both where that risks least, until a share of a prompt's decoder FLOPs is saved.
 
@@ -85,7 +92,9 @@ def labels(attention: Scores, ffn: Scores, both: Scores, *, tau: float) -> tuple
 
     Raises:
         PlanMismatchError: the scores are of different models.
+        PlanError: they are of other measures.
     """
+    check_measures([attention, ffn, both], [*measures_of(operator_skipping).values()])
     if not attention.geometry == ffn.geometry == both.geometry:
         raise PlanMismatchError("the three risks are of different models: calibrate them on one.")
     named = []

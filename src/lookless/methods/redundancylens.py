@@ -14,6 +14,7 @@ not published; 16 of 32 for both gives their 71 to 72 % of InternVL2-8B's FLOPs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from ..cells import Neurons, Window
 from ..errors import PlanError
@@ -25,8 +26,8 @@ from .selection import first, ranking
 
 @method
 def redundancylens(
-    attention: Scores | Sequence[int],
-    ffn: Scores | Sequence[int],
+    attention: Annotated[Scores | Sequence[int], "window_effect"],
+    ffn: Annotated[Scores | Sequence[int], "neuron_effect"],
     *,
     attention_layers: Count = 16,
     ffn_layers: Count = 16,

@@ -12,6 +12,8 @@ is right for one image, one template and batch 1; nothing of that is needed here
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from ..cells import Skip
 from ..plan import Plan
 from ..scores import Scores
@@ -20,6 +22,6 @@ from .selection import change_lowest
 
 
 @method
-def shortv(scores: Scores, *, layers: Count) -> Plan:
+def shortv(scores: Annotated[Scores, "layer_contribution"], *, layers: Count) -> Plan:
     """Freeze visual tokens (neither attention nor FFN) in the layers that contribute least."""
     return change_lowest(scores, layers, attention=Skip(), ffn=Skip())

@@ -9,13 +9,14 @@ A package adds a method with an entry point of the group ``lookless.methods`` th
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from ..errors import PlanError
+from ..errors import PlanError, first_line
 from ..geometry import Geometry
 from ..plan import Plan
 from ..scores import Scores
@@ -29,7 +30,7 @@ from .ffn_skip import ffn_skip
 from .gsop import gsop
 from .halfv import halfv
 from .halfv_llava import halfv_llava
-from .knobs import Knob, knobs_of, name_of
+from .knobs import Knob, check_measures, knobs_of, name_of
 from .operator_skipping import operator_skipping
 from .pyramiddrop import pyramiddrop
 from .random_layers import random_layers
@@ -102,10 +103,11 @@ class Method:
     def at_paper(self, geometry: Geometry, scores: Mapping[str, Scores] | Sequence[Scores] = (), **knobs: Any) -> Plan:
         """The plan at the paper's setting, at the same relative depth of ``geometry``; ``knobs`` given go before.
 
-        ``scores`` are by measure, or just as the method takes them, whatever was measured.
+        ``scores`` are by measure, or in any order.
 
         Raises:
-            PlanError: scores are missing, a knob is unknown, or one that only a search finds is not given.
+            PlanError: scores are missing or of another measure, a knob is unknown, or one that only a search finds is
+                not given.
         """
         unknown = [knob for knob in knobs if knob not in self.knobs]
         if unknown:
@@ -117,6 +119,11 @@ class Method:
         if missing:
             raise PlanError(f"{self.name} needs {missing[0]}, which is found by search; its knobs are {self.forms}.")
         return self.make(*self._given(geometry, scores), **chosen)
+
+    def taken_as_its_own(self, scores: Sequence[Scores]) -> list[Scores]:
+        """``scores`` of whatever measures, one by one in place of those it needs; of more than those, of the last."""
+        measures = [*self.measures, *self.measures[-1:] * len(scores)]
+        return [one.use_as(measure) for one, measure in zip(scores, measures, strict=False)]
 
     def sample(self, geometry: Geometry, **knobs: Any) -> Plan:
         """A plan to look at, from scores that are all alike."""
@@ -146,7 +153,7 @@ class Method:
         if isinstance(scores, Mapping):
             found, names = [scores[need] for need in self.measures if need in scores], list(scores)
         else:
-            found, names = list(scores), [s.name for s in scores]
+            found, names = self._in_order(scores), [s.source for s in scores]
         if len(found) < len(self.measures) or (len(found) > len(self.measures) and not self.takes_many):
             there = ", ".join(names) or "none"
             raise PlanError(
@@ -155,7 +162,19 @@ class Method:
             )
         for one in found:
             Plan.full(one.geometry).check(geometry)
+        try:
+            check_measures(found, [*self.measures, *self.measures[-1:] * (len(found) - len(self.measures))])
+        except PlanError as problem:
+            raise PlanError(f"{self.name}: {problem}") from None
         return tuple(found)
+
+    def _in_order(self, scores: Sequence[Scores]) -> list[Scores]:
+        """As the method takes them; those of no measure that it needs fill what places are left."""
+        if len(self.measures) == 1:
+            return list(scores)
+        known = {one.measure: one for one in scores if one.measure in self.measures}
+        rest = [one for one in scores if known.get(one.measure) is not one]
+        return [known.get(need) or rest.pop(0) for need in self.measures if need in known or rest] + rest
 
     @property
     def forms(self) -> str:
@@ -203,32 +222,63 @@ METHODS: dict[str, Method] = {
 }
 
 
+class PluginWarning(UserWarning):
+    """A method of another package that cannot be used."""
+
+
 def all_methods() -> dict[str, Method]:
     """:data:`METHODS` and those of installed packages, which are imported now and not before.
 
-    Raises:
-        PlanError: an entry point does not load, is no :class:`Method`, or has a name that is taken.
+    Warns:
+        PluginWarning: an entry point does not load, is no :class:`Method`, or has a name that is taken; it is left out.
     """
-    found = dict(METHODS)
-    for point in entry_points(group=GROUP):
-        where = f"the entry point {point.name!r} of {GROUP} ({point.value})"
-        try:
-            method = point.load()
-        except Exception as problem:  # whatever a stranger's module raises
-            raise PlanError(
-                f"{where} cannot be loaded ({type(problem).__name__}: {problem}): mend or uninstall it."
-            ) from None
-        if not isinstance(method, Method):
-            raise PlanError(f"{where} is a {type(method).__name__} and should be a lookless.methods.Method.")
-        if method.name in found:
-            raise PlanError(f"{where} adds a method {method.name!r}, and there is one of that name: rename it.")
-        found[method.name] = method
+    found, broken = _installed()
+    for problem in broken.values():
+        warnings.warn(problem, PluginWarning, stacklevel=2)
     return found
 
 
 def find(name: str) -> Method:
-    """Raises: PlanError: no method is called so; the message lists them."""
-    methods = all_methods()
-    if name not in methods:
-        raise PlanError(f"no method {name!r}; choose one of {', '.join(methods)}.")
-    return methods[name]
+    """Other packages are imported only for a name that is not of this one.
+
+    Raises:
+        PlanError: no method is called so, and the message lists them; or it is another package's, and cannot be used.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    found, broken = _installed()
+    if name in broken:
+        raise PlanError(broken[name])
+    if name not in found:
+        raise PlanError(f"no method {name!r}; choose one of {', '.join(found)}.")
+    return found[name]
+
+
+def _installed() -> tuple[dict[str, Method], dict[str, str]]:
+    """All methods by name; and by its entry point's name, what is wrong with each that cannot be used."""
+    found, broken = dict(METHODS), {}
+    for point in entry_points(group=GROUP):
+        try:
+            method = _loaded(point, found)
+        except PlanError as problem:
+            broken[point.name] = str(problem)
+        else:
+            found[method.name] = method
+    return found, broken
+
+
+def _loaded(point: EntryPoint, others: Container[str]) -> Method:
+    """Raises: PlanError: it cannot be used."""
+    where = f"the entry point {point.name!r} of {GROUP} ({point.value})"
+    try:
+        method = point.load()
+        if isinstance(method, Method):
+            method.is_prefix_cache_safe  # noqa: B018  # which makes a plan: a method that cannot is none
+    except (Exception, SystemExit) as problem:  # whatever a stranger's module raises
+        told = f"{type(problem).__name__}: {first_line(problem)}"
+        raise PlanError(f"{where} cannot be used ({told}): mend or uninstall it.") from None
+    if not isinstance(method, Method):
+        raise PlanError(f"{where} is a {type(method).__name__} and should be a lookless.methods.Method.")
+    if method.name in others:
+        raise PlanError(f"{where} adds a method {method.name!r}, and there is one of that name: rename it.")
+    return method

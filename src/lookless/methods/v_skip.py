@@ -11,6 +11,8 @@ What a skipped layer computes, and why, is told at :class:`lookless.cells.Skip`.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from ..cells import Skip
 from ..plan import Plan
 from ..scores import Scores
@@ -19,12 +21,13 @@ from .selection import change_lowest
 
 
 @method
-def v_skip(scores: Scores, *, layers: Count) -> Plan:
+def v_skip(scores: Annotated[Scores, "visual_information_gain"], *, layers: Count) -> Plan:
     """Skip visual attention in the layers where it matters least.
 
-    ``scores`` are the visual information gain (``lookless.calibrate``); any other layer score gives its own variant.
+    ``scores`` are the visual information gain (``lookless.calibrate``); any other layer score gives a variant of your
+    own, and has to say so: ``scores.use_as("visual_information_gain")``.
 
     Raises:
-        PlanError: ``layers`` is negative or more than the model has.
+        PlanError: ``scores`` are of another measure, or ``layers`` is negative or more than the model has.
     """
     return change_lowest(scores, layers, attention=Skip())

@@ -12,6 +12,7 @@ have the same say.
 from __future__ import annotations
 
 from statistics import fmean
+from typing import Annotated
 
 from ..cells import Skip
 from ..errors import PlanError
@@ -22,11 +23,12 @@ from .selection import change_lowest, ranking
 
 
 @method
-def v_skip_universal(*scores: Scores, layers: Count, by: str = "mean") -> Plan:
+def v_skip_universal(*scores: Annotated[Scores, "visual_information_gain"], layers: Count, by: str = "mean") -> Plan:
     """Skip visual attention where it matters least to several tasks taken together (V-Skip*).
 
     Raises:
-        PlanError: no scores, ``by`` is not one of mean, rank, or ``layers`` are more than the model has.
+        PlanError: no scores, or of another measure, ``by`` is not one of mean, rank, or ``layers`` are more than the
+            model has.
     """
     if not scores:
         raise PlanError("there are no scores: give those of at least one task.")

@@ -13,6 +13,8 @@ later layer for TextVQA.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from ..cells import Keep
 from ..errors import PlanError
 from ..plan import Plan
@@ -21,7 +23,7 @@ from .knobs import Layer, method
 
 
 @method
-def vtw_search(scores: Scores, *, eta: float = 0.003, start: Layer = 5) -> Plan:
+def vtw_search(scores: Annotated[Scores, "withdrawal"], *, eta: float = 0.003, start: Layer = 5) -> Plan:
     """Withdraw all visual tokens at the first layer where that moves the answer by at most eta.
 
     Raises:
