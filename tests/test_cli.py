@@ -357,7 +357,7 @@ def test_what_was_there_stays(tmp_path, image):
     assert (scores.read_bytes(), (plan / FILE_NAME).read_bytes()) == before
     assert "is a folder" in fails("calibrate", "reference", "--data", "reference", "--out", plan)
     assert "is a file" in fails("plan", "v-skip", "--scores", scores, "--layers", 2, "--out", scores)
-    assert "cannot be made" in fails("plan", "v-skip", "--scores", scores, "--layers", 2, "--out", scores / "below")
+    assert "cannot be written" in fails("plan", "v-skip", "--scores", scores, "--layers", 2, "--out", scores / "below")
 
 
 def test_typos_exit_with_two():

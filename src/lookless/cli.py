@@ -93,17 +93,10 @@ def _print_json(record: BaseModel | dict[str, Any]) -> None:
 
 
 def _writable(path: Path, *, folder: bool) -> Path:
-    """``path``, if the result can be written there: found out before the work, not after it."""
-    if folder and path.exists() and not path.is_dir():
-        raise LooklessError(f"{path} is a file and the result is a folder: choose another name.")
-    if not folder and path.is_dir():
-        raise LooklessError(f"{path} is a folder and the result is a file: choose another name.")
-    target = path if folder else path.parent
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise LooklessError(f"{target} cannot be made for the result: {problem.strerror}.") from None
-    return path
+    """As :func:`lookless.files.check_out`."""
+    from .files import check_out
+
+    return check_out(path, folder=folder)
 
 
 def _version(asked: bool) -> None:
@@ -196,6 +189,7 @@ def calibrate(
     from .loading import load_model
     from .screening import check_screened, screen
 
+    _writable(out_path, folder=False)
     if position not in ("last", "answer"):
         raise LooklessError(f"position {position!r} is not one of last, answer.")
     names = [*MEASURES, *DIAGNOSTICS]
@@ -203,7 +197,6 @@ def calibrate(
         raise LooklessError(f"no measure is called {measure!r}; choose one of {', '.join(names)}.")
     if lowest is not None:
         check_screened(measure)
-    _writable(out_path, folder=False)
     chosen = load_data(data, split="calibration", limit=samples)
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
     if lowest is None:
@@ -264,8 +257,8 @@ def plan_preset(
     """
     from .methods import preset
 
-    plan = preset(name)
     _writable(out_dir, folder=True)
+    plan = preset(name)
     plan.save_pretrained(out_dir)
     _show(plan, as_json)
 
@@ -285,8 +278,8 @@ def _method_command(method: Method) -> Any:
     ) -> None:
         from .scores import Scores
 
-        knobs = _knobs(method, {k: v for k, v in words.items() if v is not None}, ctx.args)
         _writable(out_dir, folder=True)
+        knobs = _knobs(method, {k: v for k, v in words.items() if v is not None}, ctx.args)
         given = [Scores.load(path) for path in scores or ()]
         if geometry is None and not given:
             what = f"--scores FILE, of {', '.join(method.measures)}" if method.measures else "--geometry"
@@ -517,28 +510,32 @@ def table(
     from .methods import all_methods
     from .table import run_table
 
+    figure = out_path.parent / "images" / f"{out_path.stem}.png"
+    for path in (out_path, figure):
+        _writable(path, folder=False)
+    folders = {model: work / model.replace("/", "-") for model in models or reference.NAMES}
+    for folder in folders.values():
+        _writable(folder, folder=True)
     known = all_methods()
     unknown = [name for name in only or () if name not in known]
     if unknown:
         raise PlanError(f"no method is called {unknown[0]!r}; methods are {', '.join(known)}.")
     chosen = {name: method for name, method in known.items() if name in (only or known)}
-    _writable(out_path, folder=False)
     outcomes = [
         run_table(
             load_model(model, dtype=dtype, device=device),
             chosen,
-            _writable(work / model.replace("/", "-"), folder=True),
+            folder,
             tasks=data or [f"reference:{task}" for task in reference.TASKS],
             budgets=budget or [0.6],
             questions=questions,
             samples=samples,
             machine=machine,
         )
-        for model in models or reference.NAMES
+        for model, folder in folders.items()
     ]
-    figure = out_path.parent / "images" / f"{out_path.stem}.png"
     report.save_figure(results.retention_figure(outcomes), figure)
-    before = out_path.read_text(encoding="utf-8") if out_path.exists() else ""
+    before = out_path.read_text(encoding="utf-8") if out_path.is_file() else ""
     files.write_text(out_path, results.document(before, outcomes, known, f"images/{figure.name}"))
     out.print(f"written: {out_path} and {figure}; outcomes, question by question, are in {work}", soft_wrap=True)
 
@@ -608,13 +605,13 @@ def bench(
     from .methods import find
     from .plan import Plan
 
+    if out_dir is not None:
+        _writable(out_dir, folder=True)
     if (model is None) == (geometry is None):
         raise LooklessError("name either a MODEL or a --geometry to time.")
     if model is not None and visual:
         raise LooklessError("--visual is for a --geometry: a model's own images say how many visual tokens there are.")
     _check_engine(ctx, engine)
-    if out_dir is not None:
-        _writable(out_dir, folder=True)
     if engine == "vllm":
         from .traffic import Traffic
 

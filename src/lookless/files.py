@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import math
 import os
-import tempfile
+import re
+import secrets
+import stat
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from .errors import LooklessError
 
 Record = TypeVar("Record", bound=BaseModel)
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -22,16 +29,25 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``content`` beside ``path`` and move it there, so that ``path`` holds the old or the new, whole."""
+    """Write ``content`` beside ``path`` and move it there, so that ``path`` holds the old or the new, whole.
+
+    A link stays a link to what it names, and a device or a pipe is written to, not replaced.
+    """
+    mode = _mode(path)
+    if mode is not None and not stat.S_ISREG(mode):
+        path.write_bytes(content)
+        return
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    partial = _beside(path)
+    handle = os.open(partial, _NEW, 0o666)  # less the process's umask, as any new file
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        # mkstemp makes the file private; give it the permissions any other new file would have
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(partial, 0o666 & ~mask)
+            file.flush()
+            os.fsync(file.fileno())
+        if mode is not None:
+            os.chmod(partial, stat.S_IMODE(mode))
         os.replace(partial, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -39,9 +55,120 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+def check_out(path: Path, *, folder: bool = False) -> Path:
+    """``path``, if a result can be written there: called before the work, so that no result is lost after it.
+
+    Makes the folders on the way, and leaves nothing else behind.
+
+    Args:
+        path: where the result is to be.
+        folder: the result is files in the folder ``path``, not the file ``path``.
+
+    Raises:
+        LooklessError: ``path`` is a folder and should be a file, or a file and should be a folder, or it cannot be
+            written, with the reason.
+    """
+    try:
+        mode = _mode(path)
+        is_folder = mode is not None and stat.S_ISDIR(mode)
+        if folder and mode is not None and not is_folder:
+            raise LooklessError(f"{path} is a file and the result is a folder: choose another name.")
+        if not folder and is_folder:
+            raise LooklessError(f"{path} is a folder and the result is a file: choose another name.")
+        if not folder and mode is not None and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if folder or mode is None or stat.S_ISREG(mode):
+            _try_writing(path / "any" if folder else path)
+    except (OSError, ValueError, RuntimeError) as problem:  # RuntimeError: links that go round
+        reason = getattr(problem, "strerror", None) or problem
+        raise LooklessError(f"{path} cannot be written ({reason}): choose another place for the result.") from problem
+    return path
+
+
+def _try_writing(path: Path) -> None:
+    """Make the folders of ``path``, and a file beside it that is gone again."""
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        path.lstat()  # is the name too long?
+    partial = _beside(path)
+    os.close(os.open(partial, _NEW, 0o666))
+    os.unlink(partial)
+
+
+def _mode(path: Path) -> int | None:
+    """What kind of file ``path`` is and who may do what with it; None where there is none."""
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return None
+
+
+def _beside(path: Path) -> Path:
+    """A name that no other thread or process takes, in the folder of ``path``: on its disk, so that it can be moved."""
+    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}")
+
+
 def dump(record: BaseModel) -> str:
     """Sorted, indented JSON: the same record is the same bytes, and two records diff line by line."""
     return json.dumps(record.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def parse(content: bytes) -> Any:
+    """The JSON in ``content``: UTF-8, with or without a byte order mark.
+
+    Stricter than :mod:`json`, whose leniency would read a file as something else than its writer meant.
+
+    Raises:
+        ValueError: it is not JSON, has a key twice, NaN or infinity, a number beyond 64 bits, half a surrogate pair,
+            or is nested too deep; one line.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"it is not UTF-8 ({problem.reason} at byte {problem.start})") from None
+    try:
+        data = json.loads(
+            text, object_pairs_hook=_once, parse_constant=_no_number, parse_int=_integer, parse_float=_finite
+        )
+    except json.JSONDecodeError as problem:
+        raise ValueError(f"it is not JSON ({problem})") from None
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(data, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as problem:
+            raise ValueError(f"it holds half a surrogate pair ({problem.object[problem.start]!a})") from None
+    return data
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"it has the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
+    return data
+
+
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(f"it holds {word}, which is no JSON number")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
+        raise ValueError(f"it holds the number {_shortened(digits)}, which is beyond 64 bits")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    if math.isinf(float(digits)):
+        raise ValueError(f"it holds the number {_shortened(digits)}, which is beyond 64 bits")
+    return float(digits)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 20 else f"{text[:20]}..."
 
 
 def load(path: Path, kind: type[Record], error: type[LooklessError], schema: int) -> Record:
@@ -53,20 +180,25 @@ def load(path: Path, kind: type[Record], error: type[LooklessError], schema: int
     """
     what = kind.__name__.lower()
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse(path.read_bytes())
     except FileNotFoundError:
         raise error(f"no {what} at {path}: the file does not exist.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as problem:
-        raise error(f"{path} cannot be read as a {what}: {problem}.") from None
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or problem
+        raise error(f"{path} cannot be read as a {what}: {reason}.") from None
     if not isinstance(data, dict):
         raise error(f"{path} cannot be read as a {what}: it holds a JSON {type(data).__name__}, not an object.")
-    found = data.get("schema_version")
-    if isinstance(found, int) and found > schema:
+    found = data.get("schema_version", schema)
+    if type(found) is not int or found < 1:
+        raise error(f"{path} is not a valid {what}: its schema version is {found!r}, not a number from 1 to {schema}.")
+    if found > schema:
         raise error(f"{path} has schema version {found} and this lookless reads up to {schema}: upgrade lookless.")
     try:
         return kind.model_validate(data)
     except ValidationError as problem:
         raise error(f"{path} is not a valid {what}: {sentence(problem)}.") from None
+    except LooklessError as problem:  # what the record's own validators refuse
+        raise error(f"{path} is not a valid {what}: {problem}") from None
 
 
 def sentence(problem: ValidationError) -> str:
@@ -74,7 +206,7 @@ def sentence(problem: ValidationError) -> str:
     first = problem.errors()[0]
     where = ".".join(map(str, first["loc"])) or "the whole"
     if first["type"] == "extra_forbidden":
-        return f"unknown key {where!r} (value {first['input']!r})"
+        return f"unknown key {where!r} (value {repr(first['input'])[:60]})"
     more = f" (and {problem.error_count() - 1} more)" if problem.error_count() > 1 else ""
     found = "" if first["type"] == "missing" else f", found {str(first['input'])[:60]!r}"
     return f"{where}: {first['msg'].lower()}{found}{more}"

@@ -113,7 +113,8 @@ class Plan(BaseModel):
         provenance: how it was made.
 
     Raises:
-        PlanError: a rank reads the layer before, and there is none, or no visual keys are made in it.
+        PlanError: there are more or fewer rows than the geometry has layers, or a rank reads the layer before, and
+            there is none, or no visual keys are made in it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -122,6 +123,15 @@ class Plan(BaseModel):
     layers: tuple[LayerPlan, ...] = Field(min_length=1)
     geometry: Geometry | None = None
     provenance: Provenance = Provenance()
+
+    @model_validator(mode="after")
+    def _a_row_for_every_layer(self) -> Plan:
+        if self.geometry is not None and len(self.layers) != self.geometry.layers:
+            raise PlanError(
+                f"the plan has {len(self.layers)} rows and its geometry {self.geometry.layers} layers: a plan has one "
+                f"row for each layer."
+            )
+        return self
 
     @model_validator(mode="after")
     def _ranks_can_be_read(self) -> Plan:
