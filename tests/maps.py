@@ -231,25 +231,29 @@ class Conversation:
         k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
         return {"x": x, "h": h, "k": k, "v": v, "layer": layer, "rotary": rotary, "alive": self.alive.clone()}
 
+    def last(self, c):
+        """The last row of a call that takes part; where it ends in an image, the last visual one not dropped."""
+        return ((self.call == c) & self.real & (~self.visual | self.alive)).nonzero().flatten()[-1:]
+
     def order(self, cell, c, layer, index, x, rotary):
         """Living visual rows of a call, best first."""
         mine = (self.alive & (self.call == c)).nonzero().flatten()
-        if not len(mine) or cell.is_none:
+        if len(mine) < 2 or cell.is_none:
             return mine
         before = self.before
         here = self.shown_by(layer, x, rotary)
         in_call = self.call == c
-        last = (in_call & self.real).nonzero().flatten()[-1:]
+        last = self.last(c)
         behind = (in_call & self.real & ~self.visual & (torch.arange(self.n) > mine[0])).nonzero().flatten()
         every = (self.visual & in_call).nonzero().flatten()
-        if cell.rank == "last_query_attention":
+        raters = (in_call & self.real & ~self.visual & (torch.arange(self.n) > every[0])).nonzero().flatten()
+        if cell.rank == "last_query_attention" or (cell.rank == "text_raters" and not len(raters)):
             score = self.weights(before, last, c).mean((0, 1))[mine]
         elif cell.rank == "instruction_attention":
             score = self.weights(here, last, c).mean((0, 1))[mine]
         elif cell.rank == "text_raters":
-            behind = (in_call & self.real & ~self.visual & (torch.arange(self.n) > every[0])).nonzero().flatten()
-            rating = (self.first[every] @ self.first[behind].T).softmax(-1).mean(0)
-            score = self.weights(before, behind[rating >= rating.mean()], c).mean((0, 1))[mine]
+            rating = (self.first[every] @ self.first[raters].T).softmax(-1).mean(0)
+            score = self.weights(before, raters[rating >= rating.mean()], c).mean((0, 1))[mine]
         elif cell.rank == "value_aware":
             score = torch.stack(
                 [(self.weights(before, last, c)[:, 0, j, None] * before["v"][:, j]).norm() for j in mine]
@@ -257,7 +261,9 @@ class Conversation:
         elif cell.rank == "mutual_attention":
             count = min(16, len(mine))
             some = mine[sorted({round(i * (len(mine) - 1) / max(1, count - 1)) for i in range(count)})]
-            score = (self.weights(here, some, c).mean((0, 1)) + self.weights(here, behind, c).mean((0, 1)))[mine]
+            score = self.weights(here, some, c).mean((0, 1))[mine]
+            if len(behind):
+                score = score + self.weights(here, behind, c).mean((0, 1))[mine]
         elif cell.rank == "key_norm":
             score = -before["k"].norm(dim=-1).mean(0)[mine]
         elif cell.rank == "attention_norm":
@@ -284,7 +290,8 @@ class Conversation:
                 surplus = min(8, len(rest) - (wanted - len(important)))
                 for i in sorted(alike, key=alike.get, reverse=True)[:surplus]:
                     rest.remove(i)
-            return mine[important + rest[: wanted - len(important)]]
+            kept = important + rest[: wanted - len(important)]
+            return mine[kept + [i for i in best if i not in kept]]
         if cell.rank == "diversity":
             nearest = [max(cosine[i, j].item() for j in range(len(mine)) if j != i) for i in range(len(mine))]
             chosen = [min(range(len(mine)), key=lambda i: nearest[i])]
@@ -293,7 +300,7 @@ class Conversation:
             k = k.repeat_interleave(q.shape[0] // k.shape[0], 0)[:, mine]
             score = (q[:, last] @ k.transpose(1, 2) * here["layer"].self_attn.scaling).softmax(-1).mean((0, 1))
             chosen = score.argsort(descending=True)[: max(1, round(0.15 * wanted))].tolist()
-        while len(chosen) < wanted:
+        while len(chosen) < (len(mine) if getattr(cell, "recycle", 0) else wanted):
             left = [i for i in range(len(mine)) if i not in chosen]
             chosen.append(min(left, key=lambda i: max(cosine[i, j].item() for j in chosen)))
         return mine[chosen]
@@ -303,7 +310,7 @@ class Conversation:
             mine = (self.alive & (self.call == c)).nonzero().flatten()
             if not len(mine):
                 continue
-            last = ((self.call == c) & self.real).nonzero().flatten()[-1:]
+            last = self.last(c)
             weights = self.weights(self.before, last, c)[:, 0]
             whole = (weights[..., None] * self.before["v"]).sum(1).flatten()
             each = [(weights[:, j, None] * self.before["v"][:, j]).flatten() for j in mine]

@@ -48,6 +48,8 @@ RANKED = {
         for rank in IN_DECODER
     },
     "recycle by attention": FULL.at([2], keep=Keep(0.3, rank="last_query_attention", recycle=0.5)),
+    "recycle by diversity": FULL.at([2], keep=Keep(0.3, rank="diversity", recycle=0.8)),
+    "recycle by both": FULL.at([2], keep=Keep(0.3, rank="attention_then_diversity", recycle=0.8)),
 }
 DECODE = {
     "decode": FULL.at([1], decode=Skip()).at([2], decode=Top(0.5, rank="key_norm")),
@@ -87,6 +89,22 @@ def test_prefill_is_the_slow_reference(name, plan):
         assert far(fast, slow) < TOLERANCE, kind
         moved = max(moved, far(slow, model(**arguments).logits[text]))
     assert moved > 10 * TOLERANCE  # the plan does something that the test would see
+
+
+@pytest.mark.parametrize("plan", {**PLANS, **DECODE})
+@pytest.mark.parametrize("name", ["llava", "llava_onevision"])
+@torch.no_grad()
+def test_prompts_that_end_in_an_image(name, plan):
+    """Their last row is a visual one, which may have been dropped: the rows left are ranked by the last of themselves,
+    and the answer is read from the last row as the plan leaves it. Alone, and as one row of a batch."""
+    family, model, plan = FAMILIES[name], model_of(name), {**PLANS, **DECODE}[plan]
+    for prompts in ([(6, "image")], [("wide",)], [(4, "image", 9), (5, "wide", 2, "image"), ("image", 3, "image")]):
+        arguments = family.arguments(*prompts)
+        read = text_of(family, arguments)
+        read[:, -1] = True
+        slow = slow_logits(model, plan, arguments, family.visual_ids)[read]
+        with apply(model, plan):
+            assert far(model(**arguments).logits[read], slow) < TOLERANCE, prompts
 
 
 @pytest.mark.parametrize("plan", {**PLANS, **DECODE})

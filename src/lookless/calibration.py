@@ -141,7 +141,7 @@ def run_from(model: nn.Module, located: Located, dense: Dense, layer: int, plan:
         layer -= 1
     x, _ = dense.inputs[layer]
     prompts = dense.prompts()
-    running = Pass(plan.live() if prompts.end_in_text else plan, prompts)
+    running = Pass(plan.live() if prompts.end_in_text else plan, prompts, embedded=dense.inputs[0][0])
     steps = zip(located.layers, dense.inputs, dense.added, strict=True)
     for index, (module, (_, arguments), added) in list(enumerate(steps))[layer:]:
         x = running.run(module, index, x, **arguments)
@@ -192,6 +192,7 @@ def sweep(
 
     Raises:
         DataError: as :func:`visual_prompts`.
+        PlanError: the cells rank by the layer before, which the first layer has not, or by the vision tower.
     """
     started, located = time.perf_counter(), locate(loaded.model)
     plans = [one_row(located.geometry, layer, cells) for layer in range(len(located.layers))]

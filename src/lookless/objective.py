@@ -83,7 +83,6 @@ class Objective:
         live = plan.live().layers
         if live not in self._known:
             first = next(layer for layer, row in enumerate(plan.layers) if not row.is_full)
-            first = 0 if "text_raters" in ranks else first  # which reads the embeddings
             self._known[live] = tuple(
                 moved(self._model, self._located, dense, first, plan, self._distance) for dense in self._dense
             )

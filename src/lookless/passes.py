@@ -19,12 +19,15 @@ from .ranks import Filtering, View, recycle, select
 class Pass:
     """State between layers: the prompts, what the layer before showed, and what ranks need from further back."""
 
-    def __init__(self, plan: Plan, prompts: Prompts, tower: Sequence[Tensor] = ()) -> None:
+    def __init__(
+        self, plan: Plan, prompts: Prompts, tower: Sequence[Tensor] = (), embedded: Tensor | None = None
+    ) -> None:
+        """``embedded`` is the first layer's input, for a pass that begins at a later one."""
         self.plan, self.prompts = plan, prompts
         self._tower = tower  # of each call of the tower in this pass, [visual tokens]
         self._filtering = Filtering(len(prompts.text))
         self._seen: Seen | None = None
-        self._embedded: Tensor | None = None
+        self._embedded = embedded
 
     def run(self, layer: nn.Module, index: int, x: Tensor, **arguments: Any) -> Tensor:
         """``layer``, which is number ``index``, on ``x`` ``[batch, sequence, hidden]``; ``arguments`` are its own."""

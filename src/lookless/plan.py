@@ -70,9 +70,15 @@ class LayerPlan(BaseModel):
         return tuple(dict.fromkeys([*ranks, *(["value_aware"] if isinstance(self.keep, Filter) else [])]))
 
     @property
+    def withdraws(self) -> bool:
+        """Whether no visual token is alive from this layer's input on."""
+        return isinstance(self.keep, Keep) and self.keep.is_none
+
+    @property
     def reads_visual_keys(self) -> bool:
         """Whether anyone reads a visual token's key here."""
-        return self.visible != Skip() or self.attention != Skip()
+        nobody = isinstance(self.attention, Skip) or (isinstance(self.attention, Top) and self.attention.is_none)
+        return self.visible != Skip() or not nobody
 
 
 COLUMNS = tuple(LayerPlan.model_fields)
@@ -227,19 +233,29 @@ class Plan(BaseModel):
 
         From the last layer down: a visual token's attention and FFN in a layer are dead if no later layer lets anyone
         read that token. So in every model the last layer's are dead already, and so are those of the layer before a
-        withdrawal, and of a run of layers at the end in which text reads no visual key.
+        withdrawal, and of a run of layers at the end in which text reads no visual key. A rank is dead where all visual
+        tokens are withdrawn, or none is wanted.
         """
-        rows, read = list(self.layers), False
+        rows, read = self._without_idle_ranks(), False
         for layer in reversed(range(len(rows))):
             row = rows[layer]
-            nothing = {c: Skip() for c in COLUMNS if isinstance(cell := getattr(row, c), Top) and cell.is_none}
-            if nothing:
-                rows[layer] = row = _row({**dict(row), **nothing})
             if not read:
                 rows[layer] = row = _row({**dict(row), "attention": Skip(), "ffn": Skip()})
-            withdrawn = isinstance(row.keep, Keep) and row.keep.is_none
-            read = not withdrawn and (read or row.reads_visual_keys or bool(row.ranks))
+            read = not row.withdraws and (read or row.reads_visual_keys or bool(row.ranks))
         return Plan(**{**dict(self), "layers": tuple(rows)})
+
+    def _without_idle_ranks(self) -> list[LayerPlan]:
+        """The layers, without ranks that choose nothing, or among nothing."""
+        rows, gone = [], False
+        for row in self.layers:
+            idle: dict[str, Cell] = {"keep": Full()} if gone and not row.withdraws else {}
+            gone = gone or row.withdraws
+            for column in COLUMNS:
+                cell = getattr(row, column)
+                if isinstance(cell, Top) and (gone or cell.is_none):
+                    idle[column] = Skip()
+            rows.append(_row({**dict(row), **idle}) if idle else row)
+        return rows
 
     @property
     def as_run(self) -> Plan:

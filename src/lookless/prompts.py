@@ -65,16 +65,21 @@ class Prompts:
 
     @property
     def last(self) -> tuple[int, ...]:
-        """Of each prompt, its last row: the one whose answer is read."""
+        """Of each prompt, its last row that takes part: of a prompt that ends in an image, the last visual row that is
+        not dropped, as in the papers' codes, which take dropped rows out of the sequence."""
+        return self._last(self.alive)
+
+    def _last(self, visual: tuple[Tensor, ...]) -> tuple[int, ...]:
+        """The last row among text and ``visual`` rows; -1 where there is none."""
         return tuple(
-            max(int(t[-1]) if len(t) else -1, int(v[-1]) if len(v) else -1)
-            for t, v in zip(self.text, self.first, strict=True)
+            int(torch.cat((t, v)).max()) if len(t) + len(v) else -1 for t, v in zip(self.text, visual, strict=True)
         )
 
     @property
     def end_in_text(self) -> bool:
         """Whether every prompt's last row is text, so that nobody reads a visual row behind the last layer."""
-        return all(len(text) and int(text[-1]) == last for text, last in zip(self.text, self.last, strict=True))
+        last_rows = self._last(self.first)
+        return all(len(text) and int(text[-1]) == last for text, last in zip(self.text, last_rows, strict=True))
 
     def keep(self, alive: tuple[Tensor, ...]) -> None:
         """From here on only these visual rows are alive."""

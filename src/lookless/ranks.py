@@ -8,7 +8,7 @@ attention map, and work beside any attention kernel.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -33,6 +33,7 @@ class View:
         tower: attention the tower paid to each visual token of the prompt, ``[visual]``; None if not captured.
         wanted: how many tokens will be kept.
         layer: its number.
+        merged: how many of the dropped are merged; they follow the kept in the order.
     """
 
     b: int
@@ -43,6 +44,7 @@ class View:
     tower: Tensor | None
     wanted: int
     layer: int
+    merged: int = 0
 
     @cached_property
     def alive(self) -> Tensor:
@@ -55,7 +57,7 @@ class View:
 
     @cached_property
     def last(self) -> Tensor:
-        """The last row of the prompt, ``[1]``."""
+        """The last row of the prompt that takes part, ``[1]``."""
         return torch.tensor([self.prompts.last[self.b]], device=self.hidden.device)
 
     @cached_property
@@ -224,7 +226,8 @@ def diversity(view: View) -> Tensor:
     farthest."""
     distances = _distances(view.hidden[view.alive])
     alone = distances + torch.diag(torch.full_like(distances[0], float("inf")))
-    chosen = _farthest(distances, [int(alone.amin(0).argmax())], min(view.wanted, len(view.alive)))
+    ordered = min(view.wanted + view.merged, len(view.alive))
+    chosen = _farthest(distances, [int(alone.amin(0).argmax())], ordered)
     return torch.tensor(chosen, device=view.hidden.device)
 
 
@@ -236,9 +239,9 @@ def attention_then_diversity(view: View) -> Tensor:
     key = key.repeat_interleave(query.shape[0] // key.shape[0], dim=0)
     assert view.seen is not None
     scores = (query.float() @ key.float().transpose(1, 2) * view.seen.module.scaling).softmax(-1).mean((0, 1))
-    wanted = min(view.wanted, len(view.alive))
-    seeds = best(scores)[: max(1, round(0.15 * wanted))].tolist()
-    return torch.tensor(_farthest(_distances(view.hidden[view.alive]), seeds, wanted), device=view.hidden.device)
+    seeds = best(scores)[: max(1, round(0.15 * view.wanted))].tolist()
+    ordered = min(view.wanted + view.merged, len(view.alive))
+    return torch.tensor(_farthest(_distances(view.hidden[view.alive]), seeds, ordered), device=view.hidden.device)
 
 
 def tower_attention(view: View) -> Tensor:
@@ -260,7 +263,8 @@ def tower_attention_then_diversity(view: View) -> Tensor:
         dropped = best(alike)[: min(8, len(rest) - target, len(even))].tolist()
         gone = {even[i] for i in dropped}
         rest = [token for token in rest if token not in gone]
-    return torch.tensor([*important, *rest[:target]], device=view.hidden.device)
+    kept = [*important, *rest[:target]]
+    return torch.tensor([*kept, *(token for token in order if token not in kept)], device=view.hidden.device)
 
 
 def _tower(view: View) -> Tensor:
@@ -270,7 +274,7 @@ def _tower(view: View) -> Tensor:
 
 
 Ranker = Callable[[View], Tensor]
-#: name -> the function that orders a prompt's living visual tokens, best first, at least as many as wanted
+#: name -> the function that orders a prompt's living visual tokens, best first: at least those kept and merged
 RANKERS: dict[str, Ranker] = {
     "last_query_attention": last_query_attention,
     "instruction_attention": last_query_attention,  # the same question, asked of the layer about to run
@@ -312,9 +316,9 @@ def recycle(cell: Keep, view: View) -> tuple[Tensor, Tensor] | None:
     if not merged:
         return None
     assert cell.rank is not None
-    order = RANKERS[cell.rank](view).cpu()
-    material = int(cell.recycle * (len(alive) - view.wanted))
-    rows = alive[order[view.wanted : view.wanted + max(material, merged)]]
+    material = max(merged, int(cell.recycle * (len(alive) - view.wanted)))
+    order = RANKERS[cell.rank](replace(view, merged=material)).cpu()
+    rows = alive[order[view.wanted : view.wanted + material]]
     states = view.hidden[rows.to(view.hidden.device)]
     exact = "donot_use_mm_for_euclid_dist"  # the fast way cancels where tokens are nearly alike
     distances = torch.cdist(states.float(), states.float(), compute_mode=exact)
