@@ -1,4 +1,4 @@
-"""Liveness over many random plans: a valid plan stays valid, and text comes out as in whole attention maps, where nothing
+"""Liveness over many random plans: a valid plan stays valid, and text comes out as in whole attention maps, where no work
 is spared."""
 
 from __future__ import annotations
