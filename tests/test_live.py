@@ -1,5 +1,4 @@
-"""Liveness over many random plans: a valid plan stays valid, and text comes out as in whole attention maps, where no work
-is spared."""
+"""Liveness over many random plans: a valid plan stays valid, and text comes out as in whole attention maps."""
 
 from __future__ import annotations
 
