@@ -267,7 +267,9 @@ def test_methods_compose():
         (lambda: methods.dop(12, attention=3, ffn=2, keep=0.5, rank="charm"), "there is no rank 'charm'"),
         (lambda: methods.gsop(12, order=(("keep", 1),)), "the order names 'keep'"),
         (lambda: methods.gsop(12, order=(("ffn", 1), ("ffn", 1))), "names an operation twice"),
-        (lambda: methods.gsop(12, order=(), steps=1), "asked for 1 steps and the order has 0"),
+        (lambda: methods.gsop(12, order=()), "the order names no operation"),
+        (lambda: methods.gsop(12, order=(("ffn", 1),), steps=2), "asked for 2 steps and the order has 1"),
+        (lambda: methods.gsop(12, order=(("ffn", 1),), steps=-1), "asked for -1 steps and the order has 1"),
         (lambda: methods.halfv(12, layers=(3,)), "give two rising layers"),
         (lambda: methods.halfv_llava(12, freeze=13), "freeze is 13"),
         (lambda: methods.dash(12, layer=12), "layer is 12 and the model's are 0 to 11"),
@@ -293,7 +295,19 @@ def test_knobs_are_typed_as_text():
     assert knobs["layers"].parsed("3, 6,9") == (3, 6, 9)
     assert knobs["keep"].parsed(".5") == 0.5
     assert knobs["order"].parsed("ffn:11,visible:2") == (("ffn", 11), ("visible", 2))
-    for knob, text in (("layers", "a"), ("order", "ffn"), ("layer", "2.5"), ("steps", "")):
+    assert knobs["steps"].parsed("3") == 3
+    for method in METHODS.values():
+        for name, value in {k.name: k.default for k in method.knobs.values()}.items() | method.such_as.items():
+            if isinstance(value, int | float | tuple):
+                assert method.knobs[name].parsed(method.knobs[name].typed(value)) == value
+    for knob, text in (
+        ("layers", "a"),
+        ("order", "ffn"),
+        ("layer", "2.5"),
+        ("steps", ""),
+        ("keep", "nan"),
+        ("keep", "inf"),
+    ):
         with pytest.raises(PlanError, match=rf"{knob} is '{text}' and should be"):
             knobs[knob].parsed(text)
 

@@ -312,6 +312,9 @@ def _method_command(method: Method) -> Any:
     make.__annotations__ = options
     del make.__wrapped__  # type: ignore[attr-defined]
     needs = "".join(f" --scores {need}.json" for need in method.measures) or " --geometry LLaVA-1.5-7B"
+    for knob in method.knobs.values():
+        if knob.is_required and knob.name in method.such_as:
+            needs += f" --{knob.name} {knob.typed(method.such_as[knob.name])}"
     told = (method.make.__doc__ or "").strip().split("\n\n")[0]
     one = typer.Typer(add_completion=False, rich_markup_mode="rich")
     example = f"Example: lookless plan {method.name}{needs} --out my-plan"
@@ -327,7 +330,8 @@ def _paper_setting(method: Method, knob: Any) -> str:
     if knob.is_required and knob.name not in method.at:
         return "Found by search."
     value = told(method.at.get(knob.name, knob.default))
-    return f"The paper's: {value}" + (f", of {method.of} layers." if knob.scaling else ".")
+    whose = "Left out" if knob.name in method.ours else "The paper's"
+    return f"{whose}: {value}, of {method.of} layers." if knob.scaling else f"{whose}: {value}."
 
 
 def _knobs(method: Method, words: dict[str, str], rest: list[str]) -> dict[str, Any]:

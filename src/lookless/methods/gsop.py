@@ -19,18 +19,21 @@ from .knobs import Order, method
 
 
 @method
-def gsop(model: Geometry | int, *, order: Order, steps: int = -1) -> Plan:
+def gsop(model: Geometry | int, *, order: Order, steps: int | None = None) -> Plan:
     """Skip the first so many operations of a searched order; all of them by default.
 
     Raises:
-        PlanError: an operation is none of the three, is named twice, or ``steps`` are more than the order has.
+        PlanError: there is no operation, one is none of the three or named twice, or ``steps`` are more than the order
+            has.
     """
     plan = Plan.full(model)
-    if not -1 <= steps <= len(order):
+    if not order:
+        raise PlanError("the order names no operation: give one or more, such as ffn:11,attention:3.")
+    if steps is not None and not 0 <= steps <= len(order):
         raise PlanError(f"asked for {steps} steps and the order has {len(order)}.")
     if len(set(order)) != len(order):
         raise PlanError(f"the order names an operation twice: {' '.join(f'{c}:{layer}' for c, layer in order)}.")
-    for column, layer in order if steps < 0 else order[:steps]:
+    for column, layer in order[:steps]:
         if column not in ("visible", "attention", "ffn"):
             raise PlanError(f"the order names {column!r}, and an operation is one of visible, attention, ffn.")
         plan = plan.at([layer], **{column: Skip()})

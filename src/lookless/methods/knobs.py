@@ -10,6 +10,7 @@ plan all read it there::
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, wraps
@@ -50,9 +51,19 @@ class Knob:
         """What is to be typed for it, in a word."""
         if self.type == Order:
             return "COLUMN:LAYER,..."
-        listed = get_origin(self.type) is tuple
-        word = {int: "int", float: "float"}.get(get_args(self.type)[0] if listed else self.type, "text").upper()
-        return f"{word},{word},..." if listed else word
+        word = {int: "int", float: "float"}.get(self._of, "text").upper()
+        return f"{word},{word},..." if self._is_listed else word
+
+    @property
+    def _is_listed(self) -> bool:
+        return get_origin(self.type) is tuple
+
+    @property
+    def _of(self) -> type:
+        """Of one value: of each in a list, and of what may be left out."""
+        kinds = [kind for kind in get_args(self.type) if kind is not type(None)]
+        found: type = kinds[0] if kinds else self.type
+        return found
 
     def scaled(self, value: Any, layers: int, of: int) -> Any:
         """A setting for ``of`` layers at the same relative depth of ``layers``; what is not depth stays."""
@@ -75,11 +86,18 @@ class Knob:
         try:
             if self.type == Order:
                 return tuple((column, int(layer)) for column, layer in (word.split(":") for word in words))
-            if get_origin(self.type) is tuple:
-                return tuple(get_args(self.type)[0](word) for word in words)
-            return self.type(text)
+            found = tuple(self._of(word) for word in (words if self._is_listed else [text]))
+            if any(isinstance(value, float) and not math.isfinite(value) for value in found):
+                raise ValueError("neither a price nor a share")
+            return found if self._is_listed else found[0]
         except ValueError:
             raise PlanError(f"{self.name} is {text!r} and should be {self.form}.") from None
+
+    def typed(self, value: Any) -> str:
+        """What :meth:`parsed` reads ``value`` from."""
+        if self.type == Order:
+            return ",".join(f"{column}:{layer}" for column, layer in value)
+        return ",".join(map(str, value)) if self._is_listed else str(value)
 
 
 def at_depth(layer: int, layers: int, of: int) -> int:
@@ -157,6 +175,8 @@ def method(make: Callable[Arguments, Plan]) -> Callable[Arguments, Plan]:
 
 def told(value: Any) -> int | float | str:
     """A knob's value as a plan's file holds it."""
+    if value is None:
+        return "all"
     if not isinstance(value, tuple | list):
         return value if isinstance(value, int | float) else str(value)
     return " ".join(":".join(map(str, v)) if isinstance(v, tuple) else f"{v:g}" for v in value)

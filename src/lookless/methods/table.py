@@ -66,6 +66,7 @@ class Method:
         of: layers of the model that the paper's knobs are for.
         at: the paper's knobs, where they are not the defaults of ``make``.
         such_as: values of knobs that only a search finds, to show what a plan looks like. No paper's.
+        ours: knobs whose defaults are not the paper's either: no paper has them, or it does not print what it took.
     """
 
     make: Callable[..., Plan]
@@ -75,6 +76,7 @@ class Method:
     of: int = 32
     at: Mapping[str, Any] = field(default_factory=dict)
     such_as: Mapping[str, Any] = field(default_factory=dict)
+    ours: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -192,32 +194,60 @@ METHODS: dict[str, Method] = {
     m.name: m
     for m in (
         Method(v_skip, "2606.08511", "Look Less, Reason More (V-Skip)", _VIG, at=_19),
-        Method(v_skip_universal, "2606.08511", "V-Skip*, one mask for all tasks", _VIG, at=_19),
+        Method(v_skip_universal, "2606.08511", "V-Skip*, one mask for all tasks", _VIG, at=_19, ours=("by",)),
         Method(ffn_skip, "2606.08511", "FFN-Skip, V-Skip's ablation", _FFN, at=_19),
         Method(cosine, "2606.08511", "Cosine, a selection baseline of V-Skip", ("cosine_similarity",), at=_19),
-        Method(random_layers, "2606.08511", "Random, a selection baseline of V-Skip", at=_19),
+        Method(random_layers, "2606.08511", "Random, a selection baseline of V-Skip", at=_19, ours=("seed",)),
         Method(shortv, "2504.00502", "ShortV: freezing visual tokens in ineffective layers", _LC, at=_19),
-        Method(operator_skipping, "2606.31903", "Attend, Transform, or Silence", _RISKS, of=36, at={"save": 0.337}),
-        Method(redundancylens, "2501.19036", "RedundancyLens", ("window_effect", "neuron_effect")),
+        Method(
+            operator_skipping,
+            "2606.31903",
+            "Attend, Transform, or Silence",
+            _RISKS,
+            of=36,
+            at={"save": 0.337},
+            ours=("visual", "text"),
+        ),
+        Method(
+            redundancylens,
+            "2501.19036",
+            "RedundancyLens",
+            ("window_effect", "neuron_effect"),
+            ours=("attention_layers", "ffn_layers", "probe"),
+        ),
         Method(vtw, "2405.05803", "Visual Tokens Withdrawal"),
         Method(vtw_search, "2405.05803", "Visual Tokens Withdrawal, its search", ("withdrawal",)),
         Method(fastv, "2403.06764", "An Image is Worth 1/2 Tokens After Layer 2"),
         Method(random_tokens, "2512.07580", "Random tokens, FastV's control"),
         Method(pyramiddrop, "2410.17247", "PyramidDrop"),
         Method(sparsevlm, "2410.04417", "SparseVLM"),
-        Method(st3, "2412.20105", "ST3: spatial-temporal visual token trimming"),
+        Method(st3, "2412.20105", "ST3: spatial-temporal visual token trimming", ours=("start", "stride", "keep")),
         Method(v2drop, "2509.01552", "Variation-aware Vision Token Dropping", of=28),
         Method(visionzip, "2412.04467", "VisionZip"),
         Method(divprune, "2503.02175", "DivPrune"),
-        Method(vispruner, "2412.01818", "Beyond Text-Visual Attention (VisPruner)"),
+        Method(vispruner, "2412.01818", "Beyond Text-Visual Attention (VisPruner)", ours=("keep",)),
         Method(visipruner, "2510.17205", "VisiPruner"),
         Method(halfv, "2604.16462", "HalfV, on Qwen2.5-VL", of=28),
         Method(halfv_llava, "2604.16462", "HalfV, on LLaVA"),
         Method(alvts, "2606.14277", "ALVTS, like it"),
-        Method(dash, "2604.18103", "DASH"),
+        Method(dash, "2604.18103", "DASH", ours=("ratio",)),
         Method(vica, "2602.07574", "ViCA, untrained"),
-        Method(dop, "2507.02909", "DOP (v2)", (SEARCH,), such_as={"attention": 16, "ffn": 24, "keep": 0.5}),
-        Method(gsop, "2507.02909", "GSOP (v1)", (SEARCH,), such_as={"order": (("ffn", 1), ("attention", 1))}),
+        Method(
+            dop,
+            "2507.02909",
+            "DOP (v2)",
+            (SEARCH,),
+            such_as={"attention": 16, "ffn": 24, "keep": 0.5},
+            ours=("keep", "rank"),
+        ),
+        Method(
+            gsop,
+            "2507.02909",
+            "GSOP (v1)",
+            (SEARCH,),
+            such_as={"order": (("ffn", 1), ("attention", 1))},
+            ours=("steps",),
+        ),
     )
 }
 

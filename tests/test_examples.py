@@ -1,0 +1,82 @@
+"""Every command that a help text shows runs as it is written, in a folder where what it names is there."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shlex
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import fake_vllm
+from lookless import Geometry, Plan, Scores, Skip, demo, load_data
+from lookless.cli import app
+from lookless.geometry import PRESETS
+from lookless.methods import METHODS
+from lookless.serving.launch import command
+
+#: What would take minutes takes seconds: the last of two options counts.
+SHORTER = {
+    "calibrate": "--samples 2",
+    "table": "--questions 2 --samples 1 --data reference:chart",
+    "bench": "--repeats 2",
+    "eval": "--limit 2",
+}
+SMALL = Geometry(model_type="llava", layers=32, hidden=64, intermediate=96, heads=4, kv_heads=4, head_dim=16)
+
+
+def commands(group, *path: str):
+    context = typer.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if hasattr(command, "list_commands"):
+            yield from commands(command, *path, name)
+        else:
+            yield (*path, name), command
+
+
+EXAMPLES = [
+    pytest.param(path, line, id=line)
+    for path, shown in commands(typer.main.get_command(app))
+    for line in re.findall(r": (lookless .+)$", shown.help, flags=re.MULTILINE)
+]
+
+
+def test_every_command_has_one():
+    shown = {example.values[0] for example in EXAMPLES}
+    assert {path for path, _ in commands(typer.main.get_command(app))} == shown
+    assert {("plan", name) for name in METHODS} < shown
+
+
+@pytest.mark.parametrize(("path", "line"), EXAMPLES)
+def test_it_runs(path, line, tmp_path, monkeypatch):
+    words = [*shlex.split(line)[1:], *shlex.split(SHORTER.get(path[0], ""))]
+    assert tuple(words[: len(path)]) == path
+    monkeypatch.chdir(tmp_path)
+    prepare(monkeypatch)
+    done = CliRunner().invoke(app, words, prog_name="lookless")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.strip() or path == ("serve",)
+
+
+def prepare(monkeypatch):
+    """What examples name, in the folder that one is in; a small model for a large; and a vLLM that is played."""
+    for measure in {need for method in METHODS.values() for need in method.measures}:
+        Scores(name=measure, per_sample=(tuple(range(32)),), geometry=SMALL).save(f"{measure}.json")
+    for folder in ("my-plan", "lookless-demo/chart/plan"):
+        Plan.full(12).at([5], attention=Skip()).save_pretrained(folder)
+    load_data("reference:chart", limit=1).items[0].images[0].save("photo.png")
+    monkeypatch.setitem(PRESETS, "LLaVA-1.5-7B", SMALL)
+    monkeypatch.setattr(demo, "TASKS", ["chart"])
+    monkeypatch.setattr(demo, "CALIBRATION_SAMPLES", 2)
+    monkeypatch.setattr(demo, "run_demo", functools.partial(demo.run_demo, test_samples=8))
+    fake = (sys.executable, fake_vllm.__file__)
+    monkeypatch.setenv("FAKE_VLLM", os.path.abspath("calls"))
+    monkeypatch.setattr("lookless.traffic.VLLM", fake)
+    monkeypatch.setattr("lookless.serving.launch.find_spec", lambda name: name)
+    monkeypatch.setattr("lookless.traffic.command", lambda *words: [*fake, *command(*words)[3:]])
+    monkeypatch.setattr("os.execv", lambda *_: None)
