@@ -152,14 +152,14 @@ def backward_flops(loaded: Loaded) -> float:
     """FLOPs of the decoder's backward pass to activations alone, by those of its forward pass."""
     located = locate(loaded.model)
     samples = load_data("reference:chart", split="calibration", limit=1)
-    inputs, read, _ = next(iter(visual_prompts(loaded, located, samples, "", "last", False)))
+    prompt = next(iter(visual_prompts(loaded, located, samples, "", "last", False)))
     begun: list[int] = []
     with FlopCounterMode(display=False) as counter, lent(loaded.model), watched(located) as seen, torch.enable_grad():
         hook = located.layers[0].register_forward_pre_hook(lambda *_: begun.append(counter.get_total_flops()))
-        last = located.inner(**inputs, use_cache=False).last_hidden_state
+        last = located.inner(**prompt.inputs, use_cache=False).last_hidden_state
         hook.remove()
         forward = counter.get_total_flops()
-        slopes(last[0, read].sum(), seen)
+        slopes(last[0, prompt.read].sum(), seen)
     return (counter.get_total_flops() - forward) / (forward - begun[0])
 
 

@@ -8,13 +8,29 @@ import pytest
 import torch
 
 from families import FAMILIES
-from lookless import LayerPlan, Plan, Skip, Window, calibrate, data, load_data, sweep
+from lookless import (
+    LayerPlan,
+    Objective,
+    Plan,
+    Skip,
+    Window,
+    apply,
+    calibrate,
+    data,
+    evaluate,
+    load_data,
+    methods,
+    screen,
+    sweep,
+)
 from lookless.calibration import MEASURES, kl
-from lookless.errors import DataError, ScoresError
+from lookless.diagnostics import diagnose
+from lookless.errors import DataError, ModelError, ScoresError
+from lookless.measure import time_prefill
 from lookless.models import geometry_of
 from maps import slow_logits
 from slow import slow
-from tiny import BATCHES, tiny_llava
+from tiny import BATCHES, IMAGE, tiny_llava
 
 
 class TinyLoaded(SimpleNamespace):
@@ -58,6 +74,9 @@ def test_sweep_is_the_naive_passes(cells):
         expected = naive(loaded.model, arguments, cells, slice(n - 1, n))
         assert row == pytest.approx(expected, rel=1e-3, abs=1e-6)
     assert max(scores.mean) > 1e-3
+    tokens = [BATCHES[name]()["input_ids"] for name in names]
+    assert scores.visual == pytest.approx(sum(int((ids == IMAGE).sum()) for ids in tokens) / 3)
+    assert scores.visual + scores.text == pytest.approx(sum(ids.shape[1] for ids in tokens) / 3)
     if cells.ffn != Skip():
         # Nobody reads what visual rows do in the last layer: only rounding is left of it, as fewer rows are multiplied.
         assert scores.mean[-1] == pytest.approx(0, abs=1e-7)
@@ -96,11 +115,10 @@ def test_every_measure_on_every_family(name, measure):
     samples = data.Samples("tiny", (data.Sample((PIXEL,), "q", ""),))
     loaded = SimpleNamespace(model=model, name=name, revision=None, inputs=lambda _: dict(arguments))
     scores = sweep(loaded, samples, cells, name=measure, distance=MEASURES[measure].distance, progress=False)
-    stock = torch.log_softmax(model(**arguments).logits[0, -1].float(), -1)
+    stock = model(**arguments).logits[0, -1].float()
     for layer, score in enumerate(scores.mean):
         plan = Plan.full(geometry_of(model)).at([layer], **dict(cells))
-        slow = slow_logits(model, plan, arguments, family.visual_ids)[0, -1]
-        changed = torch.log_softmax(slow.float(), -1)
+        changed = slow_logits(model, plan, arguments, family.visual_ids)[0, -1].float()
         assert score == pytest.approx(MEASURES[measure].distance(stock, changed).item(), rel=2e-3, abs=2e-6)
     assert max(scores.mean) > 1e-5
 
@@ -131,3 +149,116 @@ def test_a_processor_that_puts_no_visual_token_is_refused():
     loaded = Blind(model=tiny_llava(), name="blind", revision=None)
     with pytest.raises(DataError, match="put no visual token"):
         calibrate(loaded, data.Samples("s", (data.Sample((PIXEL,), "q", ""),)), progress=False)
+
+
+IMAGES = data.Samples("tiny", tuple(data.Sample((PIXEL,), n, "") for n in ("one image", "two images")))
+
+STOCK = {
+    "calibrate": lambda loaded: calibrate(loaded, IMAGES, progress=False),
+    "sweep": lambda loaded: sweep(loaded, IMAGES, LayerPlan(ffn=Skip()), name="mine", progress=False),
+    "diagnose": lambda loaded: diagnose(loaded, IMAGES, progress=False),
+    "screen": lambda loaded: screen(loaded, IMAGES, {"ffn_effect": 2}, progress=False),
+    "Objective": lambda loaded: Objective(loaded, IMAGES, progress=False),
+}
+
+
+@pytest.mark.parametrize("call", STOCK.values(), ids=STOCK)
+def test_the_stock_model_is_measured_or_nothing_is(call):
+    """Under a plan every one of them measured the plan's model and called it the full one."""
+    loaded = tiny_loaded()
+    with (
+        apply(loaded.model, Plan.full(geometry_of(loaded.model)).at([1], attention=Skip())),
+        pytest.raises(ModelError, match=r"^a plan is already applied .* the stock model: call remove\(\)[^.]*\.$"),
+    ):
+        call(loaded)
+    call(loaded)  # and behind it, it is the stock model again
+    with apply(loaded.model, Plan.full(geometry_of(loaded.model))):  # which touches nothing
+        call(loaded)
+
+
+def test_dense_answers_and_times_are_the_stock_models(reference):
+    samples = load_data("reference:chart", split="test", limit=1)
+    with apply(reference.model, Plan.full(12).at([1], attention=Skip())):
+        with pytest.raises(ModelError, match="a plan is already applied"):
+            evaluate(reference, samples, progress=False)
+        with pytest.raises(ModelError, match="a plan is already applied"):
+            time_prefill(reference, reference.inputs(samples.items), [None], repeats=1)
+
+
+class Broken(TinyLoaded):
+    """Of the second sample the image is infinite, and nothing behind it is a number."""
+
+    def inputs(self, samples):
+        arguments = super().inputs(samples)
+        if samples[0].question == "two images":
+            arguments["pixel_values"] = arguments["pixel_values"] * torch.inf
+        return arguments
+
+
+@pytest.mark.parametrize("call", STOCK.values(), ids=STOCK)
+def test_logits_that_are_not_finite_are_named(call):
+    broken = Broken(model=tiny_llava(), name="tiny", revision=None)
+    with pytest.raises(ModelError, match=r"^the full model gives logits that are not .* sample 1 of tiny \('two"):
+        call(broken)
+
+
+def test_a_changed_layer_that_overflows_is_named():
+    """The full model is whole, and one run of the sweep is not."""
+    loaded, runs = tiny_loaded(), []
+
+    def overflow(_, __, logits):
+        runs.append(1)
+        return logits if len(runs) < 4 else logits * torch.inf  # the full run, and those of layers 0 and 1
+
+    loaded.model.get_output_embeddings().register_forward_hook(overflow)
+    with pytest.raises(ModelError, match=r"the model with layer 2 changed gives logits .* for sample 0 of tiny"):
+        calibrate(loaded, IMAGES, progress=False)
+
+
+def test_answers_that_are_no_numbers_are_refused(reference):
+    """Greedy decoding takes the largest of numbers that are none, and says nothing."""
+    samples = load_data("reference:chart", split="test", limit=3)
+    hook = reference.model.get_output_embeddings().register_forward_hook(
+        lambda _, __, out: out.index_fill(0, torch.tensor([1]), torch.nan)
+    )
+    question = samples.items[1].question[:20]
+    with pytest.raises(ModelError, match="gives logits that are not finite") as caught:
+        evaluate(reference, samples, progress=False)
+    hook.remove()
+    assert question in str(caught.value)
+    assert evaluate(reference, samples, progress=False).samples == 3
+
+
+@pytest.mark.parametrize("turning", range(4))
+def test_the_layer_that_turns_most_is_not_skipped(turning):
+    """Measure and method together, for both cosines: one layer has an update far larger than the others'."""
+    loaded = tiny_loaded()
+    layers = loaded.model.model.language_model.layers
+    with torch.no_grad():
+        for index, layer in enumerate(layers):
+            for weight in (layer.mlp.down_proj.weight, layer.self_attn.o_proj.weight):
+                weight.mul_(30.0 if index == turning else 0.05)
+    scores = diagnose(loaded, IMAGES, progress=False)["state_cosine"]
+    plan = methods.state_cosine(scores, layers=len(layers) - 1)
+    assert plan.skipped("attention") == plan.skipped("ffn") == tuple(i for i in range(len(layers)) if i != turning)
+
+
+def test_the_layer_whose_skip_turns_the_logits_most_is_not_skipped():
+    """V-Skip's CosSim, against passes that share nothing; a cosine of log-probabilities would be another number."""
+    loaded = tiny_loaded()
+    layers = len(loaded.model.model.language_model.layers)
+    scores = calibrate(loaded, IMAGES, measure="logit_cosine", progress=False)
+    assert scores.unit == "1 - cos"
+    for sample, row in zip(IMAGES, scores.per_sample, strict=True):
+        arguments = BATCHES[sample.question]()
+        with torch.no_grad():
+            stock = loaded.model(**arguments).logits[0, -1].double()
+            for layer, score in enumerate(row):
+                with slow(loaded.model, Plan.full(layers).at([layer], attention=Skip())):
+                    changed = loaded.model(**arguments).logits[0, -1].double()
+                expected = 1 - float(stock @ changed / stock.norm() / changed.norm())
+                assert score == pytest.approx(expected, rel=1e-3, abs=1e-9)
+    most = max(range(layers), key=scores.mean.__getitem__)
+    assert scores.mean[most] > 1e-5
+    skipped = methods.logit_cosine(scores, layers=layers - 1).skipped("attention")
+    assert {*range(layers)} - {*skipped} == {most}

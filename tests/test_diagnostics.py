@@ -96,7 +96,7 @@ def test_sizes_and_cosines_are_of_the_hidden_states():
     for layer in range(len(layers) - 1):  # the last one is told after the norm
         x, y = states[layer][0, visual], states[layer + 1][0, visual]
         cos = torch.nn.functional.cosine_similarity(x, y, dim=-1).mean()
-        assert scores["cosine_similarity"].per_sample[0][layer] == pytest.approx(1 - float(cos), abs=1e-5)
+        assert scores["state_cosine"].per_sample[0][layer] == pytest.approx(1 - float(cos), abs=1e-5)
         with torch.no_grad(), apply(model, Plan.full(len(layers)).at([layer], ffn=Skip())):
             half = model(**arguments, output_hidden_states=True).hidden_states[layer + 1][0, visual]
         for name, update in (("attention", half - x), ("ffn", y - half)):
@@ -184,9 +184,9 @@ def test_scores_by_name():
     """A measure or a diagnostic; the one is a sweep, the other comes with four more."""
     model, arguments = made("llava")
     loaded = loaded_of(model, arguments)
-    for name in ("ffn_effect", "cosine_similarity"):
+    for name in ("ffn_effect", "state_cosine"):
         assert measured(loaded, ONE, name, progress=False).name == name
     swept = calibrate(loaded, ONE, measure="ffn_effect", progress=False)
     assert measured(loaded, ONE, "ffn_effect", progress=False).per_sample == swept.per_sample
-    with pytest.raises(ScoresError, match=r"no measure is called 'vibes'; choose one of .*cosine_similarity"):
+    with pytest.raises(ScoresError, match=r"no measure is called 'vibes'; choose one of .*state_cosine"):
         measured(loaded, ONE, "vibes", progress=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -101,6 +103,70 @@ def test_fastv_and_v_skip():
     five = methods.fastv(SEVEN, layer=5)
     assert f"{kept(five | Plan.full(SEVEN).at(behind, attention=Skip())):.2f}" == "56.98"
     assert f"{kept(five | Plan.full(SEVEN).at(one_early, attention=Skip())):.2f}" == "56.71"
+
+
+def next_tflops(plan=None):
+    """LLaVA-NeXT at the one length whose dense prefill is 30.74 TFLOPs."""
+    return prefill(NEXT, visual=2180.85 - T, text=T, plan=plan).total_tflops
+
+
+def seven_tflops(plan=None):
+    return prefill(SEVEN, visual=V, text=T, plan=plan).total_tflops
+
+
+def visipruners_saving():
+    """By the paper's averages: 15 layers without visual attention, then 10 tokens to layer 23.9; multiply-adds."""
+    dense = prefill(SEVEN, visual=576, text=0).visual
+    shallow = 15 * layer(SEVEN, query=576, key=576, ffn=576, pairs=0)
+    deep = 8.9 * layer(SEVEN, query=10, key=10, ffn=10)
+    return 100 * (1 - (shallow + deep) / dense)
+
+
+NEXT = Geometry.preset("LLaVA-NeXT-7B")
+PRINTED = {
+    "LLaVA-1.5-7B, dense, TFLOPs": seven_tflops,
+    "LLaVA-1.5-7B, V-Skip N = 19, TFLOPs": lambda: seven_tflops(v_skip(19)),
+    "LLaVA-1.5-7B, ShortV N = 19, TFLOPs": lambda: seven_tflops(short_v(19)),
+    "LLaVA-1.5-7B, VTW K = 16, TFLOPs": lambda: seven_tflops(methods.vtw(SEVEN, after=16)),
+    "LLaVA-NeXT-7B, dense, TFLOPs": next_tflops,
+    "LLaVA-NeXT-7B, V-Skip N = 19, TFLOPs": lambda: next_tflops(Plan.full(NEXT).at(range(19), attention=Skip())),
+    "LLaVA-NeXT-7B, ShortV N = 19, TFLOPs": lambda: next_tflops(
+        Plan.full(NEXT).at(range(19), attention=Skip(), ffn=Skip())
+    ),
+    "LLaVA-NeXT-7B, VTW K = 16, TFLOPs": lambda: next_tflops(methods.vtw(NEXT, after=16)),
+    "LLaVA-1.5-7B, FastV K = 3, kept, %": lambda: kept(methods.fastv(SEVEN, layer=3)),
+    "the same with five full layers, %": lambda: kept(methods.fastv(SEVEN, layer=5)),
+    "FastV and V-Skip N = 19, kept, %": lambda: kept(
+        methods.fastv(SEVEN, layer=5) | Plan.full(SEVEN).at(range(13, 32), attention=Skip())
+    ),
+    "the same, one of the 19 in the first layer, %": lambda: kept(
+        methods.fastv(SEVEN, layer=5) | Plan.full(SEVEN).at((0, *range(14, 32)), attention=Skip())
+    ),
+    "LLaVA-1.5-7B, N = 19, kept, %": lambda: kept(short_v(19)),
+    "Qwen3-VL-8B, saved, %": lambda: (
+        100 - kept(methods.preset("operator-skipping/Qwen3-VL-8B/20"), PRESETS["Qwen3-VL-8B"], 700, 70)
+    ),
+    "InternVL2-8B, kept, %": lambda: kept(
+        methods.redundancylens(range(32), range(32)), PRESETS["InternVL2-8B"], 1792, 73
+    ),
+    "LLaVA-1.5-7B, dense, visual tokens alone, TMACs": lambda: prefill(SEVEN, visual=576, text=0).visual_tflops / 2,
+    "LLaVA-1.5-13B, dense, visual tokens alone, TMACs": lambda: (
+        prefill(PRESETS["LLaVA-1.5-13B"], visual=576, text=0).visual_tflops / 2
+    ),
+    "LLaVA-1.5-7B, saved of these, %": visipruners_saving,
+}
+
+
+def test_the_document_of_printed_figures():
+    """docs/flops.md says for every figure what the formula gives, and by how much that differs."""
+    page = (Path(__file__).parents[1] / "docs" / "flops.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
+    for _, figure, printed, formula, difference in rows[2:]:
+        digits = len(printed.partition(".")[2])
+        assert formula == f"{PRINTED[figure]():.{digits}f}", figure
+        off = round(float(formula) - float(printed), digits)
+        assert difference == (f"{off:+.{digits}f}" if off else f"{0:.{digits}f}"), figure
+    assert {row[1] for row in rows[2:]} == {*PRINTED}
 
 
 def test_redundancylens_figures():

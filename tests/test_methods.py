@@ -68,7 +68,7 @@ def test_the_papers_setting_at_any_depth(method, layers, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_records_are_whole(method):
-    assert set(method.measures) <= {*MEASURES, "cosine_similarity"}
+    assert set(method.measures) <= {*MEASURES, "state_cosine"}
     assert method.idea.endswith(".")
     assert len(method.idea) < 120
     assert set(method.at) | set(method.such_as) <= set(method.knobs)
@@ -94,6 +94,63 @@ def test_relative_depth():
     assert METHODS["fastv"].at_paper(of(12), keep=0.25).layers[1].keep == Keep(0.25, rank="last_query_attention")
 
 
+@pytest.mark.parametrize(
+    ("name", "model", "knobs", "said"),
+    [
+        ("v-skip", "LLaVA-1.5-7B", {"layers": 19}, "layers 19: the paper's setting for LLaVA-1.5-7B."),
+        ("v-skip", "LLaVA-NeXT-13B", {"layers": 24}, "layers 24: the paper's setting for LLaVA-NeXT-13B."),
+        ("v-skip", "Qwen2.5-VL-7B", {"layers": 7}, "layers 7: the paper's setting for Qwen2.5-VL-7B."),
+        ("shortv", "Qwen2.5-VL-7B", {"layers": 7}, "layers 7: V-Skip's setting for Qwen2.5-VL-7B."),
+        ("v-skip", "Qwen2-VL-7B", {"layers": 17}, "layers 17: scaled to 28 layers from 19 of 32."),
+        ("vtw", "LLaVA-1.5-7B", {"after": 14}, "after 14: the paper's setting for LLaVA-1.5-7B."),
+        ("vtw", "LLaVA-1.5-13B", {"after": 20}, "after 20: V-Skip's setting for LLaVA-1.5-13B."),
+        ("vtw", "Qwen2.5-VL-7B", {"after": 7}, "after 7: V-Skip's setting for Qwen2.5-VL-7B."),
+        ("vtw-search", "LLaVA-1.5-13B", {"eta": 0.0005, "start": 5}, "eta 0.0005, start 5: the paper's setting for "),
+        ("fastv", "LLaVA-1.5-7B", {"layer": 2, "keep": 0.5}, "layer 2, keep 0.5: the paper's setting for LLaVA-1.5-7B"),
+        (
+            "fastv",
+            "Qwen2.5-VL-7B",
+            {"layer": 2},
+            "layer 2: scaled to 28 layers from 2 of 32; keep 0.5: as in the paper.",
+        ),
+    ],
+)
+def test_the_papers_setting_for_a_model(name, model, knobs, said):
+    """Where one is printed for a model it is that one, and not another model's at the same relative depth."""
+    geometry, method = Geometry.preset(model), METHODS[name]
+    made = method.at_paper(geometry, measured(geometry)).provenance.knobs
+    assert {knob: made[knob] for knob in knobs} == knobs
+    assert method.setting(geometry).startswith(said)
+    assert method.setting(geometry, **knobs).startswith(", ".join(f"{k} {v}" for k, v in knobs.items()) + ": as given")
+
+
+def test_settings_of_a_comparison():
+    """VTW and FastV as V-Skip compares with them: 4.94 TFLOPs need 17 layers that see the image."""
+    withdrawn = preset("vtw/LLaVA-1.5-7B/v-skip")
+    assert f"{prefill(SEVEN, visual=576, text=66.6, plan=withdrawn).total_tflops:.2f}" == "4.94"
+    assert preset("vtw/LLaVA-1.5-7B").layers == methods.vtw(SEVEN).layers
+    assert preset("fastv/LLaVA-1.5-7B/V-Skip").layers == methods.fastv(SEVEN, layer=3).layers
+    for method in METHODS.values():
+        for one in method.published:
+            assert set(one.knobs or {}) <= set(method.knobs)
+            assert Geometry.preset(one.model).layers == method.of or one.knobs  # defaults are for as many layers
+
+
+def test_a_budget_is_priced_at_the_prompts_lengths():
+    """The share saved is of prompts as they were measured on, not of LLaVA-1.5's."""
+    rows = [tuple(random.Random(i).random() for _ in range(12)) for i in range(3)]
+    here = [one.model_copy(update={"visual": 144.0, "text": 14.5}) for one in risks(*rows)]
+    plan = methods.operator_skipping(*here, save=0.3)
+    assert (plan.provenance.knobs["visual"], plan.provenance.knobs["text"]) == (144, 14.5)
+    assert plan.layers == methods.operator_skipping(*risks(*rows), save=0.3, visual=144, text=14.5).layers
+    elsewhere = methods.operator_skipping(*risks(*rows), save=0.3)
+    assert (elsewhere.provenance.knobs["visual"], elsewhere.provenance.knobs["text"]) == (576, 66.6)
+    small = [one.model_copy(update={"visual": 4.0, "text": 40.0}) for one in risks(*rows)]
+    with pytest.raises(PlanError, match=r"freezing every layer saves 7\.6%"):
+        methods.operator_skipping(*small, save=0.3)
+    assert METHODS["operator-skipping"].knobs["visual"].parsed("100") == 100.0
+
+
 def test_lowest_are_changed():
     scores = scored(0.3, 0.1, 0.2, 0.1)
     assert methods.v_skip(scores, layers=2).skipped("attention") == (1, 3)
@@ -101,7 +158,9 @@ def test_lowest_are_changed():
     assert methods.ffn_skip(scores.use_as("ffn_effect"), layers=3).skipped("ffn") == (1, 2, 3)
     frozen = methods.shortv(scores.use_as("layer_contribution"), layers=1)
     assert frozen.skipped("attention") == frozen.skipped("ffn") == (3,)
-    assert methods.cosine(scored(0.9, 0.99, 0.5, name="cosine_similarity"), layers=1).skipped("attention") == (1,)
+    turned = methods.state_cosine(scored(0.1, 0.01, 0.5, name="state_cosine"), layers=1)  # 1 - cos
+    assert turned.skipped("attention") == turned.skipped("ffn") == (1,)
+    assert methods.logit_cosine(scored(0.1, 0.01, 0.5, name="logit_cosine"), layers=1).skipped("attention") == (1,)
     draws = {methods.random_layers(8, layers=3, seed=seed).skipped("attention") for seed in range(9)}
     assert len(draws) > 1
     assert all(len(draw) == 3 for draw in draws)

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
 
-from lookless import Plan, apply, evaluate, load_data, trace
+from lookless import Plan, Window, apply, evaluate, load_data, trace
 from lookless.errors import PlanError
 from lookless.evaluation import paired_difference
 from lookless.flops import prefill
-from lookless.methods import METHODS
+from lookless.methods import METHODS, Method
 from lookless.models import geometry_of
 from lookless.report import save_figure
 from lookless.results import BEGIN, END, document, retention_figure
-from lookless.table import NEAR, STRENGTH, Bench, accuracy, retention, run_table
+from lookless.table import DRAWS, NEAR, STRENGTH, Bench, accuracy, retention, run_table
 
 TASKS = ["reference:chart", "reference:counting"]
-CHOSEN = {name: METHODS[name] for name in ("fastv", "random-tokens", "v-skip", "visipruner", "vtw-search")}
+CHOSEN = {
+    name: METHODS[name]
+    for name in (
+        *("fastv", "random-tokens", "random-layers", "v-skip", "visipruner", "vtw-search"),
+        *("operator-skipping", "redundancylens"),
+    )
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +58,89 @@ def test_prices_are_of_what_runs(table, reference):
         plan = METHODS[name].at_paper(results.geometry, scores)
         dense = prefill(results.geometry, visual=144, text=bench.text).total
         expected = prefill(results.geometry, visual=144, text=bench.text, plan=plan.live()).total / dense
-        assert results.of(name, "paper")[0].kept == pytest.approx(expected)
+        outcome = results.of(name, "paper")[0]
+        assert outcome.kept == pytest.approx(expected)
+        papers = prefill(results.geometry, visual=144, text=bench.text, plan=plan).total / dense
+        assert outcome.kept_papers == pytest.approx(papers)
+        assert papers > expected + 0.01  # what nobody reads is counted
+        alone = Plan.full(results.geometry).live()
+        lean = prefill(results.geometry, visual=144, text=bench.text, plan=alone).total / dense
+        assert outcome.kept_live == pytest.approx(expected / lean)
     assert bench.kept(Plan.full(results.geometry)) == 1.0
+
+
+def test_liveness_is_a_row_of_its_own(table):
+    """What every plan gets for free: all of papers' count, all of itself, and not all of stock's."""
+    results, _, _ = table
+    for outcome in results.of("liveness", "paper"):
+        assert outcome.kept_papers == outcome.kept_live == 1
+        assert 0.9 < outcome.kept < 0.95  # one layer's visual attention and FFN of twelve
+        assert all(outcome.same)
+    assert not results.of("liveness", "0.6")
+    assert "liveness, paper" in results.times
+
+
+def test_random_layers_are_drawn_several_times(table):
+    results, _, _ = table
+    drawn = results.of("random-layers", "paper")
+    assert sorted({o.draw for o in drawn}) == [*range(DRAWS)]
+    assert len(drawn) == DRAWS * len(TASKS)
+    assert len({o.kept for o in drawn}) > 1, "other layers: some draws skip the last, whose work is dead anyway"
+    retained = [retention([o for o in drawn if o.draw == draw]).value for draw in range(DRAWS)]
+    assert retention(drawn).value == pytest.approx(np.mean(retained))
+    [row] = [line for line in document("", [results], METHODS, "x.png").splitlines() if line.startswith("| random-l")]
+    assert f"({DRAWS} draws: {100 * min(retained):.1f} to {100 * max(retained):.1f})" in row
+
+
+def test_knobs_in_tokens_are_for_the_prompts_at_hand(table, reference):
+    """A window of 256 binds nowhere among 144 visual tokens, and a share of FLOPs is of these prompts."""
+    _, folder, _ = table
+    bench = Bench(reference, TASKS, folder, questions=6, samples=2, batch=6)
+    plan = bench.plan(METHODS["redundancylens"], TASKS[0], "paper")
+    sizes = {row.attention.size for row in plan.layers if isinstance(row.attention, Window)}
+    assert sizes == {round(256 * bench.visual / 1792)} == {21}
+    assert max(bench.scores(TASKS[0], "window_effect").mean) > 1e-7  # of 256 places: rounding, 1e-8
+    knobs = bench.plan(METHODS["operator-skipping"], TASKS[0], "paper").provenance.knobs
+    assert (knobs["visual"], knobs["text"]) == (bench.visual, bench.text)
+
+
+def test_what_a_filter_did_is_told(table):
+    results, _, _ = table
+    assert re.fullmatch(
+        r"the image was withdrawn from the last layer in \d+ of \d+ prompts", results.notes["visipruner, paper"]
+    )
+    assert "* visipruner (paper's setting): the image was" in document("", [results], METHODS, "x.png")
+
+
+def test_one_method_does_not_end_the_others(reference, tmp_path):
+    """Neither one that no strength makes, nor one that fails with another library's error."""
+
+    def never(model, *, keep: float = 0.5):
+        """Refuse."""
+        raise PlanError("not on this model")
+
+    def broken(model):
+        """Fail."""
+        raise ZeroDivisionError("of a stranger\nwith more lines")
+
+    never.__name__ = "fastv"  # a method that can be turned
+    chosen = {
+        "fastv": Method(never, "0", ""),
+        "broken": Method(broken, "0", ""),
+        "random-tokens": METHODS["random-tokens"],
+    }
+    results = run_table(reference, chosen, tmp_path, tasks=TASKS[:1], questions=2, samples=1, batch=2)
+    assert results.missed["fastv, 0.6"] == "no strength gives a plan for this model: not on this model"
+    assert results.missed["broken, paper"] == "failed (ZeroDivisionError: of a stranger)"
+    assert results.of("random-tokens", "0.6")
+    text = document("", [results], METHODS, "x.png")
+    assert "the control" in text
+
+
+@pytest.mark.parametrize("budget", [float("nan"), -0.5, 0.0, 1.0, float("inf")])
+def test_a_budget_is_a_share(reference, tmp_path, budget):
+    with pytest.raises(PlanError, match=r"a budget of \S+ is no share of the FLOPs"):
+        run_table(reference, CHOSEN, tmp_path, tasks=TASKS, budgets=[0.6, budget])
 
 
 def test_a_filter_is_priced_by_its_trace(table, reference):
@@ -70,12 +158,13 @@ def test_a_plan_is_made_once(table, reference, monkeypatch):
     _, folder, _ = table
     bench = Bench(reference, TASKS, folder, questions=6, samples=2, batch=6)
     made = []
-    monkeypatch.setattr(Bench, "_made", lambda _, method, task, setting: made.append((method.name, task)) or object())
+    monkeypatch.setattr(Bench, "_made", lambda _, method, task, *__: made.append((method.name, task)) or object())
     for name, times in (("dop", 1), ("gsop", 1), ("v-skip-universal", 1), ("v-skip", 2)):
         made.clear()
         plans = [bench.plan(METHODS[name], task, "paper") for task in TASKS * 2]
         assert len(made) == times == len({*map(id, plans)})
     assert bench.plan(METHODS["v-skip"], TASKS[0], "0.6") is not plans[0]
+    assert bench.plan(METHODS["v-skip"], TASKS[0], "paper", draw=1) is not plans[0]
     traced = []
     monkeypatch.setattr(Bench, "_traced", lambda _, plan: traced.append(plan) or 1.0)
     filters = METHODS["visipruner"].sample(bench.geometry)
@@ -118,6 +207,8 @@ def test_the_document_keeps_what_others_wrote(table, tmp_path):
     for name in ("fastv", "random-tokens", "v-skip", "visipruner"):
         assert f"| {name} |" in text
     assert "* v-skip (60% of the FLOPs): comes no nearer" in text
+    alone = results.model_copy(update={"outcomes": tuple(o for o in results.outcomes if o.method != "random-tokens")})
+    assert "the control" not in document("", [alone], METHODS, "images/x.png")
     edited = text.replace("words", "other words") + "\nafterwards\n"
     again = document(edited, [results], METHODS, "images/x.png")
     assert again == edited

@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .cells import RANKS, Keep, Neurons, Skip, Window
-from .data import Samples
-from .errors import DataError, ScoresError
+from .data import Sample, Samples
+from .errors import DataError, ModelError, ScoresError
 from .geometry import Geometry
 from .loading import Loaded
 from .models import Located, locate
@@ -28,15 +30,33 @@ from .passes import Pass
 from .plan import COLUMNS, LayerPlan, Plan
 from .progress import shown
 from .prompts import Prompts
-from .runtime import prompts_of
+from .runtime import check_stock, prompts_of
 from .scores import Scores
 
 Position = Literal["last", "answer"]
 
 
+#: From the full model's next-token logits to the changed one's, both float32 ``[rows, vocabulary]``: one number a row.
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
 def kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p || q) in nats, of log-probabilities ``[..., vocabulary]``; one number per row, never below zero."""
+    """KL(p || q) in nats, of logits ``[..., vocabulary]``; one number per row, never below zero.
+
+    Log-probabilities are logits, too.
+    """
+    p, q = p.log_softmax(-1), q.log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1).clamp_min(0.0)
+
+
+def reverse_kl(p: Tensor, q: Tensor) -> Tensor:
+    """KL(q || p): ShortV's and VTW's direction, whose code puts the changed model first."""
+    return kl(q, p)
+
+
+def turn(p: Tensor, q: Tensor) -> Tensor:
+    """1 - cos between two vectors ``[..., width]``; one number per row. In float64: near 1 a cosine has few digits."""
+    return (1 - F.cosine_similarity(p.double(), q.double(), dim=-1)).clamp_min(0.0)
 
 
 @dataclass(frozen=True)
@@ -47,24 +67,51 @@ class Dense:
         inputs: the input of each layer, ``[1, sequence, hidden]``, and the rest of its arguments.
         added: what the model adds behind each layer, ``[1, sequence, hidden]``, None where nothing: Qwen3-VL's
             DeepStack.
-        log_probs: of the next token at the rows read, float32 ``[rows read, vocabulary]``.
+        logits: of the next token at the rows read, float32 ``[rows read, vocabulary]``.
         prompts: makes the state of one pass.
-        read: the rows of the prompt at which the answer is read.
+        prompt: what was run.
     """
 
     inputs: tuple[tuple[Tensor, dict[str, Any]], ...]
     added: tuple[Tensor | None, ...]
-    log_probs: Tensor
+    logits: Tensor
     prompts: Callable[[], Prompts]
+    prompt: VisualPrompt
+
+
+@dataclass(frozen=True)
+class VisualPrompt:
+    """One sample with an image, ready to run.
+
+    Attributes:
+        name: the sample's, for errors.
+        inputs: the arguments of one pass.
+        read: the rows of the prompt at which the answer is read.
+        visual: bool ``[sequence]``, the visual tokens; those of an answer after the prompt are none.
+    """
+
+    name: str
+    inputs: dict[str, Any]
     read: slice
+    visual: Tensor
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Visual and text tokens of the prompt, without an answer after it."""
+        visual = int(self.visual.sum())
+        return visual, self.read.start + 1 - visual
 
 
 @torch.no_grad()
-def run_dense(model: nn.Module, located: Located, inputs: dict[str, Any], read: slice) -> Dense:
-    """Run ``model`` in full on one prompt of :func:`visual_prompts` and keep what entered each layer."""
+def run_dense(model: nn.Module, located: Located, prompt: VisualPrompt) -> Dense:
+    """Run ``model`` in full on one prompt of :func:`visual_prompts` and keep what entered each layer.
+
+    Raises:
+        ModelError: its logits are not finite.
+    """
     with watched(located) as seen:
-        located.inner(**inputs, use_cache=False)
-    return dense_of(model, located, inputs, read, seen)
+        located.inner(**prompt.inputs, use_cache=False)
+    return dense_of(model, located, prompt, seen)
 
 
 @dataclass(frozen=True)
@@ -118,13 +165,17 @@ def watched(located: Located) -> Iterator[Watched]:
 
 
 @torch.no_grad()
-def dense_of(model: nn.Module, located: Located, inputs: dict[str, Any], read: slice, seen: Watched) -> Dense:
-    """What a pass that was ``seen`` leaves to begin from; no graph hangs on it."""
+def dense_of(model: nn.Module, located: Located, prompt: VisualPrompt, seen: Watched) -> Dense:
+    """What a pass that was ``seen`` leaves to begin from; no graph hangs on it.
+
+    Raises:
+        ModelError: the logits are not finite.
+    """
     pairs = zip(seen.entered[1:], seen.left[:-1], strict=True)
     added = [None if x is out else x - out for (x, _), out in pairs]
-    log_probs = _log_probs(model, located, seen.left[-1], read)
+    logits = _logits(model, located, seen.left[-1], prompt, "the full model")
     entered = tuple((x.detach(), arguments) for x, arguments in seen.entered)
-    return Dense(entered, (*added, None), log_probs, partial(_fresh, located, inputs), read)
+    return Dense(entered, (*added, None), logits, partial(_fresh, located, prompt.inputs), prompt)
 
 
 def _fresh(located: Located, inputs: dict[str, Any]) -> Prompts:
@@ -136,7 +187,12 @@ def _fresh(located: Located, inputs: dict[str, Any]) -> Prompts:
 
 @torch.no_grad()
 def run_from(model: nn.Module, located: Located, dense: Dense, layer: int, plan: Plan) -> Tensor:
-    """Log-probabilities as in :class:`Dense`, under ``plan``, which changes nothing before ``layer``."""
+    """Logits as in :class:`Dense`, under ``plan``, which changes nothing before ``layer``.
+
+    Raises:
+        ModelError: they are not finite.
+    """
+    changed = f"the model with layer {layer} changed"
     if any(RANKS[rank].reads == "previous" for rank in plan.layers[layer].ranks):
         layer -= 1
     x, _ = dense.inputs[layer]
@@ -146,7 +202,7 @@ def run_from(model: nn.Module, located: Located, dense: Dense, layer: int, plan:
     for index, (module, (_, arguments), added) in list(enumerate(steps))[layer:]:
         x = running.run(module, index, x, **arguments)
         x = x if added is None else x + added
-    return _log_probs(model, located, x, dense.read)
+    return _logits(model, located, x, dense.prompt, changed)
 
 
 def moved(
@@ -155,16 +211,26 @@ def moved(
     dense: Dense,
     layer: int,
     plan: Plan,
-    distance: Callable[[Tensor, Tensor], Tensor],
+    distance: Distance,
 ) -> float:
     """How far the answer moves under ``plan``, which changes nothing before ``layer``; mean over the rows read."""
-    return float(distance(dense.log_probs, run_from(model, located, dense, layer, plan)).mean())
+    return float(distance(dense.logits, run_from(model, located, dense, layer, plan)).mean())
 
 
-def _log_probs(model: nn.Module, located: Located, x: Tensor, read: slice) -> Tensor:
+def _logits(model: nn.Module, located: Located, x: Tensor, prompt: VisualPrompt, whose: str) -> Tensor:
     head = model.get_output_embeddings()  # type: ignore[operator]
-    logits = head(located.decoder.norm(x[0, read]))  # type: ignore[operator]
-    return torch.log_softmax(logits.float(), dim=-1)
+    logits: Tensor = head(located.decoder.norm(x[0, prompt.read])).float()  # type: ignore[operator]
+    check_finite(logits, whose, prompt.name)
+    return logits
+
+
+def check_finite(logits: Tensor, whose: str, sample: str) -> None:
+    """Raises: ModelError: a number of ``logits`` is infinite or none at all."""
+    if not logits.isfinite().all():
+        raise ModelError(
+            f"{whose} gives logits that are not finite (NaN or infinite) for {sample}: "
+            f"check its weights, or load it in bfloat16 or float32."
+        )
 
 
 def sweep(
@@ -173,7 +239,8 @@ def sweep(
     cells: LayerPlan,
     *,
     name: str,
-    distance: Callable[[Tensor, Tensor], Tensor] = kl,
+    distance: Distance = kl,
+    unit: str = "nats",
     position: Position = "last",
     progress: bool = True,
 ) -> Scores:
@@ -184,23 +251,25 @@ def sweep(
         samples: those without an image are left out.
         cells: what visual tokens do in the changed layer.
         name: of the scores.
-        distance: from the full model's log-probabilities to the changed one's, both float32
-            ``[rows, vocabulary]``; one number per row.
+        distance: from the full model's logits to the changed one's, both float32 ``[rows, vocabulary]``; one number
+            per row. (A distance of probabilities begins with ``log_softmax``, as :func:`kl` does.)
+        unit: of the distance.
         position: read the distribution at the ``last`` prompt token, or at every token of the full model's own greedy
             ``answer`` (at most 32), and take the mean.
         progress: show a bar on standard error.
 
     Raises:
-        DataError: as :func:`visual_prompts`.
+        DataError, ModelError: as :func:`visual_prompts`; the model's logits are not finite.
         PlanError: the cells rank by the layer before, which the first layer has not, or by the vision tower.
     """
     started, located = time.perf_counter(), locate(loaded.model)
     plans = [one_row(located.geometry, layer, cells) for layer in range(len(located.layers))]
-    table = []
-    for inputs, read, _ in visual_prompts(loaded, located, samples, f"{name} on {samples.name}", position, progress):
-        dense = run_dense(loaded.model, located, inputs, read)
+    table, lengths = [], []
+    for prompt in visual_prompts(loaded, located, samples, f"{name} on {samples.name}", position, progress):
+        dense = run_dense(loaded.model, located, prompt)
+        lengths.append(prompt.lengths)
         table.append([moved(loaded.model, located, dense, layer, plan, distance) for layer, plan in enumerate(plans)])
-    return scores_of(loaded, samples, name, table, position=position, started=started)
+    return scores_of(loaded, samples, name, table, lengths, position=position, started=started, unit=unit)
 
 
 def scores_of(
@@ -208,12 +277,15 @@ def scores_of(
     samples: Samples,
     name: str,
     table: Sequence[Sequence[float]],
+    lengths: Sequence[tuple[int, int]],
     *,
     position: Position,
     started: float,
     unit: str = "nats",
 ) -> Scores:
-    """``table``, ``[samples][layers]``, as scores of ``loaded`` on ``samples``; ``started`` is ``perf_counter()``."""
+    """``table``, ``[samples][layers]``, as scores of ``loaded`` on ``samples``, whose prompts have such ``lengths``
+    (:attr:`VisualPrompt.lengths`); ``started`` is ``perf_counter()``."""
+    visual, text = map(fmean, zip(*lengths, strict=True))
     return Scores(
         name=name,
         unit=unit,
@@ -224,25 +296,28 @@ def scores_of(
         revision=loaded.revision,
         data=samples.name,
         data_hash=samples.hash,
+        visual=visual,
+        text=text,
         seconds=time.perf_counter() - started,
     )
 
 
 def visual_prompts(
     loaded: Loaded, located: Located, samples: Samples, what: str, position: Position, progress: bool
-) -> Iterator[tuple[dict[str, Any], slice, Tensor]]:
-    """Of each sample with an image: the arguments of one pass, the rows to read, and bool ``[sequence]``, its visual
-    tokens; with a bar that says ``what``.
+) -> Iterator[VisualPrompt]:
+    """Each sample with an image as a prompt for the stock model; with a bar that says ``what``.
 
     Raises:
         DataError: no sample has an image, or the processor puts no visual token into a prompt.
+        ModelError: a plan is applied to the model.
     """
-    with_images = [sample for sample in samples if sample.images]
+    check_stock(loaded.model)
+    with_images = [(f"sample {i} of {samples.name}", sample) for i, sample in enumerate(samples) if sample.images]
     if not with_images:
         raise DataError(
             f"none of the {len(samples)} samples of {samples.name} has an image: there is nothing to measure."
         )
-    for sample in shown(with_images, what, progress):
+    for name, sample in shown(with_images, what, progress):
         inputs, read = _prompt(loaded, sample, position)
         prompts = prompts_of(located, inputs)
         if prompts is None:
@@ -250,10 +325,10 @@ def visual_prompts(
                 f"the processor of {loaded.name} put no visual token into the prompt {sample.question[:60]!r}: "
                 f"its image token and the model's do not agree."
             )
-        yield inputs, read, prompts.visual[0]
+        yield VisualPrompt(f"{name} ({sample.question[:60]!r})", inputs, read, prompts.visual[0])
 
 
-def _prompt(loaded: Loaded, sample: Any, position: Position) -> tuple[dict[str, Any], slice]:
+def _prompt(loaded: Loaded, sample: Sample, position: Position) -> tuple[dict[str, Any], slice]:
     """The arguments of one pass over ``sample``, and the rows to read."""
     inputs = loaded.inputs([sample])
     length = inputs["input_ids"].shape[1]
@@ -274,23 +349,25 @@ def one_row(geometry: Geometry, layer: int, cells: LayerPlan) -> Plan:
     return Plan.full(geometry).at([layer], **{column: getattr(cells, column) for column in COLUMNS})
 
 
-def reverse_kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(q || p): ShortV's and VTW's direction, whose code puts the changed model first."""
-    return kl(q, p)
-
-
 @dataclass(frozen=True)
 class Measure:
     """A sweep with a name: what is changed in one layer, and how the answer's move is told."""
 
     what: str
     cells: LayerPlan
-    distance: Callable[[Tensor, Tensor], Tensor] = kl
+    distance: Distance = kl
+    unit: str = "nats"
 
 
 _SKIP = Skip()
 MEASURES: dict[str, Measure] = {
     "visual_information_gain": Measure("visual attention skipped (V-Skip, Eq. 3)", LayerPlan(attention=_SKIP)),
+    "logit_cosine": Measure(
+        "visual attention skipped, by the cosine of output logits (V-Skip, Sec. 4.5.3)",
+        LayerPlan(attention=_SKIP),
+        turn,
+        "1 - cos",
+    ),
     "ffn_effect": Measure("visual FFN skipped", LayerPlan(ffn=_SKIP)),
     "freeze_effect": Measure("both skipped", LayerPlan(attention=_SKIP, ffn=_SKIP)),
     "layer_contribution": Measure("both skipped (ShortV's LC)", LayerPlan(attention=_SKIP, ffn=_SKIP), reverse_kl),
@@ -309,7 +386,7 @@ def calibrate(
     position: Position = "last",
     progress: bool = True,
 ) -> Scores:
-    """How much each layer matters, in nats, by one of :data:`MEASURES`.
+    """How much each layer matters, by one of :data:`MEASURES`.
 
     By default the visual information gain, KL(full || visual attention of the layer skipped): V-Skip (arXiv
     2606.08511), Eq. 3. The text does not say where the distribution is read; by lineage (ShortV, VTW) it is the next
@@ -319,6 +396,7 @@ def calibrate(
     Raises:
         ScoresError: no such measure.
         DataError: no sample has an image.
+        ModelError: a plan is applied to the model, or its logits are not finite; the message names the sample.
     """
     if measure not in MEASURES:
         raise ScoresError(f"no measure is called {measure!r}; choose one of {', '.join(MEASURES)}.")
@@ -329,6 +407,7 @@ def calibrate(
         chosen.cells,
         name=measure,
         distance=chosen.distance,
+        unit=chosen.unit,
         position=position,
         progress=progress,
     )

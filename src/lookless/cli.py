@@ -290,6 +290,8 @@ def _method_command(method: Method) -> Any:
         plan = method.at_paper(shape, given, **knobs)
         plan.save_pretrained(out_dir)
         _show(plan, as_json)
+        if not as_json:
+            out.print(method.setting(shape, **knobs), soft_wrap=True)
 
     file = "What `lookless calibrate` wrote; may be given more than once."
     other = "Take scores of other measures too, in the order given: a variant of your own, and the plan says so."
@@ -330,6 +332,8 @@ def _paper_setting(method: Method, knob: Any) -> str:
     if knob.is_required and knob.name not in method.at:
         return "Found by search."
     value = told(method.at.get(knob.name, knob.default))
+    if knob.default is None:
+        return "By default of the prompts that the scores were measured on."
     whose = "Left out" if knob.name in method.ours else "The paper's"
     return f"{whose}: {value}, of {method.of} layers." if knob.scaling else f"{whose}: {value}."
 
@@ -512,8 +516,9 @@ def table(
     from . import files, reference, report, results
     from .loading import load_model
     from .methods import all_methods
-    from .table import run_table
+    from .table import check_budgets, run_table
 
+    check_budgets(budget or [])
     figure = out_path.parent / "images" / f"{out_path.stem}.png"
     for path in (out_path, figure):
         _writable(path, folder=False)

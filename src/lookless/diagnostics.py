@@ -10,7 +10,8 @@ attention or its FFN adds there, and S the log-probability of the full model's o
 
 Large and without influence is answer-silent: a candidate for skipping. Influence is first order: it screens all layers
 for the price of about three passes, and :func:`lookless.calibrate` measures those that remain. To these comes the
-baseline of V-Skip (arXiv 2606.08511), how little a layer turns its visual tokens.
+baseline of ShortV (arXiv 2504.00502), how little a layer turns its visual tokens. (V-Skip's own cosine is of output
+logits: the measure ``logit_cosine``.)
 """
 
 from __future__ import annotations
@@ -18,13 +19,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .calibration import MEASURES, Position, Watched, calibrate, scores_of, visual_prompts, watched
+from .calibration import (
+    MEASURES,
+    Position,
+    VisualPrompt,
+    Watched,
+    calibrate,
+    check_finite,
+    scores_of,
+    turn,
+    visual_prompts,
+    watched,
+)
 from .data import Samples
 from .errors import ScoresError
 from .loading import Loaded
@@ -37,7 +47,7 @@ DIAGNOSTICS = {
     "ffn_update_size": "||ffn(i)|| / ||x(i)||",
     "attention_influence": "nats",
     "ffn_influence": "nats",
-    "cosine_similarity": "1 - cos",
+    "state_cosine": "1 - cos",
 }
 
 
@@ -46,9 +56,9 @@ def diagnose(
 ) -> dict[str, Scores]:
     """All of :data:`DIAGNOSTICS` of every layer, by name.
 
-    ``x(i)`` is the layer's input for both operators. The cosine is between a visual token as it enters the layer and as
-    it leaves it (before DeepStack adds to it), mean over tokens; as all scores are higher where a layer matters more,
-    one minus it is told.
+    ``x(i)`` is the layer's input for both operators. ``state_cosine`` is of a visual token as it enters the layer and
+    as it leaves it (before DeepStack adds to it), mean over tokens: 1 - cos, as all scores are higher where a layer
+    matters more.
 
     Args:
         loaded: the model, without a plan on it. Its parameters are lent: gradients go to activations alone.
@@ -59,31 +69,36 @@ def diagnose(
 
     Raises:
         DataError: no sample has an image, or the processor puts no visual token into a prompt.
+        ModelError: a plan is applied to the model, or its logits are not finite; the message names the sample.
     """
     started, located = time.perf_counter(), locate(loaded.model)
     table: dict[str, list[tuple[float, ...]]] = {name: [] for name in DIAGNOSTICS}
+    lengths = []
     prompts = visual_prompts(loaded, located, samples, f"diagnostics on {samples.name}", position, progress)
-    for inputs, read, visual in prompts:
-        for name, row in _sample(loaded.model, located, inputs, read, visual).items():
+    for prompt in prompts:
+        lengths.append(prompt.lengths)
+        for name, row in _sample(loaded.model, located, prompt).items():
             table[name].append(tuple(row))
     return {
-        name: scores_of(loaded, samples, name, rows, position=position, started=started, unit=DIAGNOSTICS[name])
+        name: scores_of(
+            loaded, samples, name, rows, lengths, position=position, started=started, unit=DIAGNOSTICS[name]
+        )
         for name, rows in table.items()
     }
 
 
-def _sample(
-    model: nn.Module, located: Located, inputs: dict[str, Any], read: slice, visual: Tensor
-) -> dict[str, list[float]]:
+def _sample(model: nn.Module, located: Located, prompt: VisualPrompt) -> dict[str, list[float]]:
     """The diagnostics of one prompt, one number per layer."""
+    inputs, read = prompt.inputs, prompt.read
     with lent(model), watched(located) as seen, torch.enable_grad():
         last = located.inner(**inputs, use_cache=False).last_hidden_state
-        logits = model.get_output_embeddings()(last[0, read])  # type: ignore[operator]
-        log_probs = torch.log_softmax(logits.float(), dim=-1)
+        logits = model.get_output_embeddings()(last[0, read]).float()  # type: ignore[operator]
+        check_finite(logits, "the full model", prompt.name)
+        log_probs = torch.log_softmax(logits, dim=-1)
         forced = inputs["input_ids"][0, read.start + 1 : read.stop + 1]  # behind the prompt; none at its last position
         answer = forced if len(forced) else log_probs.argmax(-1)
         at_attention, at_ffn = slopes(log_probs.gather(-1, answer[:, None]).mean(), seen)
-    rows = visual.to(last.device)
+    rows = prompt.visual.to(last.device)
     x, y = ([t.detach()[0, rows].float() for t in states] for states in ([x for x, _ in seen.entered], seen.left))
     a, f = ([t.detach()[0, rows].float() for t in updates] for updates in (seen.attention, seen.ffn))
     return {
@@ -91,9 +106,7 @@ def _sample(
         "ffn_update_size": [_size(update, at) for update, at in zip(f, x, strict=True)],
         "attention_influence": [abs(pull) for pull in pulls(at_attention, seen.attention, rows)],
         "ffn_influence": [abs(pull) for pull in pulls(at_ffn, seen.ffn, rows)],
-        "cosine_similarity": [
-            float((1 - F.cosine_similarity(before, after, dim=-1)).mean()) for before, after in zip(x, y, strict=True)
-        ],
+        "state_cosine": [float(turn(before, after).mean()) for before, after in zip(x, y, strict=True)],
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from . import reference
 from .data import Sample
@@ -57,12 +57,31 @@ class Loaded:
 
     @torch.no_grad()
     def answer(self, samples: Sequence[Sample], *, max_new_tokens: int) -> list[str]:
-        """The model's greedy answers, stripped."""
+        """The model's greedy answers, stripped.
+
+        Raises:
+            ModelError: the logits of a step have no finite maximum; the message names the question.
+        """
         inputs = self.inputs(samples)
-        tokenizer = self.processor.tokenizer
+        tokenizer, tops = self.processor.tokenizer, []
+
+        def watch(_: Tensor, logits: Tensor) -> Tensor:
+            tops.append(logits.amax(-1))  # NaN if one is; looked at in the end, so that no step waits for the device
+            return logits
+
         ids = self.model.generate(  # type: ignore[operator]
-            **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+            logits_processor=[watch],
         )
+        for sample, each in zip(samples, torch.stack(tops, dim=1), strict=True):
+            if not each.isfinite().all():
+                raise ModelError(
+                    f"{self.name} gives logits that are not finite (NaN or infinite) for {sample.question[:60]!r}: "
+                    f"check its weights, or load it in bfloat16 or float32."
+                )
         new = ids[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 

@@ -5,13 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from statistics import fmean
 
-from torch import Tensor
-
 from . import flops
-from .calibration import Dense, Position, kl, moved, run_dense, visual_prompts
+from .calibration import Dense, Distance, Position, kl, moved, run_dense, visual_prompts
 from .cells import RANKS
 from .data import Samples
 from .errors import PlanError
@@ -35,6 +32,7 @@ class Objective:
 
     Raises:
         DataError: no sample has an image, or the processor puts no visual token into a prompt.
+        ModelError: a plan is applied to the model, or its logits are not finite; the message names the sample.
     """
 
     def __init__(
@@ -42,20 +40,19 @@ class Objective:
         loaded: Loaded,
         samples: Samples,
         *,
-        distance: Callable[[Tensor, Tensor], Tensor] = kl,
+        distance: Distance = kl,
         position: Position = "last",
         progress: bool = True,
     ) -> None:
         self._model, self._located, self._distance = loaded.model, locate(loaded.model), distance
         self._dense: list[Dense] = []
-        visual, text = [], []
+        lengths = []
         prompts = visual_prompts(loaded, self._located, samples, f"full runs on {samples.name}", position, progress)
-        for inputs, read, places in prompts:
-            dense = run_dense(self._model, self._located, inputs, read)
-            self._dense.append(dense)
-            visual.append(int(places.sum()))
-            text.append(read.start + 1 - visual[-1])  # of an answer behind the prompt, nothing
-        self.visual, self.text, self.evaluations = fmean(visual), fmean(text), 0
+        for prompt in prompts:
+            self._dense.append(run_dense(self._model, self._located, prompt))
+            lengths.append(prompt.lengths)
+        self.visual, self.text = map(fmean, zip(*lengths, strict=True))
+        self.evaluations = 0
         self.geometry: Geometry = self._located.geometry
         self._full = Plan.full(self.geometry).live().layers
         self._known: dict[tuple[LayerPlan, ...], tuple[float, ...]] = {self._full: (0.0,) * len(self._dense)}

@@ -11,18 +11,26 @@ import numpy as np
 from .evaluation import Estimate, paired_difference
 from .methods import Method
 from .report import INK, KEPT, MUTED, SKIPPED, panels_of
-from .table import PAPER, Outcome, Results, accuracy, retention
+from .table import LIVENESS, PAPER, Outcome, Results, accuracy, by_question, retention
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BEGIN, END = "<!-- what follows is written by `lookless table` -->", "<!-- end of what `lookless table` writes -->"
 CONTROL = "random-tokens"
+COLUMNS = (
+    "*FLOPs* are of the decoder's prefill. *Papers' count*: with work that nobody reads counted in both the plan and "
+    "the model, as papers do. *Run*: what the runtime computes, as a share of what the stock model computes; budgets "
+    "are of this one, and *prefill time*, also a share of stock's, is to be compared with it. *Run, by liveness*: the "
+    "same as a share of what is left of the model when such work alone is skipped (the row `liveness`), so what the "
+    "method itself saves. Of a method that draws, all is the mean of its draws, with the lowest and highest retention."
+)
 
 
 def document(before: str, results: Sequence[Results], methods: Mapping[str, Method], figure: str) -> str:
     """``before``, the file as it was, with the tables in it anew; whatever stands outside the marks stays."""
-    body = "\n\n".join([f"![Retention by FLOPs kept]({figure})", *(section(r, methods) for r in results)])
+    known = {LIVENESS.name: LIVENESS, **methods}
+    body = "\n\n".join([COLUMNS, f"![Retention by FLOPs kept]({figure})", *(section(r, known) for r in results)])
     block = f"{BEGIN}\n\n{body}\n\n{END}"
     if BEGIN in before and END in before:
         head, rest = before.split(BEGIN, 1)
@@ -43,21 +51,25 @@ def section(results: Results, methods: Mapping[str, Method]) -> str:
     ]
     settings = list(dict.fromkeys(o.setting for o in results.outcomes))
     for setting in settings:
-        title = "At the paper's setting, at the same relative depth" if setting == PAPER else f"At {float(setting):.0%}"
+        title = "At the paper's setting, for this model or at the same relative depth"
+        title = title if setting == PAPER else f"At {float(setting):.0%}"
         lines += [
             "",
             f"### {title}{'' if setting == PAPER else ' of the FLOPs'}",
             "",
             *_table(results, setting, methods),
         ]
-    missed = [f"* {key.split(', ')[0]} ({_setting(key.split(', ')[1])}): {why}" for key, why in results.missed.items()]
-    return "\n".join([*lines, *(["", "Not there:", "", *missed] if missed else [])])
+    for head, said in (("To be known:", results.notes), ("Not there:", results.missed)):
+        named = [f"* {key.split(', ')[0]} ({_setting(key.split(', ')[1])}): {what}" for key, what in said.items()]
+        lines += ["", head, "", *named] if named else []
+    return "\n".join(lines)
 
 
 def _table(results: Results, setting: str, methods: Mapping[str, Method]) -> list[str]:
     tasks = list(dict.fromkeys(o.task for o in results.outcomes))
     budget = setting != PAPER
-    heads = ["method", "FLOPs kept, %", "prefill time kept, %", "retention, %"]
+    heads = ["method", "FLOPs, papers' count, %", "FLOPs run, %", "FLOPs run, by liveness, %"]
+    heads += ["prefill time, %", "retention, %"]
     heads += ["points above random tokens"] if budget else []
     heads += ["prefix-cache safe"]
     rows = [
@@ -73,15 +85,15 @@ def _table(results: Results, setting: str, methods: Mapping[str, Method]) -> lis
 
     for name in sorted(names, key=kept_answers):
         outcomes = results.of(name, setting)
-        better = "the control" if name == CONTROL or not control else _points(_against(outcomes, control))
+        better = "the control" if name == CONTROL else _points(_against(outcomes, control)) if control else "-"
         cells = [
             f"{name}",
-            f"{100 * fmean(o.kept for o in outcomes):.0f}",
+            *(_share([getattr(o, price) for o in outcomes]) for price in ("kept_papers", "kept", "kept_live")),
             f"{100 * results.times[f'{name}, {setting}']:.0f}",
-            _percent(retention(outcomes)),
+            _retained(outcomes),
             *([better] if budget else []),
             "yes" if methods[name].is_prefix_cache_safe else "no",
-            *(f"{100 * np.mean(o.right):.0f}" for o in outcomes),
+            *(f"{100 * np.mean([o.right for o in outcomes if o.task == task]):.0f}" for task in tasks),
         ]
         rows.append("| " + " | ".join(cells) + " |")
     return rows
@@ -89,8 +101,22 @@ def _table(results: Results, setting: str, methods: Mapping[str, Method]) -> lis
 
 def _against(outcomes: Sequence[Outcome], control: Sequence[Outcome]) -> Estimate:
     """Difference of accuracy, question by question."""
-    mine, theirs = (np.concatenate([np.array(o.right, dtype=float) for o in some]) for some in (outcomes, control))
-    return paired_difference(mine, theirs)
+    return paired_difference(by_question(outcomes), by_question(control))
+
+
+def _share(prices: Sequence[float | None]) -> str:
+    known = [price for price in prices if price is not None]
+    return f"{100 * fmean(known):.0f}" if known else "-"
+
+
+def _retained(outcomes: Sequence[Outcome]) -> str:
+    """With its interval; of several draws with the lowest and the highest."""
+    draws = {o.draw for o in outcomes}
+    each = [retention([o for o in outcomes if o.draw == draw]) for draw in draws]
+    whole, known = retention(outcomes), [100 * e.value for e in each if e is not None]
+    if whole is None or len(draws) == 1:
+        return _percent(whole)
+    return f"{100 * whole.value:.1f} ({len(draws)} draws: {min(known):.1f} to {max(known):.1f})"
 
 
 def _percent(e: Estimate | None) -> str:

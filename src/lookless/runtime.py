@@ -169,8 +169,24 @@ def apply(model: nn.Module, plan: Plan, *, break_even: int = 0) -> Applied:
 
 
 def applied(model: nn.Module, plan: Plan | None) -> AbstractContextManager[Any]:
-    """``apply``, or nothing where there is no plan."""
-    return nullcontext() if plan is None else apply(model, plan)
+    """``apply``, or where there is no plan nothing: the stock model.
+
+    Raises:
+        ModelError: as :func:`apply`; and without a plan, if one is already applied.
+    """
+    if plan is None:
+        check_stock(model)
+        return nullcontext()
+    return apply(model, plan)
+
+
+def check_stock(model: nn.Module) -> None:
+    """Raises: ModelError: a plan is already applied to ``model``, so what it computes is not the stock model's."""
+    if any(isinstance(layer.__dict__.get("forward"), _PlannedForward) for layer in locate(model).layers):
+        raise ModelError(
+            "a plan is already applied to this model, and this measures the stock model: call remove() on the plan "
+            "first, or leave its `with` block."
+        )
 
 
 def prompts_of(located: Located, given: Mapping[str, Any]) -> Prompts | None:

@@ -33,6 +33,7 @@ class Scores(BaseModel):
         geometry: of the model measured.
         model, revision: which one, a hub id or a folder's name.
         data, data_hash: which samples, for a reader and for a machine.
+        visual, text: tokens of a prompt, mean over samples; None where it is not known.
         seconds: what it took.
         measured: ``[samples][layers]``, whether a score was measured and not estimated; None where all were.
         passes: what it took a sample, in passes through all layers; a backward pass counts as a forward one. None where
@@ -51,6 +52,8 @@ class Scores(BaseModel):
     revision: str | None = None
     data: str | None = None
     data_hash: str | None = None
+    visual: float | None = Field(default=None, gt=0)
+    text: float | None = Field(default=None, ge=0)
     seconds: float | None = None
     measured: tuple[tuple[bool, ...], ...] | None = None
     passes: float | None = None

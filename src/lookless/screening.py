@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,9 +37,13 @@ from .calibration import (
     Dense,
     Measure,
     Position,
+    VisualPrompt,
+    check_finite,
     dense_of,
+    kl,
     moved,
     one_row,
+    reverse_kl,
     scores_of,
     visual_prompts,
     watched,
@@ -55,12 +58,13 @@ from .plan import LayerPlan
 from .progress import shown
 from .scores import Scores
 
-#: measures that take away what an operator adds, which is what can be estimated
+#: divergences when what an operator adds is taken away, which is what can be estimated
 SCREENED = tuple(
     name
     for name, measure in MEASURES.items()
     if {measure.cells.attention, measure.cells.ffn} <= {Full(), Skip()}
     and measure.cells == LayerPlan(attention=measure.cells.attention, ffn=measure.cells.ffn)
+    and measure.distance in (kl, reverse_kl)
 )
 #: an estimate is taken to be within this factor of the score, either way
 TRUST = 4.0
@@ -99,6 +103,7 @@ def screen(
         ScoresError: a measure that cannot be screened; a number of layers that is not between 1 and one less than the
             model has; ``trust`` below 1.
         DataError: no sample has an image, or the processor puts no visual token into a prompt.
+        ModelError: a plan is applied to the model, or its logits are not finite; the message names the sample.
     """
     started, located = time.perf_counter(), locate(loaded.model)
     _check(lowest, len(located.layers), trust)
@@ -106,10 +111,10 @@ def screen(
     estimates: dict[str, list[list[float]]] = {name: [] for name in lowest}
     backward = 0
     prompts = visual_prompts(loaded, located, samples, f"estimates on {samples.name}", position, progress)
-    for inputs, read, visual in prompts:
-        dense, rows = _estimated(loaded.model, located, inputs, read, visual, {n: MEASURES[n] for n in lowest})
+    for prompt in prompts:
+        dense, rows = _estimated(loaded.model, located, prompt, {n: MEASURES[n] for n in lowest})
         runs.append(dense)
-        backward += read.stop - read.start
+        backward += prompt.read.stop - prompt.read.start
         for name, row in rows.items():
             estimates[name].append(row)
     found = {}
@@ -123,7 +128,10 @@ def screen(
             scores[sample, layer] = moved(loaded.model, located, runs[sample], layer, plan, distance)
             measured[sample, layer] = True
         layers_run = float((measured * np.arange(layers, 0, -1)).sum()) / layers
-        found[name] = scores_of(loaded, samples, name, scores.tolist(), position=position, started=started).model_copy(
+        lengths = [run.prompt.lengths for run in runs]
+        found[name] = scores_of(
+            loaded, samples, name, scores.tolist(), lengths, position=position, started=started
+        ).model_copy(
             update={
                 "measured": tuple(map(tuple, measured.tolist())),
                 "passes": 1 + (backward + layers_run) / len(runs),
@@ -153,16 +161,16 @@ def _check(lowest: Mapping[str, int], layers: int, trust: float) -> None:
 def _estimated(
     model: nn.Module,
     located: Located,
-    inputs: dict[str, Any],
-    read: slice,
-    visual: Tensor,
+    prompt: VisualPrompt,
     measures: Mapping[str, Measure],
 ) -> tuple[Dense, dict[str, list[float]]]:
     """The full run of one prompt, and of each measure an estimate per layer, in nats."""
     with lent(model), watched(located) as seen, torch.enable_grad():
-        last = located.inner(**inputs, use_cache=False).last_hidden_state
-        odds = _log_odds(model.get_output_embeddings()(last[0, read]).float())  # type: ignore[operator]
-        rows = visual.to(last.device)
+        last = located.inner(**prompt.inputs, use_cache=False).last_hidden_state
+        logits = model.get_output_embeddings()(last[0, prompt.read]).float()  # type: ignore[operator]
+        check_finite(logits, "the full model", prompt.name)
+        odds = _log_odds(logits)
+        rows = prompt.visual.to(last.device)
         by_row = []  # of each row read, what each operator pulls at the odds
         for i, told in enumerate(odds):
             at_attention, at_ffn = slopes(told, seen, again=i + 1 < len(odds))
@@ -180,7 +188,7 @@ def _estimated(
         skipped = (measure.cells.attention == Skip(), measure.cells.ffn == Skip())
         pull = torch.tensor([row[skipped] for row in by_row], dtype=torch.float64)  # [rows read, layers]
         found[name] = measure.distance(_of_two(whole), _of_two(whole - pull)).mean(0).tolist()
-    return dense_of(model, located, inputs, read, seen), found
+    return dense_of(model, located, prompt, seen), found
 
 
 def _log_odds(logits: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from .alvts import alvts
-from .cosine import cosine
 from .dash import dash
 from .divprune import divprune
 from .dop import dop
@@ -13,8 +12,10 @@ from .gsop import gsop
 from .halfv import halfv
 from .halfv_llava import halfv_llava
 from .knobs import Count, Layer, Layers, Order, Stages, method
+from .logit_cosine import logit_cosine
 from .operator_skipping import labels, operator_skipping
 from .presets import READY, preset
+from .published import Setting
 from .pyramiddrop import pyramiddrop
 from .random_layers import random_layers
 from .random_tokens import random_tokens
@@ -22,6 +23,7 @@ from .redundancylens import redundancylens
 from .shortv import shortv
 from .sparsevlm import sparsevlm
 from .st3 import st3
+from .state_cosine import state_cosine
 from .table import METHODS, Method, PluginWarning, all_methods, find
 from .v2drop import v2drop
 from .v_skip import v_skip
@@ -42,10 +44,10 @@ __all__ = [
     "Method",
     "Order",
     "PluginWarning",
+    "Setting",
     "Stages",
     "all_methods",
     "alvts",
-    "cosine",
     "dash",
     "divprune",
     "dop",
@@ -56,6 +58,7 @@ __all__ = [
     "halfv",
     "halfv_llava",
     "labels",
+    "logit_cosine",
     "method",
     "operator_skipping",
     "preset",
@@ -66,6 +69,7 @@ __all__ = [
     "shortv",
     "sparsevlm",
     "st3",
+    "state_cosine",
     "v2drop",
     "v_skip",
     "v_skip_universal",

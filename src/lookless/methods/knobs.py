@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, wraps
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, ParamSpec, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError
@@ -113,6 +114,8 @@ def knobs_of(make: Callable[..., Plan]) -> dict[str, Knob]:
             hint = hints[name]
             scaled = get_origin(hint) is Annotated
             kind, scaling = get_args(hint)[:2] if scaled else (hint, None)
+            if isinstance(kind, UnionType):  # None is for "not given", and cannot be typed
+                [kind] = (one for one in get_args(kind) if one is not NoneType)
             found[name] = Knob(name, kind, scaling, parameter.default)
     return found
 
@@ -167,8 +170,9 @@ def method(make: Callable[Arguments, Plan]) -> Callable[Arguments, Plan]:
             raise type(problem)(f"{name}: {problem}") from None
         except ValidationError as problem:
             raise PlanError(f"{name}: {sentence(problem)}.") from None
-        knobs = {knob: told(value) for knob, value in bound.kwargs.items()}
-        return plan.made_by(method=name, knobs=knobs | _source_names(scores), **_sources(scores))
+        knobs = {knob: told(value) for knob, value in bound.kwargs.items() if value is not None}
+        found = plan.provenance.knobs  # what was not given and is known now
+        return plan.made_by(method=name, knobs=knobs | found | _source_names(scores), **_sources(scores))
 
     return signed
 

@@ -39,17 +39,20 @@ def operator_skipping(
     both: Annotated[Scores, "freeze_effect"],
     *,
     save: float,
-    visual: float = 576,
-    text: float = 66.6,
+    visual: float | None = None,
+    text: float | None = None,
 ) -> Plan:
     """Skip attention, FFN or both where that risks least, until a share of a prompt's decoder FLOPs is saved.
 
-    ``save`` is the share of the prefill's FLOPs to do without, for ``visual`` and ``text`` tokens.
+    ``save`` is the share of the prefill's FLOPs to do without, for ``visual`` and ``text`` tokens: by default those of
+    the prompts that the scores were measured on, and of scores that do not know them LLaVA-1.5's, 576 and 66.6.
 
     Raises:
         PlanError: ``save`` is more than freezing every layer saves.
     """
-    plan = Plan.full(attention.geometry)
+    visual = (attention.visual or 576) if visual is None else visual
+    text = (66.6 if attention.text is None else attention.text) if text is None else text
+    plan = Plan.full(attention.geometry).made_by(knobs={"visual": visual, "text": text})
     dense, without_attention, without_ffn = (
         prefill(attention.geometry, visual=visual, text=text, plan=plan.at(range(len(plan.layers)), **cells)).total
         for cells in ({}, {"attention": Skip()}, {"ffn": Skip()})

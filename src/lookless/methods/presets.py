@@ -3,7 +3,8 @@
 ``preset("operator-skipping/Qwen3-VL-8B/20")``. Which layers is a finding on one model, so each plan is bound to that
 model's geometry. Sources: ShortV (arXiv 2504.00502), its README's replaced layers; operator skipping (arXiv
 2606.31903), its released policy files, whose ``attention_only``, ``ffn_only`` and ``freeze`` are the three columns
-below; HalfV (arXiv 2604.16462) and ViCA (arXiv 2602.07574), their released code.
+below; HalfV (arXiv 2604.16462) and ViCA (arXiv 2602.07574), their released code. And VTW and FastV as their own papers
+have them (``vtw/LLaVA-1.5-7B``) and as V-Skip (arXiv 2606.08511) compares with them (``vtw/LLaVA-1.5-7B/v-skip``).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from ..geometry import Geometry
 from ..plan import Plan
 from .halfv import halfv
 from .halfv_llava import halfv_llava
+from .published import Setting
+from .table import METHODS, Method
 from .vica import vica
 
 #: model -> layers frozen, in the order they were chosen
@@ -69,12 +72,23 @@ def _operator_skipping(name: str) -> Plan:
     )
 
 
+def _compared(method: Method, setting: Setting) -> Plan:
+    return method.at_paper(Geometry.preset(setting.model), **(setting.knobs or {}))
+
+
 #: name -> what makes its plan
 READY: dict[str, Callable[[], Plan]] = {
     **{f"shortv/{model}": partial(_shortv, model) for model in SHORTV},
     **{f"operator-skipping/{name}": partial(_operator_skipping, name) for name in OPERATOR_SKIPPING},
     "halfv/Qwen2.5-VL-7B": lambda: halfv(Geometry.preset("Qwen2.5-VL-7B")),
     "halfv/LLaVA-1.5-7B": lambda: halfv_llava(Geometry.preset("LLaVA-1.5-7B")),
+    **{
+        f"{method.name}/{setting.model}" + ("" if setting.by == "the paper" else f"/{setting.by.lower()}"): partial(
+            _compared, method, setting
+        )
+        for method in (METHODS["vtw"], METHODS["fastv"])
+        for setting in method.published
+    },
     "vica/LLaVA-1.5-7B": lambda: vica(Geometry.preset("LLaVA-1.5-7B")),
 }
 

@@ -11,17 +11,16 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from ..errors import PlanError, first_line
-from ..geometry import Geometry
+from ..geometry import PRESETS, Geometry
 from ..plan import Plan
 from ..scores import Scores
 from .alvts import alvts
-from .cosine import cosine
 from .dash import dash
 from .divprune import divprune
 from .dop import dop
@@ -30,8 +29,10 @@ from .ffn_skip import ffn_skip
 from .gsop import gsop
 from .halfv import halfv
 from .halfv_llava import halfv_llava
-from .knobs import Knob, check_measures, knobs_of, name_of
+from .knobs import Knob, check_measures, knobs_of, name_of, told
+from .logit_cosine import logit_cosine
 from .operator_skipping import operator_skipping
+from .published import PUBLISHED, Setting
 from .pyramiddrop import pyramiddrop
 from .random_layers import random_layers
 from .random_tokens import random_tokens
@@ -39,6 +40,7 @@ from .redundancylens import redundancylens
 from .shortv import shortv
 from .sparsevlm import sparsevlm
 from .st3 import st3
+from .state_cosine import state_cosine
 from .v2drop import v2drop
 from .v_skip import v_skip
 from .v_skip_universal import v_skip_universal
@@ -67,6 +69,8 @@ class Method:
         at: the paper's knobs, where they are not the defaults of ``make``.
         such_as: values of knobs that only a search finds, to show what a plan looks like. No paper's.
         ours: knobs whose defaults are not the paper's either: no paper has them, or it does not print what it took.
+        published: settings for single models, the first of a model before others of it; any other model has the knobs
+            at the same relative depth.
     """
 
     make: Callable[..., Plan]
@@ -77,6 +81,7 @@ class Method:
     at: Mapping[str, Any] = field(default_factory=dict)
     such_as: Mapping[str, Any] = field(default_factory=dict)
     ours: tuple[str, ...] = ()
+    published: tuple[Setting, ...] = ()
 
     @property
     def name(self) -> str:
@@ -103,7 +108,8 @@ class Method:
         return any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
     def at_paper(self, geometry: Geometry, scores: Mapping[str, Scores] | Sequence[Scores] = (), **knobs: Any) -> Plan:
-        """The plan at the paper's setting, at the same relative depth of ``geometry``; ``knobs`` given go before.
+        """The plan at the paper's setting: the one for this model where there is one, else at the same relative depth
+        of ``geometry``. ``knobs`` that are given go before; :meth:`setting` says which was taken.
 
         ``scores`` are by measure, or in any order.
 
@@ -114,9 +120,7 @@ class Method:
         unknown = [knob for knob in knobs if knob not in self.knobs]
         if unknown:
             raise PlanError(f"{self.name} has no knob {unknown[0]!r}; its knobs are {self.forms}.")
-        paper = {k.name: k.default for k in self.knobs.values() if not k.is_required} | dict(self.at)
-        moved = {name: self.knobs[name].scaled(value, geometry.layers, self.of) for name, value in paper.items()}
-        chosen = moved | knobs
+        chosen = self._paper_knobs(geometry) | knobs
         missing = [knob for knob in self.knobs if knob not in chosen]
         if missing:
             raise PlanError(f"{self.name} needs {missing[0]}, which is found by search; its knobs are {self.forms}.")
@@ -126,6 +130,42 @@ class Method:
         """``scores`` of whatever measures, one by one in place of those it needs; of more than those, of the last."""
         measures = [*self.measures, *self.measures[-1:] * len(scores)]
         return [one.use_as(measure) for one, measure in zip(scores, measures, strict=False)]
+
+    @property
+    def _defaults(self) -> dict[str, Any]:
+        """The knobs that have a value, for :attr:`of` layers."""
+        return {k.name: k.default for k in self.knobs.values() if not k.is_required} | dict(self.at)
+
+    @property
+    def _printed(self) -> list[str]:
+        """The knobs whose defaults are the paper's."""
+        return [name for name in self._defaults if name not in self.ours]
+
+    def _published(self, geometry: Geometry) -> Setting | None:
+        return next((one for one in self.published if PRESETS[one.model] == geometry), None)
+
+    def _paper_knobs(self, geometry: Geometry) -> dict[str, Any]:
+        here = self._published(geometry)
+        scaled = {n: self.knobs[n].scaled(value, geometry.layers, self.of) for n, value in self._defaults.items()}
+        return scaled | dict((here and here.knobs) or {})
+
+    def setting(self, geometry: Geometry, **given: Any) -> str:
+        """One sentence: which value each knob has on ``geometry``, and why, beside those that are ``given``."""
+        here = self._published(geometry)
+        reasons: dict[str, list[str]] = {}
+        for name, value in {**self._paper_knobs(geometry), **given}.items():
+            was = self._defaults.get(name)
+            if name in given:
+                why = "as given"
+            elif here is not None and name in (self._printed if here.knobs is None else here.knobs):
+                why = here.name
+            elif self.knobs[name].scaling is not None and geometry.layers != self.of:
+                why = f"scaled to {geometry.layers} layers from {told(was)} of {self.of}"
+            else:
+                why = "as in the paper" if name in self._printed else "by default"
+            if value is not None:
+                reasons.setdefault(why, []).append(f"{name.replace('_', '-')} {told(value)}")
+        return "; ".join(f"{', '.join(knobs)}: {why}" for why, knobs in reasons.items()) + "."
 
     def sample(self, geometry: Geometry, **knobs: Any) -> Plan:
         """A plan to look at, from scores that are all alike."""
@@ -191,14 +231,15 @@ _19 = {"layers": 19}
 
 #: name -> method; those of this package
 METHODS: dict[str, Method] = {
-    m.name: m
+    m.name: replace(m, published=PUBLISHED.get(m.name, ()))
     for m in (
         Method(v_skip, "2606.08511", "Look Less, Reason More (V-Skip)", _VIG, at=_19),
         Method(v_skip_universal, "2606.08511", "V-Skip*, one mask for all tasks", _VIG, at=_19, ours=("by",)),
         Method(ffn_skip, "2606.08511", "FFN-Skip, V-Skip's ablation", _FFN, at=_19),
-        Method(cosine, "2606.08511", "Cosine, a selection baseline of V-Skip", ("cosine_similarity",), at=_19),
+        Method(logit_cosine, "2606.08511", "CosSim, a selection baseline of V-Skip", ("logit_cosine",), at=_19),
         Method(random_layers, "2606.08511", "Random, a selection baseline of V-Skip", at=_19, ours=("seed",)),
         Method(shortv, "2504.00502", "ShortV: freezing visual tokens in ineffective layers", _LC, at=_19),
+        Method(state_cosine, "2504.00502", "Cosine, a selection baseline of ShortV", ("state_cosine",), at=_19),
         Method(
             operator_skipping,
             "2606.31903",
