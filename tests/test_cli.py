@@ -80,7 +80,9 @@ def test_calibrate_plan_show_eval_generate(tmp_path, image):
     assert done.exit_code == 0, done.output
     assert len(Plan.from_pretrained(plan).skipped("attention")) == 7
     assert done.output.count("skip") >= 7
-    assert run("show", plan).output == done.output
+    assert done.output == run("show", plan).output + "layers 7: as given.\n"
+    told = run("plan", "v-skip", "--scores", scores, "--out", plan)
+    assert told.output.endswith("layers 7: scaled to 12 layers from 19 of 32.\n")
     shown = run("eval", "reference", "--data", "reference:chart", "--limit", 6, "--plan", plan)
     assert shown.exit_code == 0, shown.output
     assert "retention" in shown.output

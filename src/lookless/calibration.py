@@ -362,12 +362,6 @@ class Measure:
 _SKIP = Skip()
 MEASURES: dict[str, Measure] = {
     "visual_information_gain": Measure("visual attention skipped (V-Skip, Eq. 3)", LayerPlan(attention=_SKIP)),
-    "logit_cosine": Measure(
-        "visual attention skipped, by the cosine of output logits (V-Skip, Sec. 4.5.3)",
-        LayerPlan(attention=_SKIP),
-        turn,
-        "1 - cos",
-    ),
     "ffn_effect": Measure("visual FFN skipped", LayerPlan(ffn=_SKIP)),
     "freeze_effect": Measure("both skipped", LayerPlan(attention=_SKIP, ffn=_SKIP)),
     "layer_contribution": Measure("both skipped (ShortV's LC)", LayerPlan(attention=_SKIP, ffn=_SKIP), reverse_kl),
@@ -375,6 +369,12 @@ MEASURES: dict[str, Measure] = {
     "withdrawal": Measure("image withdrawn from this layer on (VTW)", LayerPlan(keep=Keep(0)), reverse_kl),
     "window_effect": Measure("visual attention in a window (RedundancyLens)", LayerPlan(attention=Window(256))),
     "neuron_effect": Measure("a fifth of the neurons (RedundancyLens)", LayerPlan(ffn=Neurons(0.2, probe=0.1))),
+    "logit_cosine": Measure(
+        "visual attention skipped, by the cosine of output logits (V-Skip, Sec. 4.5.3)",
+        LayerPlan(attention=_SKIP),
+        turn,
+        "1 - cos",
+    ),
 }
 
 

@@ -332,8 +332,8 @@ def _paper_setting(method: Method, knob: Any) -> str:
     if knob.is_required and knob.name not in method.at:
         return "Found by search."
     value = told(method.at.get(knob.name, knob.default))
-    if knob.default is None:
-        return "By default of the prompts that the scores were measured on."
+    if knob.scaling == "tokens":
+        return "Left out: of the prompts that the scores were measured on."
     whose = "Left out" if knob.name in method.ours else "The paper's"
     return f"{whose}: {value}, of {method.of} layers." if knob.scaling else f"{whose}: {value}."
 

@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, wraps
-from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, ParamSpec, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError
@@ -25,12 +24,13 @@ from ..plan import Plan
 from ..scores import Scores
 
 Arguments = ParamSpec("Arguments")
-Scaling = Literal["depth", "count", "set", "stages"]
+Scaling = Literal["depth", "count", "set", "stages", "tokens"]
 
 Layer = Annotated[int, "depth"]  #: one layer, 0-based
 Count = Annotated[int, "count"]  #: how many layers
 Layers = Annotated[tuple[int, ...], "set"]  #: some layers; two that fall on one are one
 Stages = Annotated[tuple[int, ...], "stages"]  #: rising layers that other knobs are given for, one by one
+Tokens = Annotated[float | None, "tokens"]  #: of a prompt; left out, of those that the scores were measured on
 Order = tuple[tuple[str, int], ...]  #: (column, layer) pairs, the first changed first
 
 
@@ -68,7 +68,7 @@ class Knob:
 
     def scaled(self, value: Any, layers: int, of: int) -> Any:
         """A setting for ``of`` layers at the same relative depth of ``layers``; what is not depth stays."""
-        if self.scaling is None or layers == of:
+        if self.scaling in (None, "tokens") or layers == of:
             return value
         if self.scaling == "count":
             return min(max(round(value * layers / of), 1), layers) if value else 0
@@ -114,8 +114,6 @@ def knobs_of(make: Callable[..., Plan]) -> dict[str, Knob]:
             hint = hints[name]
             scaled = get_origin(hint) is Annotated
             kind, scaling = get_args(hint)[:2] if scaled else (hint, None)
-            if isinstance(kind, UnionType):  # None is for "not given", and cannot be typed
-                [kind] = (one for one in get_args(kind) if one is not NoneType)
             found[name] = Knob(name, kind, scaling, parameter.default)
     return found
 
@@ -170,8 +168,8 @@ def method(make: Callable[Arguments, Plan]) -> Callable[Arguments, Plan]:
             raise type(problem)(f"{name}: {problem}") from None
         except ValidationError as problem:
             raise PlanError(f"{name}: {sentence(problem)}.") from None
-        knobs = {knob: told(value) for knob, value in bound.kwargs.items() if value is not None}
-        found = plan.provenance.knobs  # what was not given and is known now
+        knobs = {knob: told(value) for knob, value in bound.kwargs.items()}
+        found = plan.provenance.knobs  # what was left out, and is known now
         return plan.made_by(method=name, knobs=knobs | found | _source_names(scores), **_sources(scores))
 
     return signed

@@ -24,7 +24,7 @@ from ..errors import PlanError, PlanMismatchError
 from ..flops import prefill
 from ..plan import Plan
 from ..scores import Scores
-from .knobs import check_measures, measures_of, method
+from .knobs import Tokens, check_measures, measures_of, method
 
 Counts = tuple[int, int]  # attentions and FFNs skipped
 Choice = tuple[float, tuple[Counts, ...]]  # summed risk, and what was skipped in each layer
@@ -39,8 +39,8 @@ def operator_skipping(
     both: Annotated[Scores, "freeze_effect"],
     *,
     save: float,
-    visual: float | None = None,
-    text: float | None = None,
+    visual: Tokens = None,
+    text: Tokens = None,
 ) -> Plan:
     """Skip attention, FFN or both where that risks least, until a share of a prompt's decoder FLOPs is saved.
 
