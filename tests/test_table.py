@@ -107,7 +107,7 @@ def test_knobs_in_tokens_are_for_the_prompts_at_hand(table, reference):
 def test_what_a_filter_did_is_told(table):
     results, _, _ = table
     assert re.fullmatch(
-        r"the image was withdrawn from the last layer in \d+ of \d+ prompts", results.notes["visipruner, paper"]
+        r"the image was withdrawn before the last layer in \d+ of \d+ prompts", results.notes["visipruner, paper"]
     )
     assert "* visipruner (paper's setting): the image was" in document("", [results], METHODS, "x.png")
 
