@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import accumulate
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from families import FAMILIES
-from lookless import Filter, Geometry, Plan, apply, trace
+from lookless import Filter, Geometry, Plan, apply, measure, trace
 from lookless.bench import STOCK, BreakEven, Sweep, bench, of_geometry
 from lookless.cli import app
 from lookless.errors import GeometryError, ModelError, PlanError
@@ -102,21 +103,25 @@ def test_a_report(small):
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl", "internvl-llama"])
-def test_the_tower_and_the_first_token(name):
-    """The whole call holds the tower and the decoder, and no decode step counts."""
+def test_the_tower_and_the_first_token(name, monkeypatch):
+    """The whole call holds the tower and the decoder, and no decode step counts: by a clock that counts calls."""
     model = FAMILIES[name].build()
     inputs = FAMILIES[name].batch("one image")
     located, calls = locate(model), []
     tower = located.tower
     others = [module for module in located.inner.children() if module is not located.decoder]
     assert tower is max(others, key=lambda module: sum(p.numel() for p in module.parameters()))
-    tower.register_forward_hook(lambda *_: calls.append(1))
+    costs = {tower: 1000, model.get_output_embeddings(): 100, **dict.fromkeys(located.layers, 1)}
+    for module, cost in costs.items():
+        module.register_forward_hook(lambda *_, cost=cost: calls.append(cost))
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: sum(calls)))
     report = bench(model, inputs, {"live": Plan.full(LAYERS).live()}, name=name, repeats=2, warm_up=1, progress=False)
-    assert len(calls) == 2 * (1 + 2 + 1)  # warm-up, rounds, and the one that weighs
+    assert calls.count(1000) == 2 * (1 + 2 + 1)  # warm-up, rounds, and the one that weighs
     for timed in report.timed:
-        assert 0 < timed.tower_ms.median < timed.first_token_ms.median
-        assert timed.tower_ms.low + timed.prefill_ms.low < timed.first_token_ms.high
-    assert len(tower._forward_hooks) == 1
+        assert timed.tower_ms.median == 1000 * 1e3
+        assert timed.prefill_ms.median == timed.decode_ms.median == LAYERS * 1e3
+        assert timed.first_token_ms.median == (1000 + 100 + LAYERS) * 1e3
+    assert all(len(module._forward_hooks) == 1 for module in costs)
 
 
 def test_peak_memory_is_of_what_is_held_at_once():

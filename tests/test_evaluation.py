@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from lookless import Plan, Skip, evaluate, load_data, time_prefill
+from lookless import Plan, Skip, evaluate, load_data, measure, time_prefill
 from lookless.data import Samples
 from lookless.evaluation import mean_estimate, normal, retention_estimate
 from lookless.models import geometry_of
@@ -72,12 +74,28 @@ def test_batch_size_changes_no_answer(reference):
     assert one.answers == many.answers
 
 
-def test_time_is_measured_for_each_plan(reference):
-    inputs = reference.inputs(load_data("reference:chart", limit=2).items)
+def test_time_is_measured_for_each_plan(reference, monkeypatch):
+    """By a clock that counts rows: what is timed is the work of the decoder's layers, in turn."""
+    inputs = reference.inputs(load_data("reference:chart", limit=1).items)
+    tokens, visual = (
+        inputs["input_ids"].numel(),
+        int((inputs["input_ids"] == reference.model.config.image_token_id).sum()),
+    )
     freeze = Plan.full(geometry_of(reference.model)).at(range(12), attention=Skip(), ffn=Skip())
-    dense, plan = time_prefill(reference, inputs, [None, freeze], repeats=7)
-    assert len(dense.each_ms) == len(plan.each_ms) == 7
-    assert 0 < plan.median_ms < dense.median_ms  # a tenth of the FFN rows is left
+    rows = [0]
+
+    def work(module, arguments):
+        rows[0] += arguments[0].shape[:-1].numel()
+
+    hooks = [layer.mlp.register_forward_pre_hook(work) for layer in reference.model.model.language_model.layers]
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: rows[0] / 1e3))
+    dense, plan = time_prefill(reference, inputs, [None, freeze], repeats=3, warm_up=1)
+    for hook in hooks:
+        hook.remove()
+    assert rows[0] == 4 * 12 * (tokens + tokens - visual)
+    assert dense.each_ms == pytest.approx([12 * tokens] * 3)
+    assert plan.each_ms == pytest.approx([12 * (tokens - visual)] * 3)
+    assert plan.median_ms == pytest.approx(12 * (tokens - visual))
     assert "forward" not in reference.model.model.language_model.layers[0].__dict__
     assert not reference.model.model.language_model._forward_pre_hooks
 

@@ -9,12 +9,14 @@ import pytest
 from matplotlib.colors import to_hex
 from PIL import Image
 from rich.console import Console
+from rich.text import Text
 
-from lookless import Geometry, Plan, Scores, Skip, load_data, v_skip
-from lookless.demo import Demo, demo_table, run_demo, spans
-from lookless.evaluation import Answer
+from lookless import Geometry, Plan, Scores, Skip, cli, load_data, v_skip
+from lookless.demo import Demo, Row, demo_table, run_demo, spans
+from lookless.evaluation import Answer, Estimate
+from lookless.methods import METHODS
 from lookless.reference import TASKS
-from lookless.report import examples_figure, plan_table, profile_figure, save_figure, scores_table
+from lookless.report import examples_figure, methods_table, plan_table, profile_figure, save_figure, scores_table
 
 SMALL = Geometry(model_type="llava", layers=4, hidden=8, intermediate=16, heads=2, kv_heads=2, head_dim=4)
 SCORES = Scores(
@@ -74,6 +76,40 @@ def test_spans():
     assert [spans(x) for x in ((), (3,), (0, 1), (0, 2, 3, 4, 7))] == ["", "3", "0-1", "0 2-4 7"]
 
 
+def busy_demo() -> Demo:
+    """As on a machine that does much else: times, and so rows, are as long as they get."""
+    interval = Estimate(value=1.0, low=0.991, high=1.0)
+    row = Row(
+        task="existence",
+        skipped_layers=(0, 2, 4, 6, 8, 10, 11),
+        accuracy_dense=interval,
+        accuracy_plan=interval,
+        retention=interval,
+        fidelity=interval,
+        flops_kept=0.87654,
+        prefill_dense_ms=12345.6,
+        prefill_plan_ms=23456.7,
+    )
+    about = {"torch_version": "2", "transformers_version": "5", "machine": "m", "threads": 2, "dtype": "float32"}
+    return Demo(**about, visual_tokens=144, text_tokens=12.5, test_samples=200, rows=(row,))
+
+
+@pytest.mark.parametrize("width", [40, 80])
+@pytest.mark.parametrize("table", [demo_table(busy_demo()), methods_table(METHODS), scores_table(SCORES)])
+def test_nothing_is_cut_where_it_is_narrow(monkeypatch, width, table):
+    """Nor in a pipe, which is taken to be 80 columns wide. What may not be wrapped keeps its lines."""
+    printed = io.StringIO()
+    monkeypatch.setattr(cli, "out", Console(width=width, file=printed))
+    cli._print_whole(table)
+    told = printed.getvalue()
+    assert "…" not in told
+    for column in table.columns:
+        for cell in map(str, (column.header, *column.cells)):
+            plain = Text.from_markup(cell).plain
+            for part in plain.splitlines() if column.no_wrap else plain.split():
+                assert part in told
+
+
 @pytest.mark.long
 def test_demo_leaves_what_it_promises(tmp_path):
     told = []
@@ -91,4 +127,3 @@ def test_demo_leaves_what_it_promises(tmp_path):
         assert any(row.task in line for line in told)
     assert Demo.model_validate_json((tmp_path / "demo.json").read_text()) == demo
     assert (tmp_path / "visual_information_gain.png").exists()
-    assert "…" not in text(demo_table(demo), width=80)  # the table fits a terminal of 80 columns

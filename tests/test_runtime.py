@@ -218,8 +218,10 @@ def test_originals_are_restored_after_an_exception(model):
     arguments = BATCHES["one image"]()
     stock = model(**arguments).logits
     hooks = len(model.model._forward_pre_hooks)
+    broken = model.model.language_model.layers[2].mlp.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError), apply(model, PLANS["mixed"]):
-        model(**arguments, past_key_values=1 / 0)
+        model(**arguments)
+    broken.remove()
     for name, module in model.named_modules():
         assert "forward" not in module.__dict__, name
     assert len(model.model._forward_pre_hooks) == hooks

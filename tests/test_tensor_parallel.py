@@ -73,7 +73,7 @@ def test_two_processes_answer_as_one(name, tmp_path):
     ranks = ({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2))
     processes = [subprocess.Popen(words, env=environment, **output) for environment in ranks]
     try:
-        told = [process.communicate(timeout=240)[0].decode()[-2000:] for process in processes]
+        told = [process.communicate(timeout=1800)[0].decode()[-2000:] for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 from typer.core import TyperGroup
 
 from .errors import GeometryError, LooklessError, PlanError, first_line
@@ -87,6 +89,19 @@ def _told(command: Command) -> Command:
     return run  # type: ignore[return-value]
 
 
+def _print_whole(table: Table) -> None:
+    """Print ``table`` with nothing cut: where it is too wide for a terminal, or for the 80 columns that a pipe is taken
+    to have, its lines are longer. A column that may not be wrapped keeps its lines, the others their words."""
+    free = out.options.update_width(10_000)
+    for column in table.columns:
+        sizes = [Measurement.get(out, free, cell) for cell in (column.header, *column.cells)]
+        column.min_width = max(size.maximum if column.no_wrap else size.minimum for size in sizes)
+    least = Measurement.get(out, free, table).minimum
+    if least > out.width:
+        table.width = least
+    out.print(table, crop=False)
+
+
 def _print_json(record: BaseModel | dict[str, Any]) -> None:
     data = record if isinstance(record, dict) else record.model_dump(mode="json")
     typer.echo(json.dumps(data, indent=2))
@@ -141,7 +156,7 @@ def demo(
     if as_json:
         _print_json(result)
         return
-    out.print(demonstration.demo_table(result))
+    _print_whole(demonstration.demo_table(result))
     out.print(
         f"[bold]{out_dir}[/]: visual_information_gain.png shows which layers are saturated, TASK/examples.png what was "
         f"asked and answered; plans, scores and answers are beside them. Next: lookless show {out_dir}/chart/plan",
@@ -207,7 +222,7 @@ def calibrate(
     if as_json:
         _print_json(scores)
         return
-    out.print(report.scores_table(scores))
+    _print_whole(report.scores_table(scores))
     from .methods import METHODS
 
     next_step = next((m.name for m in METHODS.values() if m.measures == (measure,)), None)
@@ -390,7 +405,7 @@ def list_methods(as_json: Json = False) -> None:
     if as_json:
         _print_json({m.name: report.method_record(m) for m in methods.values()})
     else:
-        out.print(report.methods_table(methods))
+        _print_whole(report.methods_table(methods))
 
 
 @app.command()
@@ -414,7 +429,7 @@ def _show(plan: Plan, as_json: bool) -> None:
     if as_json:
         _print_json(plan)
     else:
-        out.print(report.plan_table(plan))
+        _print_whole(report.plan_table(plan))
 
 
 @app.command("eval")
@@ -451,7 +466,7 @@ def evaluate(
     if as_json:
         _print_json(result)
     else:
-        out.print(report.evaluation_table([result]))
+        _print_whole(report.evaluation_table([result]))
 
 
 @app.command()
@@ -650,7 +665,8 @@ def bench(
         inputs = subject.inputs(visual=count, text=text, batch=prompts)
         timed.append(benchmark.bench(subject.model, inputs, plans, name=subject.name, repeats=rounds or 9))
         if not as_json:
-            out.print(timings.bench_table(timed[-1]))
+            for table in timings.bench_tables(timed[-1]):
+                _print_whole(table)
     sweep = benchmark.Sweep.of(timed)
     if out_dir is not None:
         timings.save(sweep, out_dir)
@@ -658,7 +674,7 @@ def bench(
         _print_json(sweep)
         return
     if sweep.break_even:
-        out.print(timings.break_even_table(sweep))
+        _print_whole(timings.break_even_table(sweep))
     if out_dir is not None:
         out.print(f"saved to {out_dir}: bench.json, bench.md, bench.png", soft_wrap=True)
 
@@ -731,7 +747,7 @@ def _bench_vllm(
     if as_json:
         _print_json(report)
         return
-    out.print(throughput.traffic_table(report))
+    _print_whole(throughput.traffic_table(report))
     if out_dir is not None:
         out.print(f"saved to {out_dir}: traffic.json, traffic.md, and the logs of both servers", soft_wrap=True)
 
@@ -772,8 +788,6 @@ def flops(
 
     Example: lookless flops --geometry LLaVA-1.5-7B --visual 576 --text 66.6 --method v-skip --layers 19
     """
-    from rich.table import Table
-
     from .flops import prefill
     from .methods import find
     from .plan import Plan
@@ -823,7 +837,7 @@ def flops(
             f"{cost.visual_tflops:.2f}",
             "-" if visual_kept is None else f"{visual_kept:.1%}",
         )
-    out.print(table)
+    _print_whole(table)
 
 
 def _by_count(method: Method, words: list[str], geometry: Geometry) -> Plan:

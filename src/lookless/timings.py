@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Group
 from rich.table import Table
 
 from . import files
@@ -72,13 +71,13 @@ def cells(t: Timed) -> tuple[str, ...]:
     )
 
 
-def bench_table(report: Report) -> Group:
+def bench_tables(report: Report) -> tuple[Table, Table]:
     """Stock and plans, for a terminal: two tables, which fit in 80 columns where one would not."""
     rows = [cells(timed) for timed in report.timed]
     prefill = _table(HEADS[:SPLIT], (row[:SPLIT] for row in rows), title=title(report))
     caption = f"{told_of(report)}\n{note([report])}"
     rest = _table((HEADS[0], *HEADS[SPLIT:]), ((row[0], *row[SPLIT:]) for row in rows), caption=caption)
-    return Group(prefill, rest)
+    return prefill, rest
 
 
 def break_even_table(sweep: Sweep) -> Table:
