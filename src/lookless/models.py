@@ -65,8 +65,9 @@ FAMILIES: dict[str, Family] = {
 
 @dataclass(frozen=True)
 class Located:
-    """The parts of one model: see :class:`Family`."""
+    """The parts of one model: see :class:`Family`; ``head`` is the whole of it, None where only the inner is given."""
 
+    head: nn.Module | None
     inner: nn.Module
     decoder: nn.Module
     tower: nn.Module
@@ -119,7 +120,7 @@ def family_of(config: Any) -> Family:
 
 
 def locate(model: nn.Module) -> Located:
-    """The parts of ``model`` that the runtime works on.
+    """The parts of ``model`` that the runtime works on: one with a language head, or the inner one without.
 
     Raises:
         ModelError: the family, its decoder or its attention implementation is not supported; says what is.
@@ -134,11 +135,14 @@ def locate(model: nn.Module) -> Located:
             f"attention implementation {attention!r} is not supported; load the model with "
             f"attn_implementation={ATTENTION[0]!r}."
         )
+    has_head = hasattr(model, family.inner)
+    inner = model.get_submodule(family.inner) if has_head else model
     ids = (getattr(config, name, None) for name in family.visual_ids)
     return Located(
-        inner=model.get_submodule(family.inner),
-        decoder=model.get_submodule(family.decoder),
-        tower=model.get_submodule(family.tower),
+        head=model if has_head else None,
+        inner=inner,
+        decoder=inner.get_submodule(family.decoder.removeprefix(f"{family.inner}.")),
+        tower=inner.get_submodule(family.tower.removeprefix(f"{family.inner}.")),
         visual_ids=tuple(i for i in ids if i is not None),
         geometry=geometry_of(model),
         family=family,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,11 +19,15 @@ class Pass:
     """State between layers: the prompts, what the layer before showed, and what ranks need from further back."""
 
     def __init__(
-        self, plan: Plan, prompts: Prompts, tower: Sequence[Tensor] = (), embedded: Tensor | None = None
+        self,
+        plan: Plan,
+        prompts: Prompts,
+        tower: list[Tensor] | None = None,
+        embedded: Tensor | None = None,
     ) -> None:
         """``embedded`` is the first layer's input, for a pass that begins at a later one."""
         self.plan, self.prompts = plan, prompts
-        self._tower = tower  # of each call of the tower in this pass, [visual tokens]
+        self.tower = tower or []  # of each call of the tower in this pass, [visual tokens]
         self._filtering = Filtering(len(prompts.text))
         self._seen: Seen | None = None
         self._embedded = embedded
@@ -84,7 +87,7 @@ class Pass:
             seen = look(layer, prompts, x, mask, rotary, arguments.get("past_key_values"))
         towers: list[Tensor | None] = [None] * len(prompts.text)
         if reads == "tower":
-            scores = torch.cat(list(self._tower)) if self._tower else x.new_zeros(0)
+            scores = torch.cat(self.tower) if self.tower else x.new_zeros(0)
             if len(scores) != sum(prompts.counts):
                 raise ModelError(
                     f"ranking by {cell.rank if cell else ''} needs one attention score of the vision tower for each of "

@@ -259,7 +259,8 @@ class Plan(BaseModel):
 
     @property
     def as_run(self) -> Plan:
-        """What the runtime does under this plan where prompts end in text: itself if it is full, else :meth:`live`."""
+        """What the runtime does under this plan where the answer is all that is read (as ``generate`` reads it, or with
+        ``logits_to_keep=1``, of prompts that end in text): itself if it is full, else :meth:`live`."""
         return self if self.is_full else self.live()
 
     def rows(self, visual: float, text: float) -> tuple[dict[str, float], ...]:

@@ -81,6 +81,19 @@ class Prompts:
         last_rows = self._last(self.first)
         return all(len(text) and int(text[-1]) == last for text, last in zip(self.text, last_rows, strict=True))
 
+    def reads_visual(self, kept: int | Tensor) -> bool:
+        """Whether a visual row is among those whose logits are ``kept``, as transformers' ``logits_to_keep`` says: the
+        last so many rows, 0 for all; or their numbers, of all prompts or of each; or a mask."""
+        if isinstance(kept, int):
+            rows = self.visual[:, -kept:] if kept else self.visual
+        elif kept.ndim == 1:
+            rows = self.visual[:, kept.cpu()]
+        elif kept.dtype == torch.bool:
+            rows = self.visual[kept.cpu()]
+        else:
+            rows = self.visual.gather(1, kept.cpu())
+        return bool(rows.any())
+
     def keep(self, alive: tuple[Tensor, ...]) -> None:
         """From here on only these visual rows are alive."""
         self.alive = alive

@@ -1,17 +1,24 @@
 """``apply(model, plan)``: make a loaded model do the plan's work and no more; ``remove()`` gives it back.
 
 A full plan touches nothing, so it leaves the model as it is, to the bit. Under any other, every layer's ``forward`` is
-replaced on the instance: a layer in which nothing is planned still spares padding, and is stock where there is none. A
-plan that is not full runs without work whose result nobody reads
-(:meth:`lookless.Plan.live`): text comes out the same, and visual rows of the last hidden state are not the model's.
-Where a prompt ends in an image, its last visual row is what the answer is read from, and the plan runs as it stands.
+replaced on the instance: a layer in which nothing is planned still spares padding, and is stock where there is none.
+
+What leaves the model is what the plan says, whatever the caller reads. Work whose result nobody reads
+(:meth:`lookless.Plan.live`) is spared where the call itself says that no visual row is read: with ``logits_to_keep``,
+as ``generate`` passes it, and prompts that end in text. All logits (``labels`` too, as the first word behind an image
+is predicted from the last visual row), all hidden states, or a prompt that ends in an image: the plan as it stands.
+Rows of padding mean nothing, and a dropped row keeps the state in which it was dropped.
+
 Prompts without an image or under the break-even point, and decode steps, run the stock forward; a layer whose cache
-holds fewer keys than there are tokens gives it a mask of that length.
+holds fewer keys than there are tokens gives it a mask of that length. What a pass knows lives with its call, so threads
+may share a model; :meth:`Applied.remove` is for when none of them is in a call.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
+import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
@@ -19,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
 from .cells import RANKS, Neurons
 from .errors import ModelError
@@ -28,16 +36,75 @@ from .passes import Pass
 from .plan import Plan
 from .prompts import Prompts
 
+#: The keyword by which the model tells the one inside it which rows' logits are kept.
+KEPT = "lookless_logits_to_keep"
 
-class _PlannedForward:
-    """Stands in for one layer's ``forward``."""
+
+class _Running(threading.local):
+    """What a thread is in the middle of.
+
+    Attributes:
+        now: the pass of its call of the model, or none.
+        scores: what the vision tower, which is running, attends to.
+    """
+
+    now: Pass | None = None
+    scores: Tensor | None = None
+
+    def __reduce__(self) -> tuple[type[_Running], tuple[()]]:
+        return _Running, ()  # a copy of the model is in the middle of nothing
+
+
+class _Replaced:
+    """Stands in for the ``forward`` of one module."""
+
+    def __init__(self, module: nn.Module, handle: Applied) -> None:
+        self.module, self.handle = module, handle
+        self.stock = module.forward
+        functools.update_wrapper(self, self.stock, updated=())
+        module.forward = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    def remove(self) -> None:
+        # What was there before was the class's method, or another library's attribute on this instance.
+        if getattr(self.stock, "__func__", None) is type(self.module).forward:
+            del self.module.forward
+        else:
+            self.module.forward = self.stock
+
+
+class _PlannedCall(_Replaced):
+    """A call of the model: a pass begins with it and ends with it, also by an exception."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        kept = kwargs.pop(KEPT, 0)
+        given = kwargs
+        if args:
+            given = self.handle.signature.bind_partial(*args, **kwargs).arguments
+            given = {**given, **given.get("kwargs", {})}
+        running = self.handle.running
+        began = self.handle.begin(given, kept)
+        before = running.now
+        if began is None and before is None:
+            return self.stock(*args, **kwargs)
+        running.now = began
+        try:
+            return self.stock(*args, **kwargs)
+        finally:
+            running.now = before
+
+
+class _PlannedForward(_Replaced):
+    """One layer."""
 
     def __init__(self, layer: nn.Module, index: int, handle: Applied) -> None:
-        self.layer, self.index, self.handle = layer, index, handle
-        self.stock = layer.forward
+        super().__init__(layer, handle)
+        self.index = index
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        running = self.handle.running
+        running = self.handle.running.now
         if running is not None:
             return self._run(running, hidden_states, *args, **kwargs)
         cache = kwargs.get("past_key_values")
@@ -48,11 +115,11 @@ class _PlannedForward:
 
     def _run(self, running: Pass, *args: Any, **kwargs: Any) -> Any:
         """The pass's step; under a device map inside accelerate's hook, which the stock forward has in itself."""
-        hook = getattr(self.layer, "_hf_hook", None)
+        hook = getattr(self.module, "_hf_hook", None)
         if hook is None:
-            return running.run(self.layer, self.index, *args, **kwargs)
-        args, kwargs = hook.pre_forward(self.layer, *args, **kwargs)
-        return hook.post_forward(self.layer, running.run(self.layer, self.index, *args, **kwargs))
+            return running.run(self.module, self.index, *args, **kwargs)
+        args, kwargs = hook.pre_forward(self.module, *args, **kwargs)
+        return hook.post_forward(self.module, running.run(self.module, self.index, *args, **kwargs))
 
 
 class Applied:
@@ -60,12 +127,11 @@ class Applied:
 
     def __init__(self, model: nn.Module, plan: Plan, *, break_even: int = 0) -> None:
         self.plan, self.break_even = plan, break_even
-        self.running: Pass | None = None
+        self.running = _Running()
         self._located = locate(model)
         plan.check(self._located.geometry)
-        self._planned: list[_PlannedForward] = []
+        self._replaced: list[_Replaced] = []
         self._hooks: list[Any] = []
-        self._tower: list[Tensor] = []
         if plan.is_full:
             return
         for layer in self._located.layers:
@@ -75,16 +141,12 @@ class Applied:
         if (getattr(inner, "_tp_size", None) or getattr(model, "_tp_size", None) or 1) > 1:
             _check_sharded(plan)
         self._live = plan.live()
-        self._signature = inspect.signature(inner.forward)  # once, and not at every decode step
-        self._hooks = [
-            *self._watch_tower(),
-            inner.register_forward_pre_hook(self._enter, with_kwargs=True),
-            inner.register_forward_hook(self._leave, always_call=True),
-        ]
-        for index, layer in enumerate(self._located.layers):
-            planned = _PlannedForward(layer, index, self)
-            layer.forward = planned
-            self._planned.append(planned)
+        self.signature = inspect.signature(inner.forward)  # once, and not at every decode step
+        self._hooks = self._watch_tower()
+        if self._located.head is not None:
+            self._hooks.append(self._located.head.register_forward_pre_hook(_tell_kept, with_kwargs=True))
+        self._replaced = [_PlannedCall(inner, self)]
+        self._replaced += [_PlannedForward(layer, index, self) for index, layer in enumerate(self._located.layers)]
 
     def _watch_tower(self) -> list[Any]:
         ranks = [rank for row in self.plan.layers for rank in row.ranks if RANKS[rank].reads == "tower"]
@@ -97,34 +159,53 @@ class Applied:
                 f"{self._located.geometry.model_type} tiles, windows or pixel shuffling stand between them: rank by "
                 f"diversity, or inside the decoder."
             )
-        return [watch(self._located.inner, self._tower.append)]
+        tower = self._located.tower
+        return [watch(self._located.inner, self._see_scores), tower.register_forward_hook(self._mark_features)]
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = kwargs
-        if args:
-            given = self._signature.bind_partial(*args, **kwargs).arguments
-            given = {**given, **given.get("kwargs", {})}
-        self.running = None
+    def _see_scores(self, scores: Tensor) -> None:
+        self.running.scores = scores
+
+    def _mark_features(self, _: nn.Module, __: Any, features: Any) -> None:
+        """Scores go with the features: ``generate`` computes those first, and hands them to the call that uses them."""
+        scores, self.running.scores = self.running.scores, None
+        if scores is None:
+            return
+        if self.running.now is not None:
+            self.running.now.tower.append(scores)
+        elif isinstance(features, ModelOutput):
+            features.lookless_scores = scores
+
+    def begin(self, given: Mapping[str, Any], kept: int | Tensor) -> Pass | None:
+        """The pass of a call of the inner model with the arguments ``given``; None where it runs as the stock model."""
         prompts = prompts_of(self._located, given)
-        if prompts is not None and max(prompts.counts) >= self.break_even:
-            # generate() runs the tower before it calls the model, so its scores may have come by now, or not yet.
-            self.running = Pass(self._live if prompts.end_in_text else self.plan, prompts, self._tower)
+        if prompts is None or max(prompts.counts) < self.break_even:
+            return None
+        self._check_outputs(given)
+        reads_visual = self._hands_out("hidden_states", given) or prompts.reads_visual(kept)
+        features = (given.get("mm_encoder_outputs") or {}).values()
+        tower = [f.lookless_scores for f in features if hasattr(f, "lookless_scores")]
+        return Pass(self.plan if reads_visual else self._live, prompts, tower)
 
-    def _leave(self, *_: Any) -> None:
-        self.running = None
-        self._tower.clear()
+    def _hands_out(self, what: str, given: Mapping[str, Any]) -> bool:
+        """Whether the call returns ``what`` (``hidden_states``, ``attentions``) of every layer."""
+        wanted = given.get(f"output_{what}")
+        configs = (self._located.inner.config, self._located.decoder.config)
+        return bool(wanted if wanted is not None else any(getattr(c, f"output_{what}", False) for c in configs))
+
+    def _check_outputs(self, given: Mapping[str, Any]) -> None:
+        if self._hands_out("attentions", given):
+            raise ModelError(
+                "output_attentions=True asks for the attention map of every layer, and under a plan none is computed: "
+                "call without it, or on the stock model."
+            )
 
     def remove(self) -> None:
-        """Give every layer its own ``forward`` back."""
+        """Give every module its own ``forward`` back."""
         for hook in self._hooks:
             hook.remove()
-        for planned in self._planned:
-            # What was there before was the class's method, or another library's attribute on this instance.
-            if getattr(planned.stock, "__func__", None) is type(planned.layer).forward:
-                del planned.layer.forward
-            else:
-                planned.layer.forward = planned.stock
-        self._hooks, self._planned, self.running = [], [], None
+        for replaced in self._replaced:
+            replaced.remove()
+        self._hooks, self._replaced = [], []
 
     def __enter__(self) -> Applied:
         return self
@@ -133,6 +214,12 @@ class Applied:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.remove()
+
+
+def _tell_kept(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    """Before a call of the whole model: the model inside it does not see which rows' logits are kept."""
+    kept = kwargs.get("logits_to_keep", 0)
+    return None if isinstance(kept, int) and not kept else (args, {**kwargs, KEPT: kept})
 
 
 def _check_sharded(plan: Plan) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ OPERATORS = {"query": "self_attn.q_proj", "key": "self_attn.k_proj", "ffn": "mlp
 
 @dataclass
 class Trace:
-    """``layers[l][operator]``: rows over all calls and all prompts so far; operators are :data:`OPERATORS`."""
+    """``layers[l][operator]``: rows over all calls, of all threads, and all prompts so far; operators are
+    :data:`OPERATORS`."""
 
     layers: list[dict[str, int]]
 
@@ -42,12 +44,15 @@ def trace(model: nn.Module) -> Iterator[Trace]:
         ModelError: the model's family is not supported.
     """
     layers = locate(model).layers
+    adding = Lock()
     counted = Trace([dict.fromkeys(OPERATORS, 0) for _ in layers])
 
     def counter(layer: dict[str, int], operator: str) -> Callable[..., None]:
         def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x: Tensor = args[0] if args else next(iter(kwargs.values()))
-            layer[operator] += x.shape[:-1].numel()
+            rows = x.shape[:-1].numel()
+            with adding:
+                layer[operator] += rows
 
         return count
 
