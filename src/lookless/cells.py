@@ -56,6 +56,11 @@ class Cell(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @property
+    def compares(self) -> bool:
+        """Whether what it does to a visual token depends on the other ones of the prompt, before and behind it."""
+        return False
+
 
 class Full(Cell):
     """The operator runs on every visual token, as the model was trained."""
@@ -119,6 +124,10 @@ class _Share(Cell):
         if isinstance(visual, int):
             return min(visual, max(1, round(self.ratio * visual))) if self.ratio else 0
         return self.ratio * visual
+
+    @property
+    def compares(self) -> bool:
+        return not self.is_none
 
     @property
     def is_none(self) -> bool:
@@ -213,6 +222,10 @@ class Neurons(Cell):
     def __init__(self, *ratio: float, **fields: Any) -> None:
         super().__init__(**dict(zip(("ratio",), ratio, strict=False)), **fields)
 
+    @property
+    def compares(self) -> bool:
+        return True
+
     def probes(self, visual: float) -> float:
         """How many of ``visual`` tokens are probed."""
         return max(1, round(self.probe * visual)) if isinstance(visual, int) else self.probe * visual
@@ -233,6 +246,10 @@ class Sink(Cell):
 
     kind: Literal["sink"] = "sink"
 
+    @property
+    def compares(self) -> bool:
+        return True
+
     def __str__(self) -> str:
         return "sink"
 
@@ -252,6 +269,10 @@ class Filter(Cell):
     norm: float = 0.2
     exit_cosine: float = 0.999
     patience: int = Field(default=2, gt=0)
+
+    @property
+    def compares(self) -> bool:
+        return True
 
     def __str__(self) -> str:
         return f"filter {self.norm:g}, then exit"

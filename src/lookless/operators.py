@@ -37,13 +37,11 @@ class Past:
     Attributes:
         keys, values: ``[batch, kv_heads, slots, head_dim]``.
         places: which token of the sequence stands in each slot, -1 for none, int64 ``[batch, slots]``.
-        readable: which of them the prompt's last row may read, bool ``[batch, slots]``.
     """
 
     keys: Tensor
     values: Tensor
     places: Tensor
-    readable: Tensor
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,7 @@ class Seen:
         key, value: ``[groups, rows, kv_heads, head_dim]``, keys rotated.
         rotary: cos and sin, ``[batch or 1, sequence, head_dim]``.
         past: what earlier turns left in the layer's cache; None without any.
+        mask: the layer's, ``[batch or 1, heads or 1, sequence, keys]``, bool or added to scores; None reads as causal.
         entered: the layer's input, ``[batch, sequence, hidden]``.
         left: what the attention added to it, as the input behind the attention; None if not asked yet.
     """
@@ -68,6 +67,7 @@ class Seen:
     value: Tensor
     rotary: Rotary
     past: Past | None
+    mask: Tensor | None
     entered: Tensor
     left: Tensor | None = None
 
@@ -121,7 +121,12 @@ def _is_stock(layer: Any, cells: LayerPlan, prompts: Prompts, cache: Any) -> boo
 
 def look(layer: nn.Module, prompts: Prompts, x: Tensor, mask: Tensor | None, rotary: Rotary, cache: Any) -> Seen:
     """Keys and values of all live rows of ``x``, as this layer's attention would make them."""
-    return _keys(layer, prompts.rows("live"), x, mask, rotary, cache, None)
+    return _keys(layer, prompts.rows("live"), x, _heeded(prompts, mask), rotary, cache, None)
+
+
+def _heeded(prompts: Prompts, mask: Tensor | None) -> Tensor | None:
+    """The mask where it says more than causal and padding, which row sets say."""
+    return None if prompts.is_cold or mask is None or mask.ndim != 4 else mask
 
 
 def _keys(
@@ -138,10 +143,10 @@ def _keys(
     normed = _norm(layer.input_layernorm, rows.take(x), buffers)
     key = project(module, "k", normed, tuple(rows.take(t) for t in rotary))
     value = _heads(module.v_proj(normed), module.head_dim)
-    return Seen(module, rows, normed, key, value, rotary, _past(module, cache, mask), x)
+    return Seen(module, rows, normed, key, value, rotary, _past(module, cache), mask, x)
 
 
-def _past(module: Any, cache: Any, mask: Tensor | None) -> Past | None:
+def _past(module: Any, cache: Any) -> Past | None:
     held = None if cache is None else layer_of(cache, module.layer_idx)
     if held is None or held.get_seq_length() == 0:
         return None
@@ -149,12 +154,8 @@ def _past(module: Any, cache: Any, mask: Tensor | None) -> Past | None:
         places: Tensor = held.places  # type: ignore[assignment]
     else:
         places = torch.arange(int(held.get_seq_length()), device=held.keys.device).expand(held.keys.shape[0], -1)
-    readable = places >= 0
-    if mask is not None:
-        row: Any = select(mask[:, :, -1:], places, 1)
-        readable = row[:, 0, 0] if row.dtype == torch.bool else row[:, 0, 0] == 0
     slots = places.shape[1]  # a static cache has empty places behind
-    return Past(held.keys[:, :, :slots], held.values[:, :, :slots], places, readable)
+    return Past(held.keys[:, :, :slots], held.values[:, :, :slots], places)
 
 
 def _attention(
@@ -170,7 +171,7 @@ def _attention(
     chosen = cells.attention if isinstance(cells.attention, Top) else None
     text, live, asking = prompts.rows("text"), prompts.rows("live"), prompts.rows("text", chosen)
     readable = live if cells.reads_visual_keys else text
-    seen = _keys(layer, readable, x, mask, rotary, cache, buffers)
+    seen = _keys(layer, readable, x, _heeded(prompts, mask), rotary, cache, buffers)
     value = seen.value
     if cells.visible == Sink():
         value = prompts.sunk(readable, value)
@@ -198,9 +199,9 @@ def _attention(
         if prompts.is_cold:
             shown = prompts.within(reads, readable)
             key, val = shown.take(seen.key), shown.take(values)
-            update = _cold(cells, prompts, asks, reads, query, key, val, seen.module.scaling)
+            update = _cold(cells, prompts, asks, reads, query, key, val, seen.module)
         else:
-            update = _warm(cells, prompts, asks, reads, query, seen, values, mask)
+            update = _warm(cells, prompts, asks, reads, query, seen, values)
         update = linear(seen.module.o_proj, update, prompts.buffers, "up")
         out = asks.add(x, update) if out is x else asks.add_(out, update)
     return out, replace(seen, left=out)
@@ -214,7 +215,7 @@ def _cold(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    scaling: float,
+    module: Any,
 ) -> Tensor:
     """Attention in a prompt that begins the sequence: slices, and no key that is not read."""
     window = cells.attention.size if isinstance(cells.attention, Window) else 0
@@ -226,7 +227,12 @@ def _cold(
             return window_calls(asks, reads, prompts.visual, cells.attention.blocks, window)  # type: ignore[union-attr]
         return causal_calls(asks, reads, scattered=isinstance(cells.attention, Top))
 
-    return attend(query, key, value, prompts.remembered(key_of, calls), scaling)
+    return attend(query, key, value, prompts.remembered(key_of, calls), module.scaling, _dropout(module))
+
+
+def _dropout(module: Any) -> float:
+    """Of attention weights, as the model's own attention has it: in training only."""
+    return float(module.attention_dropout) if module.training else 0.0
 
 
 def _warm(
@@ -237,7 +243,6 @@ def _warm(
     query: Tensor,
     seen: Seen,
     value: Tensor,
-    mask: Tensor | None,
 ) -> Tensor:
     """Attention behind earlier turns, or under a mask of the caller's own: one masked call over all keys held."""
     rows, past = seen.rows, seen.past
@@ -249,24 +254,40 @@ def _warm(
         key, value = torch.cat((past.keys, key), dim=2), torch.cat((past.values, value), dim=2)
         places = torch.cat((past.places, places), dim=1)
     where = asks.places.expand(batch, -1).clamp_min(0)  # rows of this call that ask
-    if mask is None or mask.ndim != 4:
-        allowed = (places[:, None] <= where[..., None] + prompts.past) & (places >= 0)[:, None]
-        allowed = allowed[:, None]
-    else:
-        columns: Any = select(mask, places, mask.shape[2])
-        index = where[:, None, :, None].expand(-1, columns.shape[1], -1, columns.shape[3])
-        allowed = columns.gather(2, index)
-        if allowed.dtype != torch.bool:
-            allowed = allowed == 0
+    allowed = may_read(seen.mask, places, where, prompts.past)
     is_visual = prompts.is_visual_place(places)
     if reads is not rows:  # text that may not read this layer's visual keys
-        allowed = allowed & ~is_visual[:, None, None]
+        allowed = _only(allowed, ~is_visual[:, None, None])
     elif isinstance(cells.attention, Window) and asks is prompts.rows("visual"):
         near = places[:, None] > where[..., None] + prompts.past - cells.attention.size
-        allowed = allowed & (near | ~is_visual[:, None])[:, None]
+        allowed = _only(allowed, (near | ~is_visual[:, None])[:, None])
     wide = asks.rectangle(query).transpose(1, 2)
-    out = scaled_dot_product(wide, key, value, allowed, seen.module.scaling).transpose(1, 2).flatten(2)
+    out = (
+        scaled_dot_product(wide, key, value, allowed, seen.module.scaling, _dropout(seen.module))
+        .transpose(1, 2)
+        .flatten(2)
+    )
     return asks.compact(out)
+
+
+def may_read(mask: Tensor | None, places: Tensor, rows: Tensor, past: int) -> Tensor:
+    """Which keys ``rows [batch, queries]`` of a call may read of those at ``places [batch, slots]`` of the sequence:
+    ``[batch, heads or 1, queries, slots]``, bool, or in ``mask``'s type what is added to their scores.
+
+    Without a mask all up to themselves; rows of the call come behind ``past`` tokens.
+    """
+    if mask is None:
+        return ((places[:, None] <= rows[..., None] + past) & (places >= 0)[:, None])[:, None]
+    wide = mask.expand(len(rows), -1, -1, -1)
+    index = rows[:, None, :, None].expand(-1, wide.shape[1], -1, wide.shape[3])
+    return select(wide.gather(2, index), places, rows.shape[1])
+
+
+def _only(allowed: Tensor, readable: Tensor) -> Tensor:
+    """What :func:`may_read` returns, and nothing that is not ``readable``."""
+    if allowed.dtype == torch.bool:
+        return allowed & readable
+    return allowed.masked_fill(~readable, torch.finfo(allowed.dtype).min)
 
 
 def _store(seen: Seen, value: Tensor, held: Rows, cache: Any, prompts: Prompts) -> None:

@@ -28,6 +28,7 @@ class Prompts:
         is_padded: some rows are padding.
         buffers: memory that all layers share.
         past_visual: bool ``[batch, past]``, which tokens of earlier turns are visual, as far as is known.
+        end: where prompts end, and the beginning of an answer may follow: the first words of a draft.
     """
 
     def __init__(
@@ -38,10 +39,12 @@ class Prompts:
         past: int = 0,
         is_cold: bool = True,
         past_visual: Tensor | None = None,
+        answered: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
         self.visual, self.past, self.is_cold = visual.cpu(), past, is_cold
         self.past_visual = past_visual
+        self.end = self.visual.shape[1] - answered
         self.device = torch.device(device)
         real = torch.ones_like(self.visual) if real is None else real.cpu()
         self.is_padded = not bool(real.all())
@@ -70,10 +73,9 @@ class Prompts:
         return self._last(self.alive)
 
     def _last(self, visual: tuple[Tensor, ...]) -> tuple[int, ...]:
-        """The last row among text and ``visual`` rows; -1 where there is none."""
-        return tuple(
-            int(torch.cat((t, v)).max()) if len(t) + len(v) else -1 for t, v in zip(self.text, visual, strict=True)
-        )
+        """The prompt's last row among text and ``visual`` rows; -1 where there is none."""
+        both = (torch.cat(rows) for rows in zip(self.text, visual, strict=True))
+        return tuple(int(rows[rows < self.end].max()) if (rows < self.end).any() else -1 for rows in both)
 
     @property
     def end_in_text(self) -> bool:

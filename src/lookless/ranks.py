@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .cells import Filter, Keep, Top
-from .operators import Seen, project
+from .operators import Seen, may_read, project
 from .prompts import Prompts
 
 
@@ -53,7 +53,9 @@ class View:
 
     @cached_property
     def text(self) -> Tensor:
-        return self.prompts.text[self.b].to(self.hidden.device)
+        """Text rows, without what is behind the prompt's end."""
+        rows = self.prompts.text[self.b]
+        return rows[rows < self.prompts.end].to(self.hidden.device)
 
     @cached_property
     def last(self) -> Tensor:
@@ -104,16 +106,21 @@ class View:
         assert self.seen is not None
         group, here = self._compact
         key, value = (t[group, here].transpose(0, 1) for t in (self.seen.key, self.seen.value))
-        places = self.seen.rows.prompts[self.b].to(rows.device)
-        readable = places[None, :] <= rows[:, None]
+        places = self.seen.rows.prompts[self.b].to(rows.device) + self.prompts.past
         past = self.seen.past
         if past is not None:
             key, value = torch.cat((past.keys[self.b], key), dim=1), torch.cat((past.values[self.b], value), dim=1)
-            readable = torch.cat((past.readable[self.b].expand(len(rows), -1), readable), dim=1)
+            places = torch.cat((past.places[self.b], places))
         query = self.query(rows)
         groups = query.shape[0] // key.shape[0]
         scores = query.float() @ key.repeat_interleave(groups, dim=0).float().transpose(1, 2)
-        scores = (scores * self.seen.module.scaling).masked_fill(~readable, float("-inf"))
+        scores = scores * self.seen.module.scaling
+        mask = self.seen.mask if self.seen.mask is None or len(self.seen.mask) == 1 else self.seen.mask[self.b, None]
+        allowed = may_read(mask, places[None], rows[None], self.prompts.past)[0]
+        if allowed.dtype == torch.bool:
+            scores = scores.masked_fill(~allowed, float("-inf"))
+        else:
+            scores = scores + allowed.float()
         return scores.softmax(-1), value
 
     def attention(self, rows: Tensor) -> Tensor:

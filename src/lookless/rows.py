@@ -238,7 +238,9 @@ def _by_prompt(query: Rows, key: Rows, of_prompt: Callable[..., list[Call]]) -> 
     return calls
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, calls: list[Call], scaling: float) -> Tensor:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, calls: list[Call], scaling: float, dropout: float = 0.0
+) -> Tensor:
     """Attention of compact ``query [groups, rows, heads, head_dim]`` over compact ``key, value
     [groups, rows, kv_heads, head_dim]`` by ``calls``, which cover the query's rows in order.
 
@@ -247,7 +249,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, calls: list[Call], scaling
     outputs = []
     for call in calls:
         k, v = (_slices(x, call.keys).transpose(1, 2) for x in (key, value))
-        outputs.append(scaled_dot_product(query[:, call.query].transpose(1, 2), k, v, call.mask, scaling))
+        outputs.append(scaled_dot_product(query[:, call.query].transpose(1, 2), k, v, call.mask, scaling, dropout))
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)).transpose(1, 2).flatten(2)
 
 
@@ -255,7 +257,9 @@ def _slices(x: Tensor, slices: tuple[slice, ...]) -> Tensor:
     return x[:, slices[0]] if len(slices) == 1 else torch.cat([x[:, s] for s in slices], dim=1)
 
 
-def scaled_dot_product(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+def scaled_dot_product(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, dropout: float = 0.0
+) -> Tensor:
     """PyTorch's fused attention on ``[batch, heads, rows, head_dim]``; without a mask it is top-left causal.
 
     The models' own implementation may be another (eager, FlashAttention); they are equal to rounding.
@@ -264,7 +268,8 @@ def scaled_dot_product(query: Tensor, key: Tensor, value: Tensor, mask: Tensor |
         query,
         key,
         value,
-        attn_mask=mask,
+        attn_mask=mask if mask is None or mask.dtype == torch.bool else mask.to(query.dtype),
+        dropout_p=dropout,
         is_causal=mask is None and query.shape[2] > 1,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],

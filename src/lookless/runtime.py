@@ -19,25 +19,27 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.masking_utils import find_packed_sequence_indices
 from transformers.utils import ModelOutput
 
-from .cells import RANKS, Neurons
+from .cells import RANKS, Full, Neurons, Window
 from .errors import ModelError
 from .models import Located, locate
 from .operators import stock_mask
 from .passes import Pass
-from .plan import Plan
+from .plan import COLUMNS, Plan
 from .prompts import Prompts
 
 #: The keyword by which the model tells the one inside it which rows' logits are kept.
 KEPT = "lookless_logits_to_keep"
+FEATURES = "mm_encoder_outputs"
 
 
 class _Running(threading.local):
@@ -56,23 +58,23 @@ class _Running(threading.local):
 
 
 class _Replaced:
-    """Stands in for the ``forward`` of one module."""
+    """Stands in for a method of one module, mostly its ``forward``."""
 
-    def __init__(self, module: nn.Module, handle: Applied) -> None:
-        self.module, self.handle = module, handle
-        self.stock = module.forward
+    def __init__(self, module: Any, handle: Applied, method: str = "forward") -> None:
+        self.module, self.handle, self.method = module, handle, method
+        self.stock = getattr(module, method)
         functools.update_wrapper(self, self.stock, updated=())
-        module.forward = self
+        setattr(module, method, self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
     def remove(self) -> None:
         # What was there before was the class's method, or another library's attribute on this instance.
-        if getattr(self.stock, "__func__", None) is type(self.module).forward:
-            del self.module.forward
+        if getattr(self.stock, "__func__", None) is getattr(type(self.module), self.method):
+            delattr(self.module, self.method)
         else:
-            self.module.forward = self.stock
+            setattr(self.module, self.method, self.stock)
 
 
 class _PlannedCall(_Replaced):
@@ -94,6 +96,19 @@ class _PlannedCall(_Replaced):
             return self.stock(*args, **kwargs)
         finally:
             running.now = before
+
+
+class _PlannedGenerate(_Replaced):
+    """``generate``, which may cut a prompt into chunks: the calls that follow cannot tell them from turns."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
+        config = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
+        sizes = (kwargs, *(vars(c) for c in (config, self.module.generation_config) if c is not None))
+        size = next((s["prefill_chunk_size"] for s in sizes if s.get("prefill_chunk_size")), None)
+        if size and ids is not None and ids.shape[1] > size:
+            self.handle.check_chunks(ids, size)
+        return self.stock(*args, **kwargs)
 
 
 class _PlannedForward(_Replaced):
@@ -147,6 +162,8 @@ class Applied:
             self._hooks.append(self._located.head.register_forward_pre_hook(_tell_kept, with_kwargs=True))
         self._replaced = [_PlannedCall(inner, self)]
         self._replaced += [_PlannedForward(layer, index, self) for index, layer in enumerate(self._located.layers)]
+        if hasattr(self._located.head, "generate"):
+            self._replaced.append(_PlannedGenerate(self._located.head, self, "generate"))
 
     def _watch_tower(self) -> list[Any]:
         ranks = [rank for row in self.plan.layers for rank in row.ranks if RANKS[rank].reads == "tower"]
@@ -177,12 +194,12 @@ class Applied:
 
     def begin(self, given: Mapping[str, Any], kept: int | Tensor) -> Pass | None:
         """The pass of a call of the inner model with the arguments ``given``; None where it runs as the stock model."""
-        prompts = prompts_of(self._located, given)
+        prompts = prompts_of(self._located, given, kept)
         if prompts is None or max(prompts.counts) < self.break_even:
             return None
-        self._check_outputs(given)
+        self._check_call(given)
         reads_visual = self._hands_out("hidden_states", given) or prompts.reads_visual(kept)
-        features = (given.get("mm_encoder_outputs") or {}).values()
+        features = (given.get(FEATURES) or {}).values()
         tower = [f.lookless_scores for f in features if hasattr(f, "lookless_scores")]
         return Pass(self.plan if reads_visual else self._live, prompts, tower)
 
@@ -192,11 +209,34 @@ class Applied:
         configs = (self._located.inner.config, self._located.decoder.config)
         return bool(wanted if wanted is not None else any(getattr(c, f"output_{what}", False) for c in configs))
 
-    def _check_outputs(self, given: Mapping[str, Any]) -> None:
+    def _check_call(self, given: Mapping[str, Any]) -> None:
+        """Raises: ModelError: what the call asks for cannot be had under the plan."""
         if self._hands_out("attentions", given):
             raise ModelError(
                 "output_attentions=True asks for the attention map of every layer, and under a plan none is computed: "
                 "call without it, or on the stock model."
+            )
+        if given.get("attention_mask") is None and _is_packed(given):
+            cell = _first_cell(self.plan, lambda column, cell: cell.compares)
+            if cell is not None:
+                raise ModelError(
+                    f"position_ids that restart pack several prompts into one row, and {cell} goes over all visual "
+                    f"tokens of a row as those of one prompt: pass one prompt a row, padded."
+                )
+
+    def check_chunks(self, ids: Tensor, size: int) -> None:
+        """Raises: ModelError: some cell needs a prompt whole, and ``size`` tokens at a time are prefilled."""
+
+        def needs_it_whole(column: str, cell: Any) -> bool:
+            is_left_out = column in ("visible", "decode") and cell != Full()
+            # One token is taken for a decode step, and what was visual in earlier chunks is not written down.
+            return bool(cell.compares) or is_left_out or (size == 1 and isinstance(cell, Window))
+
+        cell = _first_cell(self.plan, needs_it_whole)
+        if cell is not None and bool(self._located.visual(ids).any()):
+            raise ModelError(
+                f"prefill_chunk_size={size} cuts this prompt of {ids.shape[1]} tokens into several calls, and {cell} "
+                f"needs it whole: generate without prefill_chunk_size."
             )
 
     def remove(self) -> None:
@@ -214,6 +254,16 @@ class Applied:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.remove()
+
+
+def _first_cell(plan: Plan, wanted: Callable[[str, Any], bool]) -> str | None:
+    """The first cell of ``plan`` that is ``wanted``, in words."""
+    for layer, row in enumerate(plan.layers):
+        for column in COLUMNS:
+            cell = getattr(row, column)
+            if wanted(column, cell):
+                return f"{column} of layer {layer} ({cell})"
+    return None
 
 
 def _tell_kept(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
@@ -242,6 +292,10 @@ def apply(model: nn.Module, plan: Plan, *, break_even: int = 0) -> Applied:
 
     or ``handle = lookless.apply(model, plan)`` and later ``handle.remove()``.
 
+    Each call of the model is a prompt, or over a cache a turn. Ranks that read the question read its last word: the
+    last row of the call, or where the logits of several text rows are kept (``logits_to_keep=N``, as for an answer
+    that is scored and a draft that is checked) the first of those.
+
     Args:
         model: loaded by transformers, of a supported family.
         plan: for its architecture.
@@ -251,6 +305,9 @@ def apply(model: nn.Module, plan: Plan, *, break_even: int = 0) -> Applied:
     Raises:
         ModelError: the model's family is not supported, or a plan is already applied.
         PlanMismatchError: the plan is for another architecture.
+
+    Under the plan a call raises ModelError where it asks for what the plan cannot give: attention maps, embeddings in
+    place of ids, prompts packed into one row or cut into chunks whose visual tokens the plan compares.
     """
     return Applied(model, plan, break_even=break_even)
 
@@ -276,8 +333,11 @@ def check_stock(model: nn.Module) -> None:
         )
 
 
-def prompts_of(located: Located, given: Mapping[str, Any]) -> Prompts | None:
+def prompts_of(located: Located, given: Mapping[str, Any], kept: int | Tensor = 0) -> Prompts | None:
     """The prompts of one call of the model, from its own arguments; None if nothing in it is visual.
+
+    Where the logits of so many last rows are ``kept``, and all are text, the first of them is the prompt's end, and the
+    others are the beginning of its answer: assisted decoding prefills a prompt with a draft behind it.
 
     Raises:
         ModelError: the call gives embeddings in place of ids, in which visual tokens cannot be told.
@@ -290,7 +350,8 @@ def prompts_of(located: Located, given: Mapping[str, Any]) -> Prompts | None:
             "a plan needs input_ids to know which tokens are visual, and this call has inputs_embeds only: "
             "pass input_ids with pixel_values."
         )
-    if ids.shape[1] == 1:
+    new = ids.shape[1]
+    if new == 1 and not any(_has(given.get(name)) for name in ("pixel_values", "pixel_values_videos", FEATURES)):
         return None
     visual = located.visual(ids)
     past = 0 if cache is None else int(cache.get_seq_length())
@@ -298,11 +359,53 @@ def prompts_of(located: Located, given: Mapping[str, Any]) -> Prompts | None:
     if not visual.any():
         return None
     mask = given.get("attention_mask")
-    is_plain = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
-    real = mask[:, -ids.shape[1] :].bool() if isinstance(mask, Tensor) and is_plain else None
+    mask = mask.get("full_attention") if isinstance(mask, Mapping) else mask
+    real: Tensor | None
+    if mask is None:
+        real, is_plain = None, not _is_packed(given)
+    elif mask.ndim == 2:
+        real, is_plain = mask[:, -new:].bool(), True
+    else:
+        real, is_plain = _rows_of_mask(mask, past, visual.shape)
+    answered = kept - 1 if isinstance(kept, int) and kept > 1 and not visual[:, -kept:].any() else 0
     return Prompts(
-        visual, real, past=past, is_cold=is_plain and past == 0, past_visual=past_visual, device=visual.device
+        visual,
+        real,
+        past=past,
+        is_cold=is_plain and past == 0,
+        past_visual=past_visual,
+        answered=answered,
+        device=visual.device,
     )
+
+
+def _has(features: Any) -> bool:
+    """Whether a call brings these: pixels, or by modality what the tower made of them."""
+    return any(v is not None for v in features.values()) if isinstance(features, Mapping) else features is not None
+
+
+def _is_packed(given: Mapping[str, Any]) -> bool:
+    """Whether positions restart within a row, which without a mask means several sequences to transformers."""
+    positions = given.get("position_ids")
+    if positions is not None and positions.ndim == 3 and len(positions) == 4:
+        positions = positions[0]  # of M-RoPE's four, those that count tokens
+    if positions is None or positions.ndim != 2:
+        return False
+    return find_packed_sequence_indices(positions) is not None
+
+
+def _rows_of_mask(mask: Tensor, past: int, shape: torch.Size) -> tuple[Tensor, bool]:
+    """Which rows a mask ``[batch or 1, heads or 1, new, sequence]`` makes real, bool ``[batch, new]``; the others
+    neither read nor are read, and are padding. And whether it says only that each reads the real ones up to itself."""
+    batch, new = shape
+    is_open = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    is_free = mask if mask.dtype == torch.bool else mask == 0
+    own = is_open[..., past : past + new]
+    real = own.any(1).any(1) | is_open.any(1).any(-1)
+    causal = (real[:, None, :] & torch.ones_like(own[0, 0]).tril())[:, None]
+    ignored = ~real[:, None, :, None]
+    is_plain = all(((m[..., past : past + new] == causal) | ignored).all() for m in (is_open, is_free))
+    return real.expand(batch, -1), is_plain
 
 
 def _remember_visual(cache: Any, past: int, visual: Tensor) -> Tensor | None:
