@@ -167,6 +167,13 @@ def test_the_document_of_printed_figures():
         off = round(float(formula) - float(printed), digits)
         assert difference == (f"{off:+.{digits}f}" if off else f"{0:.{digits}f}"), figure
     assert {row[1] for row in rows[2:]} == {*PRINTED}
+    off = [
+        abs(float(formula) / float(printed) - 1)
+        for _, figure, printed, formula, _ in rows[2:]
+        if not figure.startswith("the same")
+    ]
+    close = [sum(low <= each < high for each in off) for low, high in ((0, 1e-9), (1e-9, 0.005), (0.005, 0.05))]
+    assert (len(off), close) == (16, [7, 5, 4]), "as the README says"
 
 
 def test_redundancylens_figures():
