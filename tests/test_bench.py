@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from families import FAMILIES
-from lookless import Filter, Geometry, Plan, apply, measure, trace
+from lookless import PRESETS, Filter, Geometry, Plan, apply, measure, trace
 from lookless.bench import STOCK, BreakEven, Sweep, bench, of_geometry
 from lookless.cli import app
 from lookless.errors import GeometryError, ModelError, PlanError
@@ -252,8 +252,10 @@ def test_files_of_a_bench(small, tmp_path):
 
 
 @pytest.mark.long
-def test_the_command(tmp_path):
-    """The smallest that is honest: one layer of real shape, a few rounds, a sweep of two lengths and two batches."""
+def test_the_command(tmp_path, monkeypatch):
+    """A sweep of two lengths and two batches on one layer, narrower than its name says."""
+    narrow = {"hidden": 256, "intermediate": 512, "heads": 4, "kv_heads": 1, "head_dim": 64}
+    monkeypatch.setitem(PRESETS, "Qwen2.5-VL-7B", PRESETS["Qwen2.5-VL-7B"].model_copy(update=narrow))
     words = ["bench", "--geometry", "Qwen2.5-VL-7B", "--layers", "1", "--visual", "16", "--visual", "32", "--text", "8"]
     words += ["--batch", "2", "--batch", "1", "--method", "v-skip", "--repeats", "2", "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(app, words)
@@ -261,7 +263,7 @@ def test_the_command(tmp_path):
     sweep = Sweep.model_validate_json((tmp_path / "out" / "bench.json").read_text())
     assert [(r.visual, r.batch) for r in sweep.reports] == [(16, 1), (16, 2), (32, 1), (32, 2)]
     assert [t.name for t in sweep.reports[0].timed] == [STOCK, "v-skip"]
-    assert sweep.reports[0].geometry.hidden == 3584
+    assert sweep.reports[0].geometry.hidden == 256
     assert "a plan is faster than stock from" in done.output
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"bench.json", "bench.md", "bench.png"}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -19,6 +21,35 @@ CELLS = {
 }
 
 
+def decoded(family, model, arguments, step) -> torch.Tensor:
+    """Logits of a few decode steps, each made by ``step``."""
+    cache, mask, more = DynamicCache(config=model.config.get_text_config()), arguments["attention_mask"], {}
+    model(**arguments, past_key_values=cache)
+    logits = []
+    for at in range(STEPS):
+        mask = torch.cat((mask, torch.ones_like(mask[:, :1])), dim=1)
+        if not family.mrope:  # with a mask, transformers' own Qwen models cannot be compiled
+            more = {"attention_mask": mask}
+        ids = arguments["input_ids"][:, -1:] - at % 2
+        logits.append(step(input_ids=ids, past_key_values=cache, **more).logits)
+    return torch.stack(logits)
+
+
+def compiled(family, model, arguments) -> tuple[torch.Tensor, int]:
+    """The same with the model compiled, and the number of graph breaks."""
+    torch._dynamo.reset()
+    counters.clear()
+    logits = decoded(family, model, arguments, torch.compile(model, backend="eager"))
+    torch._dynamo.reset()
+    return logits, sum(counters["graph_break"].values())
+
+
+@cache
+def stock_breaks(name: str, kind: str) -> int:
+    family = FAMILIES[name]
+    return compiled(family, family.build(), family.batch(kind))[1]
+
+
 @pytest.mark.parametrize("cells", CELLS)
 @pytest.mark.parametrize(
     ("name", "kind"), [("llava", "one image"), ("llava", "padded left"), ("qwen3_vl", "one image")]
@@ -27,29 +58,7 @@ CELLS = {
 def test_decode_is_compiled_whole(name, kind, cells):
     family = FAMILIES[name]
     model, arguments = family.build(), family.batch(kind)
-    layers = len(model.model.language_model.layers)
-    plan = Plan.full(layers).at([2], **CELLS[cells])
-
-    def run(step) -> torch.Tensor:
-        cache, mask, more = DynamicCache(config=model.config.get_text_config()), arguments["attention_mask"], {}
-        model(**arguments, past_key_values=cache)
-        logits = []
-        for at in range(STEPS):
-            mask = torch.cat((mask, torch.ones_like(mask[:, :1])), dim=1)
-            if not family.mrope:  # with a mask, transformers' own Qwen models cannot be compiled
-                more = {"attention_mask": mask}
-            ids = arguments["input_ids"][:, -1:] - at % 2
-            logits.append(step(input_ids=ids, past_key_values=cache, **more).logits)
-        return torch.stack(logits)
-
-    def compiled() -> tuple[torch.Tensor, int]:
-        torch._dynamo.reset()
-        counters.clear()
-        return run(torch.compile(model, backend="eager")), sum(counters["graph_break"].values())
-
-    _, stock_breaks = compiled()
-    with apply(model, plan):
-        logits, breaks = compiled()
-        torch.testing.assert_close(logits, run(model), rtol=1e-5, atol=1e-5)
-    assert breaks == stock_breaks
-    torch._dynamo.reset()
+    with apply(model, Plan.full(len(model.model.language_model.layers)).at([2], **CELLS[cells])):
+        logits, breaks = compiled(family, model, arguments)
+        torch.testing.assert_close(logits, decoded(family, model, arguments, model), rtol=1e-5, atol=1e-5)
+    assert breaks == stock_breaks(name, kind)

@@ -11,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
+import lookless.demo
 from lookless import Geometry, Plan, Scores, Skip, cli, load_data, v_skip
 from lookless.demo import Demo, Row, demo_table, run_demo, spans
 from lookless.evaluation import Answer, Estimate
@@ -111,10 +112,13 @@ def test_nothing_is_cut_where_it_is_narrow(monkeypatch, width, table):
 
 
 @pytest.mark.long
-def test_demo_leaves_what_it_promises(tmp_path):
+def test_demo_leaves_what_it_promises(tmp_path, monkeypatch):
+    """Of two tasks of six."""
+    tasks = dict(list(TASKS.items())[:2])
+    monkeypatch.setattr(lookless.demo, "TASKS", tasks)
     told = []
     demo = run_demo(tmp_path, test_samples=8, say=told.append)
-    assert [row.task for row in demo.rows] == list(TASKS)
+    assert [row.task for row in demo.rows] == list(tasks)
     for row in demo.rows:
         assert len(row.skipped_layers) == 7
         assert 0.8 < row.flops_kept < 0.9
