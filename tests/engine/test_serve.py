@@ -6,22 +6,17 @@ import base64
 import io
 import json
 import re
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from checkpoints import CHECKPOINTS, IMAGE, LAYERS, VOCABULARY, WORDS
-from engines import TOKENS, environment
+from engines import IDLE_S, TOKENS, environment
+from lookless.serving.server import running
 from prompts import Prompt, noise
 from stock import Reference
 from test_families import CLOSE, mixed_plan
@@ -56,38 +51,14 @@ def served(request: Any, tmp_path_factory: Any) -> Any:
     reference = Reference(model)
     plan = mixed_plan(reference.geometry)
     plan.save_pretrained(folder / "plan")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     options = [word for pair in OPTIONS.items() for word in pair]
-    options += ["--enforce-eager", "--port", str(port), "--data-parallel-size", str(engines)]
-    words = ["serve", str(model), "--plan", str(folder / "plan"), *options]
-    log = folder / "log"
-    with log.open("w") as out:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "lookless", *words], env=environment(folder), stdout=out, stderr=subprocess.STDOUT
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        _wait(server, address, log)
-        yield engines, address, reference, plan
-    finally:
-        server.send_signal(signal.SIGTERM)
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            server.kill()
-
-
-def _wait(server: subprocess.Popen[bytes], address: str, log: Path, seconds: int = 300) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            urllib.request.urlopen(f"{address}/health", timeout=5)
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(1)
-    pytest.fail("\n".join(log.read_text().splitlines()[-40:]))
+    options += ["--enforce-eager", "--data-parallel-size", str(engines)]
+    words = [sys.executable, "-m", "lookless", "serve", str(model), "--plan", str(folder / "plan"), *options]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(folder).items():
+            patch.setenv(name, value)
+        with running("lookless", words, folder / "log") as server:
+            yield engines, server.address, reference, plan
 
 
 def _content(texts: list[str], images: list[tuple[int, int, int]]) -> list[dict[str, Any]]:
@@ -101,7 +72,8 @@ def _content(texts: list[str], images: list[tuple[int, int, int]]) -> list[dict[
     return [part for part in content if part.get("text") != ""]
 
 
-def _chat(address: str, content: list[dict[str, Any]]) -> dict[str, Any]:
+def _chat(address: str, content: list[dict[str, Any]], engine: int) -> dict[str, Any]:
+    """The answer of one engine: vLLM's own choice depends on which of them is faster."""
     body = {
         "messages": [{"role": "user", "content": content}],
         "max_tokens": TOKENS,
@@ -113,9 +85,9 @@ def _chat(address: str, content: list[dict[str, Any]]) -> dict[str, Any]:
         "return_token_ids": True,
         "allowed_token_ids": WORDS,
     }
-    headers = {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/json", "X-data-parallel-rank": str(engine)}
     request = urllib.request.Request(f"{address}/v1/chat/completions", json.dumps(body).encode(), headers)
-    return json.load(urllib.request.urlopen(request, timeout=120))
+    return json.load(urllib.request.urlopen(request, timeout=IDLE_S))
 
 
 def _logprobs(answer: dict[str, Any]) -> torch.Tensor:
@@ -129,14 +101,15 @@ def _logprobs(answer: dict[str, Any]) -> torch.Tensor:
 
 def _metrics(address: str, name: str) -> dict[str, float]:
     """Values by labels."""
-    text = urllib.request.urlopen(f"{address}/metrics", timeout=30).read().decode()
+    text = urllib.request.urlopen(f"{address}/metrics", timeout=IDLE_S).read().decode()
     return {m[1]: float(m[2]) for m in re.finditer(rf"^{name}{{(.*)}} (\S+)$", text, re.MULTILINE)}
 
 
 def test_chats(served):
     engines, address, reference, plan = served
     with ThreadPoolExecutor(len(CHATS)) as pool:
-        answers = list(pool.map(lambda chat: _chat(address, _content(*chat)), CHATS))
+        chats = enumerate(_content(*chat) for chat in CHATS)
+        answers = list(pool.map(lambda chat: _chat(address, chat[1], chat[0] % engines), chats))
     visual = 0
     for (texts, images), answer in zip(CHATS, answers, strict=True):
         parts = [{"type": "text", "text": texts[0]}]
