@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import tracemalloc
+import warnings
+import zlib
 from collections import Counter
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lookless import load_data, reference
-from lookless.data import Sample, Samples
+from lookless import Plan, Scores, evaluate, load_data, reference, v_skip
+from lookless.data import Sample, Samples, SeenWarning, load_image
 from lookless.errors import DataError
+from lookless.models import geometry_of
 from lookless.reference.draw import draw
 from lookless.reference.questions import pose
 from lookless.reference.worlds import CHARACTERS, Scene
@@ -28,8 +33,14 @@ def folder(tmp_path):
 
 def write(folder, *lines):
     path = folder / "data.jsonl"
-    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    path.write_bytes(b"\n".join(map(as_bytes, lines)))
     return str(path)
+
+
+def as_bytes(line):
+    if isinstance(line, bytes):
+        return line
+    return (line if isinstance(line, str) else json.dumps(line, ensure_ascii=False)).encode()
 
 
 def test_jsonl(folder):
@@ -43,15 +54,26 @@ def test_jsonl(folder):
         )
     )
     assert [len(s.images) for s in samples] == [1, 2, 0]
-    assert samples.items[1].images[0].mode == "RGB"
-    assert samples.items[0].images[0].getpixel((0, 0)) == (200, 10, 10)
+    assert samples.items[1].opened()[0].mode == "RGB"
+    assert samples.items[0].opened()[0].getpixel((0, 0)) == (200, 10, 10)
     assert len(load_data(str(folder / "data.jsonl"), limit=2)) == 2
 
 
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("{", "line 2 is not JSON"),
+        ("{", "line 2 cannot be read: it is not JSON"),
+        ("[" * 100_000, "nested too deep"),
+        ('{"question": "q", "question": "p", "answer": "a"}', "the key 'question' twice"),
+        ('{"question": "\\ud800", "answer": "a"}', "half a surrogate pair"),
+        ('{"question": "q", "answer": NaN}', "NaN, which is no JSON number"),
+        ("[]", "valid dictionary"),
+        (b"\xff\xfe", "it is not UTF-8"),
+        ({"image": "bomb.png", "question": "q", "answer": "a"}, "exceeds limit"),
+        ({"image": "short.jpg", "question": "q", "answer": "a"}, "short.jpg cannot be read (image file is truncated"),
+        ({"image": "pipe", "question": "q", "answer": "a"}, "pipe cannot be read (it is no file)"),
+        ({"image": "float.tiff", "question": "q", "answer": "a"}, "pixels of mode F have no known range"),
+        ({"image": "\0", "question": "q", "answer": "a"}, "cannot be read"),
         ({"image": "gone.png", "question": "q", "answer": "a"}, "gone.png does not exist"),
         ({"image": "cut.png", "question": "q", "answer": "a"}, "cut.png cannot be read"),
         ({"image": "words.png", "question": "q", "answer": "a"}, "words.png cannot be read"),
@@ -66,6 +88,13 @@ def test_bad_lines_are_refused_in_one_sentence(folder, line, complaint):
     whole = (folder / "pictures" / "red.png").read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
     (folder / "words.png").write_text("not an image")
+    Image.effect_noise((64, 64), 50).save(folder / "short.jpg")
+    (folder / "short.jpg").write_bytes((folder / "short.jpg").read_bytes()[:-500])
+    size = (20_000).to_bytes(4, "big")  # of a picture whose pixels are not there
+    header = b"IHDR" + 2 * size + whole[24:29]
+    (folder / "bomb.png").write_bytes(whole[:12] + header + zlib.crc32(header).to_bytes(4, "big") + whole[33:])
+    Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)).save(folder / "float.tiff")
+    os.mkfifo(folder / "pipe")
     path = write(folder, {"image": "grey.jpg", "question": "q", "answer": "a"}, line)
     with pytest.raises(DataError) as caught:
         load_data(path)
@@ -93,6 +122,114 @@ def test_reference_splits():
     assert len(set(images)) == len(images)
     mixed = load_data("reference", limit=12)
     assert [s.question for s in mixed][:6] == [reference.question(t, "test", 0)[1] for t in reference.TASKS]
+
+
+def test_lines_end_at_newlines_alone(folder):
+    """A question may hold what Unicode calls a line separator; an editor may write a byte order mark and \\r\\n."""
+    question = "one\u2028two\u0085three\x0bfour?"
+    line = as_bytes({"image": "grey.jpg", "question": question, "answer": "a"})
+    for content in (line, b"\xef\xbb\xbf" + line + b"\r\n" + line + b"\r\n", b"\xef\xbb\xbf\n" + line):
+        assert {s.question for s in load_data(write(folder, content))} == {question}
+    with pytest.raises(DataError, match=r"line 4 cannot"):
+        load_data(write(folder, line, b"", line, b"{"))
+
+
+def test_pictures_are_upright_and_sixteen_bits_are_scaled(tmp_path):
+    wide = Image.new("RGB", (4, 2))
+    wide.putpixel((0, 0), (255, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter to the right
+    wide.save(tmp_path / "turned.png", exif=exif)
+    turned = load_image(tmp_path / "turned.png")
+    assert (turned.size, turned.getpixel((1, 0))) == ((2, 4), (255, 0, 0))
+    deep = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    Image.fromarray(deep.astype(np.int32), "I").save(tmp_path / "deeper.tiff")
+    for name in ("deep.png", "deeper.tiff"):
+        assert np.asarray(load_image(tmp_path / name))[0, :, 1].tolist() == [0, 1, 128, 255]
+
+
+def test_a_file_of_photos_takes_the_memory_of_one(tmp_path):
+    """Twenty pictures of 3 MB, all of which are read and hashed; and again when they are used."""
+    lines = []
+    for i in range(20):
+        Image.new("RGB", (1000, 1000), (i, i, i)).save(tmp_path / f"{i}.png")
+        lines.append({"image": f"{i}.png", "question": "q", "answer": str(i)})
+    path = write(tmp_path, *lines)
+    tracemalloc.start()
+    samples = load_data(path)
+    assert len(set(samples.hashes)) == 20
+    assert [s.opened()[0].getpixel((9, 9))[0] for s in samples] == list(range(20))
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 3_000_000
+    assert peak < 15_000_000
+    assert not any(isinstance(image, Image.Image) for s in samples for image in s.images)
+
+
+def of_tasks(folder, **counts):
+    """A file sorted by task, with an image of its own for each line."""
+    lines = []
+    for task, count in counts.items():
+        for i in range(count):
+            name = f"{task}{i}.png"
+            Image.new("RGB", (4, 4), (len(lines), i, 0)).save(folder / name)
+            lines.append({"image": name, "question": task, "answer": str(i), "task": task})
+    return write(folder, *lines, {"question": "no image", "answer": "a"})
+
+
+def test_calibration_is_drawn_and_the_test_is_what_was_not(tmp_path):
+    path = of_tasks(tmp_path, a=12, b=3, c=30)
+    drawn = load_data(path, split="calibration", limit=9)
+    assert Counter(s.question for s in drawn) == {"a": 3, "b": 3, "c": 3}, "equally many of each task"
+    assert [s.answer for s in drawn if s.question == "c"] != ["0", "1", "2"], "and not the first"
+    assert drawn.seed == 0
+    assert drawn.hashes == load_data(path, split="calibration", limit=9).hashes
+    assert drawn.hashes == load_data(path, split="calibration", limit=20).hashes[:9], "a larger draw holds a smaller"
+    assert set(drawn.hashes) != set(load_data(path, split="calibration", limit=9, seed=1).hashes)
+    test = load_data(path, without=drawn.hashes)
+    assert (len(test), test.left_out) == (46 - 9, 9)
+    assert not set(test.hashes) & set(drawn.hashes)
+    assert load_data(path, split="calibration").drawn_from == 45, "a line without an image is nothing to calibrate on"
+    with pytest.raises(DataError, match="all 46 prompts of"):
+        load_data(path, without=load_data(path).hashes)
+    with pytest.raises(DataError, match="a seed of its own"):
+        load_data("reference", seed=1)
+
+
+def test_what_a_plan_has_seen_is_said(tmp_path, reference):
+    """Hashes go from samples through scores into the plan, so that any later evaluation can tell."""
+    path = of_tasks(tmp_path, a=6)
+    drawn = load_data(path, split="calibration", limit=2, seed=5)
+    rows = ((0.1,) * 12,) * 2
+    geometry = geometry_of(reference.model)
+    scores = Scores(
+        name="visual_information_gain",
+        per_sample=rows,
+        geometry=geometry,
+        data=drawn.name,
+        data_hash=drawn.hash,
+        sample_hashes=drawn.hashes,
+        seed=drawn.seed,
+    )
+    plan = v_skip(Scores.load(scores.save(tmp_path / "s.json")), layers=3)
+    plan.save_pretrained(tmp_path)
+    plan = Plan.from_pretrained(tmp_path)
+    assert (plan.provenance.sample_hashes, plan.provenance.seed) == (drawn.hashes, 5)
+    assert (plan | Plan.full(geometry)).provenance.sample_hashes == drawn.hashes
+    words = {"max_new_tokens": 1, "progress": False}
+    with pytest.warns(SeenWarning, match="calibrated on 2 of these 7 samples of data.jsonl"):
+        result = evaluate(reference, load_data(path), plan, **words)
+    assert (result.seen, result.calibration_hash) == (2, drawn.hash)
+    assert tuple(answer.sample_hash for answer in result.answers) == load_data(path).hashes
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        unseen = evaluate(reference, load_data(path, without=drawn.hashes), plan, **words)
+    assert (unseen.seen, unseen.left_out, unseen.samples) == (0, 2, 5)
+    assert unseen.data_hash not in (result.data_hash, drawn.hash)
+    old = plan.made_by(sample_hashes=None)
+    with pytest.warns(SeenWarning, match="does not say on which lines"):
+        assert evaluate(reference, load_data(path), old, **words).seen is None
 
 
 def test_hash_sees_every_pixel_and_word():

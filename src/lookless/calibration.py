@@ -298,6 +298,8 @@ def scores_of(
         data_hash=samples.hash,
         visual=visual,
         text=text,
+        sample_hashes=samples.hashes,
+        seed=samples.seed,
         seconds=time.perf_counter() - started,
     )
 

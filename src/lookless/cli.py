@@ -53,8 +53,8 @@ Model = Annotated[
 Data = Annotated[
     str,
     typer.Option(
-        help="`reference:TASK`, `reference` for all tasks, or a JSONL file with image (or images), question and answer "
-        "on each line, paths relative to the file."
+        help="`reference:TASK`, `reference` for all tasks, or a JSONL file with image (or images), question, answer "
+        "and perhaps task on each line, paths relative to the file."
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
@@ -170,7 +170,10 @@ def calibrate(
     model: Model,
     data: Data,
     out_path: Annotated[Path, typer.Option("--out", help="The scores, a JSON file.")],
-    samples: Annotated[int, typer.Option(help="How many samples to measure on.", min=1)] = 20,
+    samples: Annotated[
+        int, typer.Option(help="How many samples to measure on; of a file, drawn at random from each task.", min=1)
+    ] = 20,
+    seed: Annotated[int | None, typer.Option(help="Of the draw from a file: 0. Scores and plans keep it.")] = None,
     position: Annotated[
         str, typer.Option(help="Read the distribution at the `last` prompt token, or over the model's own `answer`.")
     ] = "last",
@@ -199,7 +202,7 @@ def calibrate(
     """
     from . import report
     from .calibration import MEASURES
-    from .data import load_data
+    from .data import SeenWarning, load_data
     from .diagnostics import DIAGNOSTICS, measured
     from .loading import load_model
     from .screening import check_screened, screen
@@ -212,13 +215,19 @@ def calibrate(
         raise LooklessError(f"no measure is called {measure!r}; choose one of {', '.join(names)}.")
     if lowest is not None:
         check_screened(measure)
-    chosen = load_data(data, split="calibration", limit=samples)
+    chosen = load_data(data, split="calibration", limit=samples, seed=seed)
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
     if lowest is None:
         scores = measured(loaded, chosen, measure, position=position)  # type: ignore[arg-type]
     else:
         scores = screen(loaded, chosen, {measure: lowest}, position=position)[measure]  # type: ignore[arg-type]
     scores.save(out_path)
+    if chosen.drawn_from == len(chosen):
+        warnings.warn(
+            f"all {len(chosen)} lines of {data} were calibrated on, which leaves none to test on: give fewer --samples.",
+            SeenWarning,
+            stacklevel=2,
+        )
     if as_json:
         _print_json(scores)
         return
@@ -438,7 +447,13 @@ def evaluate(
     model: Model,
     data: Data,
     plan_dir: Annotated[str | None, typer.Option("--plan", help="Compare this plan with the dense model.")] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many samples.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many samples: of a file, the first.", min=1)] = None,
+    include_seen: Annotated[
+        bool,
+        typer.Option(
+            "--include-seen", help="Also lines that the plan was calibrated on, which are left out otherwise."
+        ),
+    ] = False,
     batch: Annotated[int, typer.Option(help="Prompts answered at once.", min=1)] = 25,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 16,
     device: Device = "cpu",
@@ -448,17 +463,27 @@ def evaluate(
 ) -> None:
     """Accuracy by exact match; with a plan also the accuracy retained and the agreement with the dense model.
 
+    A plan is tested on what it was not calibrated on: of a file that both were given, on the lines that were not drawn.
+
     Example: lookless eval reference --data reference:chart --plan lookless-demo/chart/plan
     """
     from . import report
-    from .data import load_data
+    from .data import SeenWarning, load_data
     from .evaluation import evaluate as measure
     from .loading import load_model
     from .models import geometry_of
     from .plan import Plan
 
     plan = None if plan_dir is None else Plan.from_pretrained(plan_dir)
-    chosen = load_data(data, split="test", limit=limit)
+    seen = () if plan is None or include_seen else plan.provenance.sample_hashes or ()
+    chosen = load_data(data, split="test", limit=limit, without=seen)
+    if chosen.left_out:
+        warnings.warn(
+            f"{chosen.left_out} lines of {data} are left out, because the plan was calibrated on them (--include-seen "
+            f"takes them too).",
+            SeenWarning,
+            stacklevel=2,
+        )
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
     if plan is not None:  # before the dense pass, which may take an hour
         plan.check(geometry_of(loaded.model))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 from scipy.stats import bootstrap
 
-from .data import Samples
+from .data import Samples, SeenWarning, overlap
 from .loading import Loaded
 from .plan import Plan
 from .progress import shown
@@ -19,7 +20,10 @@ CONFIDENCE = 0.95
 
 
 class Answer(BaseModel):
-    """One question and how it was answered; ``plan`` is None where no plan was evaluated."""
+    """One question and how it was answered; ``plan`` is None where no plan was evaluated.
+
+    ``sample_hash`` is of the prompt, :attr:`lookless.Sample.hash`.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -27,6 +31,7 @@ class Answer(BaseModel):
     expected: str
     dense: str
     plan: str | None = None
+    sample_hash: str | None = None
 
 
 class Estimate(BaseModel):
@@ -50,6 +55,10 @@ class Evaluation(BaseModel):
         retention: ``accuracy_plan / accuracy_dense``; None if the dense model has no answer right.
         fidelity: share of the plan's answers that are the dense model's, right or wrong; needs no labels.
         answers: each question with both answers.
+        data_hash: sha256 of the samples, 16 hex digits.
+        calibration_hash: the same of the samples that the plan was calibrated on; None where it does not say.
+        seen: how many of the samples the plan was calibrated on; None where it does not say.
+        left_out: how many lines of the data were left out because the plan was calibrated on them.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -62,6 +71,10 @@ class Evaluation(BaseModel):
     retention: Estimate | None = None
     fidelity: Estimate | None = None
     answers: tuple[Answer, ...]
+    data_hash: str | None = None
+    calibration_hash: str | None = None
+    seen: int | None = 0
+    left_out: int = 0
 
 
 def normal(answer: str) -> str:
@@ -81,7 +94,8 @@ def evaluate(
 ) -> Evaluation:
     """Answer every sample greedily, dense and under ``plan``, and compare.
 
-    ``dense`` are the dense model's answers, if it has given them before.
+    ``dense`` are the dense model's answers, if it has given them before. Samples that the plan was calibrated on are
+    counted in the result and warned of: leave them out by ``load_data(..., without=plan.provenance.sample_hashes)``.
 
     Raises:
         PlanMismatchError: the plan is for another architecture.
@@ -91,7 +105,13 @@ def evaluate(
     expected = [sample.answer for sample in samples]
     right = _agree(dense, expected)
     answers = [
-        Answer(question=s.question, expected=s.answer, dense=d, plan=None if planned is None else planned[i])
+        Answer(
+            question=s.question,
+            expected=s.answer,
+            dense=d,
+            plan=None if planned is None else planned[i],
+            sample_hash=s.hash,
+        )
         for i, (s, d) in enumerate(zip(samples, dense, strict=True))
     ]
     base = Evaluation(
@@ -100,16 +120,43 @@ def evaluate(
         samples=len(samples),
         accuracy_dense=mean_estimate(right),
         answers=tuple(answers),
+        data_hash=samples.hash,
+        left_out=samples.left_out,
     )
-    if planned is None:
+    if plan is None or planned is None:
         return base
+    seen = _seen(samples, plan)
+    if seen != 0:
+        warnings.warn(_seen_sentence(samples.name, len(samples), seen), SeenWarning, stacklevel=2)
     kept = _agree(planned, expected)
     return base.model_copy(
         update={
             "accuracy_plan": mean_estimate(kept),
             "retention": retention_estimate(kept, right),
             "fidelity": mean_estimate(_agree(planned, dense)),
+            "calibration_hash": plan.provenance.data_hash,
+            "seen": seen,
         }
+    )
+
+
+def _seen(samples: Samples, plan: Plan) -> int | None:
+    """How many of ``samples`` the plan was calibrated on; None where it does not say, and its data has their name."""
+    made = plan.provenance
+    if made.sample_hashes is None:
+        return None if made.data is not None and samples.name in made.data.split(" + ") else 0
+    return overlap(samples.hashes, made.sample_hashes)
+
+
+def _seen_sentence(data: str, samples: int, seen: int | None) -> str:
+    if seen is None:
+        return (
+            f"the plan was calibrated on {data} and does not say on which lines: some of these {samples} may be among "
+            f"them, and it may keep less of others, so calibrate anew."
+        )
+    return (
+        f"the plan was calibrated on {seen} of these {samples} samples of {data}: it may keep less of others, so "
+        f"evaluate on samples that it has not seen."
     )
 
 

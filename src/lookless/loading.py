@@ -38,7 +38,7 @@ class Loaded:
         if self.processor.chat_template is None:
             raise ModelError(f"the processor of {self.name} has no chat template, so questions cannot be put to it.")
         texts = [self._prompt(sample) for sample in samples]
-        images = [list(sample.images) for sample in samples]
+        images = [sample.opened() for sample in samples]
         batch = self.processor(
             text=texts,
             images=images if any(images) else None,

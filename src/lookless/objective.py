@@ -62,6 +62,8 @@ class Objective:
             revision=loaded.revision,
             data=samples.name,
             data_hash=samples.hash,
+            sample_hashes=samples.hashes,
+            seed=samples.seed,
             samples=len(self._dense),
         )
 

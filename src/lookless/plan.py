@@ -35,7 +35,7 @@ from .errors import PlanError, PlanMismatchError, first_line
 from .geometry import Geometry
 from .version import __version__
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FILE_NAME = "lookless_plan.json"
 
 
@@ -94,6 +94,8 @@ class Provenance(BaseModel):
         revision: the hub commit of ``model``.
         data: what was calibrated on, for a reader.
         data_hash: sha256 of the calibration samples, 16 hex digits.
+        sample_hashes: the prompt of each, :attr:`lookless.Sample.hash`, to tell which of other samples were seen.
+        seed: by which they were drawn from a file.
         samples: how many there were.
         lookless_version: of the library that made the plan.
     """
@@ -106,6 +108,8 @@ class Provenance(BaseModel):
     revision: str | None = None
     data: str | None = None
     data_hash: str | None = None
+    sample_hashes: tuple[str, ...] | None = None
+    seed: int | None = None
     samples: int | None = None
     lookless_version: str = __version__
 
@@ -201,7 +205,12 @@ class Plan(BaseModel):
                 row[column] = b if a == Full() else a
             rows.append(_row(row))
         names = [p.provenance.method or "a plan" for p in (self, other)]
-        provenance = Provenance(method=" | ".join(names), model=self.provenance.model or other.provenance.model)
+        seen = [p.provenance.sample_hashes for p in (self, other)]
+        provenance = Provenance(
+            method=" | ".join(names),
+            model=self.provenance.model or other.provenance.model,
+            sample_hashes=tuple(dict.fromkeys(h for hashes in seen for h in hashes or ())) if any(seen) else None,
+        )
         return Plan(layers=tuple(rows), geometry=self.geometry or other.geometry, provenance=provenance)
 
     @property

@@ -100,7 +100,11 @@ def scores_table(scores: Scores) -> Table:
 
 def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
     """One row per data set."""
-    table = Table(title="answers kept", caption="intervals: 95 %, by resampling questions")
+    seen = sum(e.seen or 0 for e in evaluations)
+    caption = (
+        f"intervals: 95 %, by resampling questions{f'; the plan was calibrated on {seen} of them' if seen else ''}"
+    )
+    table = Table(title="answers kept", caption=caption)
     for column in ("data", "questions", "dense accuracy", "plan accuracy", "retention", "fidelity"):
         table.add_column(column, justify="left" if column == "data" else "right")
     for e in evaluations:
@@ -142,7 +146,7 @@ def examples_figure(task: str, samples: Sequence[Sample], answers: Sequence[Answ
     figure, panels = panels_of(len(samples), height=3.1, columns=4)
     for axes, sample, answer in zip(panels, samples, answers, strict=True):
         if sample.images:
-            axes.imshow(sample.images[0], interpolation="nearest")
+            axes.imshow(sample.opened()[0], interpolation="nearest")
         axes.set_xticks([])
         axes.set_yticks([])
         for side in axes.spines.values():

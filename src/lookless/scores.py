@@ -17,7 +17,7 @@ from .errors import ScoresError
 from .geometry import Geometry
 from .version import __version__
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Score = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -34,6 +34,8 @@ class Scores(BaseModel):
         model, revision: which one, a hub id or a folder's name.
         data, data_hash: which samples, for a reader and for a machine.
         visual, text: tokens of a prompt, mean over samples; None where it is not known.
+        sample_hashes: the prompt of each, :attr:`lookless.Sample.hash`; None in files of schema 1, which did not say.
+        seed: by which they were drawn from a file; None where they were not.
         seconds: what it took.
         measured: ``[samples][layers]``, whether a score was measured and not estimated; None where all were.
         passes: what it took a sample, in passes through all layers; a backward pass counts as a forward one. None where
@@ -54,6 +56,8 @@ class Scores(BaseModel):
     data_hash: str | None = None
     visual: float | None = Field(default=None, gt=0)
     text: float | None = Field(default=None, ge=0)
+    sample_hashes: tuple[str, ...] | None = None
+    seed: int | None = None
     seconds: float | None = None
     measured: tuple[tuple[bool, ...], ...] | None = None
     passes: float | None = None

@@ -91,6 +91,7 @@ class Results(BaseModel):
         times: ``method, setting`` to its decoder's prefill time by the dense one's, on the first task.
         missed: ``method, setting`` to why there is no plan, or how near the budget it comes.
         notes: ``method, setting`` to what is to be known of a row.
+        hashes: of each task, those of the samples calibrated on and of the questions asked, which share no prompt.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -106,6 +107,7 @@ class Results(BaseModel):
     missed: dict[str, str] = {}
     notes: dict[str, str] = {}
     machine: str = ""
+    hashes: dict[str, tuple[str, str]] = {}
 
     def of(self, method: str, setting: str) -> tuple[Outcome, ...]:
         return tuple(o for o in self.outcomes if (o.method, o.setting) == (method, setting))
@@ -172,8 +174,9 @@ class Bench:
     ) -> None:
         self.loaded, self.tasks, self.folder, self.batch = loaded, tuple(tasks), folder, batch
         self.geometry = geometry_of(loaded.model)
-        self.asked = {task: load_data(task, split="test", limit=questions) for task in tasks}
         self.calibration = {task: load_data(task, split="calibration", limit=samples) for task in tasks}
+        seen = {prompt for chosen in self.calibration.values() for prompt in chosen.hashes}
+        self.asked = {task: load_data(task, split="test", limit=questions, without=seen) for task in tasks}
         self.samples = samples
         self._dense: dict[str, list[str]] = {}
         self._scores: dict[tuple[str, str], Scores] = {}
@@ -198,13 +201,13 @@ class Bench:
             window = AT_LENGTH["redundancylens"](self.visual, self.text)["window"]
             narrow = measure == "window_effect" and window < WINDOW
             path = self.folder / f"{_plain(task)}.{measure}{f'.{window}' if narrow else ''}.json"
-            if path.exists():
-                found = Scores.load(path)
-            elif narrow:
-                found = sweep(self.loaded, self.calibration[task], LayerPlan(attention=Window(window)), name=measure)
-                found.save(path)
-            else:
-                found = measured(self.loaded, self.calibration[task], measure)
+            samples = self.calibration[task]
+            found = Scores.load(path) if path.exists() else None
+            if found is None or not _are_of(found, samples):
+                if narrow:
+                    found = sweep(self.loaded, samples, LayerPlan(attention=Window(window)), name=measure)
+                else:
+                    found = measured(self.loaded, samples, measure)
                 found.save(path)
             self._scores[task, measure] = found
         return self._scores[task, measure]
@@ -339,13 +342,25 @@ def run_table(
     check_budgets(budgets)
     bench = Bench(loaded, tasks, folder, questions=questions, samples=samples, batch=batch)
     path = folder / "results.json"
-    fresh = Results(model=loaded.name, geometry=bench.geometry, questions=questions, samples=samples, machine=machine)
+    fresh = Results(
+        model=loaded.name,
+        geometry=bench.geometry,
+        questions=questions,
+        samples=samples,
+        machine=machine,
+        hashes={task: (bench.calibration[task].hash, bench.asked[task].hash) for task in tasks},
+    )
     results = files.load(path, Results, PlanError, SCHEMA_VERSION) if path.exists() else fresh
     same = ("model", "geometry", "questions", "samples")
     if any(getattr(results, name) != getattr(fresh, name) for name in same):
         raise PlanError(
             f"{path} holds results of {results.model} with {results.questions} questions and {results.samples} "
             f"calibration samples, not of {loaded.name} with {questions} and {samples}: give another folder."
+        )
+    changed = [task for task, hashes in fresh.hashes.items() if results.hashes.get(task, hashes) != hashes]
+    if changed:
+        raise PlanError(
+            f"{path} holds results of other samples of {changed[0]} than there are now: give another folder."
         )
     settings = (PAPER, *(f"{budget:g}" for budget in budgets))
     todo = [(LIVENESS, PAPER), *((method, setting) for setting in settings for method in methods.values())]
@@ -418,6 +433,13 @@ def _outcome(bench: Bench, method: Method, setting: str, task: str, draw: int, p
         dense=tuple(normal(d) == e for d, e in zip(dense, expected, strict=True)),
         same=tuple(p == normal(d) for p, d in zip(planned, dense, strict=True)),
     )
+
+
+def _are_of(scores: Scores, samples: Samples) -> bool:
+    """Whether ``scores`` are of these samples; files of schema 1 do not say, and the reference tasks have not changed."""
+    if scores.sample_hashes is None:
+        return samples.drawn_from is None
+    return scores.sample_hashes == samples.hashes
 
 
 def _plain(name: str) -> str:

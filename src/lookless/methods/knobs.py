@@ -207,5 +207,13 @@ def _sources(scores: list[Scores]) -> Mapping[str, Any]:
         "revision": scores[0].revision,
         "data": " + ".join(data for data, _ in sets if data) or None,
         "data_hash": scores[0].data_hash if len(sets) == 1 else None,
+        "sample_hashes": _all_seen(scores),
+        "seed": scores[0].seed if len({s.seed for s in scores}) == 1 else None,
         "samples": sum(sets.values()),
     }
+
+
+def _all_seen(scores: list[Scores]) -> tuple[str, ...] | None:
+    """The prompts that any of ``scores`` was measured on; None where none of them says."""
+    known = [s.sample_hashes for s in scores if s.sample_hashes is not None]
+    return tuple(dict.fromkeys(h for hashes in known for h in hashes)) if known else None
