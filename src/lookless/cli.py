@@ -224,7 +224,7 @@ def calibrate(
     scores.save(out_path)
     if chosen.drawn_from == len(chosen):
         warnings.warn(
-            f"all {len(chosen)} lines of {data} were calibrated on, which leaves none to test on: give fewer --samples.",
+            f"all {len(chosen)} lines of {data} were calibrated on, so none is left to test on: give fewer --samples.",
             SeenWarning,
             stacklevel=2,
         )

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from . import reference
 from .data import Sample
-from .errors import ModelError, first_line
+from .errors import DataError, LooklessError, ModelError
 from .models import family_of, locate
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -34,12 +35,28 @@ class Loaded:
 
         Raises:
             ModelError: the processor has no chat template.
+            DataError: a sample that cannot be put to the model, by name: an image that is gone or damaged or of a shape
+                that the processor refuses, or a question that holds the token which stands for an image.
         """
         if self.processor.chat_template is None:
             raise ModelError(f"the processor of {self.name} has no chat template, so questions cannot be put to it.")
+        for sample in samples:
+            self._check_words(sample)
+        try:
+            batch = self._processed(samples)
+        except DataError:
+            raise
+        except Exception:  # whatever a processor stumbles over: of a batch it does not say in which sample
+            for sample in samples:
+                self._check_processed(sample)
+            raise
+        parameter = next(self.model.parameters())
+        return dict(batch.to(parameter.device, dtype=parameter.dtype))
+
+    def _processed(self, samples: Sequence[Sample]) -> Any:
         texts = [self._prompt(sample) for sample in samples]
         images = [sample.opened() for sample in samples]
-        batch = self.processor(
+        return self.processor(
             text=texts,
             images=images if any(images) else None,
             padding=True,
@@ -47,8 +64,34 @@ class Loaded:
             # Templates write the beginning-of-sequence token themselves where the tokenizer would add a second.
             add_special_tokens=not texts[0].startswith(self.processor.tokenizer.bos_token or "\0"),
         )
-        parameter = next(self.model.parameters())
-        return dict(batch.to(parameter.device, dtype=parameter.dtype))
+
+    def _check_words(self, sample: Sample) -> None:
+        """Raises: DataError: the question cannot be encoded, or would be taken for an image."""
+        if any("\ud800" <= letter <= "\udfff" for letter in sample.question):
+            raise DataError(f"{_named(sample)}: the question holds half a surrogate pair, which is no text.")
+        for token in self._placeholders:
+            if token in sample.question:
+                raise DataError(
+                    f"{_named(sample)}: the question holds {token!r}, which {self.name} takes for an image: write it "
+                    f"another way."
+                )
+
+    def _check_processed(self, sample: Sample) -> None:
+        """Raises: DataError: the processor refuses this sample alone."""
+        try:
+            self._processed([sample])
+        except DataError:
+            raise
+        except Exception as problem:
+            reason = " ".join(str(problem).split()).rstrip(".") or type(problem).__name__
+            raise DataError(f"{_named(sample)}: the processor of {self.name} refuses it: {reason}.") from problem
+
+    @cached_property
+    def _placeholders(self) -> tuple[str, ...]:
+        """The words that stand for an image or a video in a prompt."""
+        known = self.processor.tokenizer.convert_ids_to_tokens(list(locate(self.model).visual_ids))
+        known += [getattr(self.processor, name, None) for name in ("image_token", "video_token")]
+        return tuple(dict.fromkeys(token for token in known if token))
 
     def _prompt(self, sample: Sample) -> str:
         content = [{"type": "image"}] * len(sample.images) + [{"type": "text", "text": sample.question}]
@@ -89,8 +132,10 @@ class Loaded:
 def load_model(name: str, *, dtype: str = "auto", device: str = "cpu", revision: str | None = None) -> Loaded:
     """``reference``, ``reference-qwen3-vl``, a local folder, or a hub id.
 
+    Images need no torchvision; only videos do, which are refused without it.
+
     Raises:
-        ModelError: it is not there, cannot be read, or its family is not supported.
+        ModelError: it is not there, cannot be read, its family is not supported, or weights are missing from it.
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
@@ -107,11 +152,17 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu", revision:
     try:
         config = transformers.AutoConfig.from_pretrained(where, revision=revision)
         family_of(config)  # before gigabytes are read
-        model = transformers.AutoModelForImageTextToText.from_pretrained(where, revision=revision, dtype=chosen)
-        processor = transformers.AutoProcessor.from_pretrained(where, revision=revision)
+        processor = _processor(config, where, revision)
+        model, found = transformers.AutoModelForImageTextToText.from_pretrained(
+            where, revision=revision, dtype=chosen, use_safetensors=True, output_loading_info=True
+        )
+        _check_weights(name, found)
         model = model.eval().to(device)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AssertionError, SafetensorError) as problem:
-        raise ModelError(f"{name} cannot be loaded: {first_line(problem)}.") from None
+    except LooklessError:
+        raise
+    except Exception as problem:  # what a folder may hold is endless, and so are the errors of those who read it
+        reason = " ".join(str(problem).split()).rstrip(".")
+        raise ModelError(f"{name} cannot be loaded: {type(problem).__name__}: {reason}.") from problem
     locate(model)
     if getattr(processor, "tokenizer", None) is None:
         raise ModelError(f"{name} has no processor with a tokenizer and an image processor beside its weights.")
@@ -119,6 +170,62 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu", revision:
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     return Loaded(model, processor, name, getattr(config, "_commit_hash", None))
+
+
+def _check_weights(name: str, found: dict[str, Any]) -> None:
+    """Raises: ModelError: tensors were not in the checkpoint, so the model has random numbers in their place."""
+    missing = sorted(found["missing_keys"])
+    if not missing:
+        return
+    unknown = sorted(found["unexpected_keys"])
+    instead = f" It holds {_some(unknown)} instead." if unknown else ""
+    raise ModelError(
+        f"the weights of {name} are not all there: {_some(missing)} would be random numbers.{instead} Get the whole "
+        f"checkpoint, with the names that transformers {importlib.metadata.version('transformers')} gives its tensors."
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few of many names."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _processor(config: Any, where: str, revision: str | None) -> Any:
+    """The processor of a model; without torchvision, of its images alone.
+
+    Transformers has image processors that need only Pillow, and none for videos: a processor that has both is refused
+    as a whole where torchvision is not there.
+    """
+    import transformers
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+    from transformers.utils import is_torchvision_available
+
+    kind = PROCESSOR_MAPPING[type(config)]
+    if is_torchvision_available() or "video_processor" not in kind.get_attributes():
+        return transformers.AutoProcessor.from_pretrained(where, revision=revision)
+    return images_only(kind).from_pretrained(where, revision=revision)
+
+
+def images_only(kind: Any) -> Any:
+    """A processor as ``kind``, without the part that reads videos."""
+
+    class ImagesOnly(kind):  # type: ignore[misc, valid-type]
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return [name for name in super().get_attributes() if name != "video_processor"]
+
+        def __call__(self, images: Any = None, text: Any = None, videos: Any = None, **more: Any) -> Any:
+            if videos is not None:
+                raise ModelError("videos need torchvision, which is not installed: pip install torchvision.")
+            return super().__call__(images=images, text=text, **more)
+
+    ImagesOnly.__name__ = kind.__name__  # which is written into, and compared with, a processor's files
+    return ImagesOnly
+
+
+def _named(sample: Sample) -> str:
+    return sample.where or f"the sample {sample.question[:60]!r}"
 
 
 def looks_local(where: str) -> bool:

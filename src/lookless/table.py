@@ -436,7 +436,7 @@ def _outcome(bench: Bench, method: Method, setting: str, task: str, draw: int, p
 
 
 def _are_of(scores: Scores, samples: Samples) -> bool:
-    """Whether ``scores`` are of these samples; files of schema 1 do not say, and the reference tasks have not changed."""
+    """Whether ``scores`` are of these samples; files of schema 1 do not say, and reference tasks do not change."""
     if scores.sample_hashes is None:
         return samples.drawn_from is None
     return scores.sample_hashes == samples.hashes
