@@ -294,6 +294,36 @@ def test_jsonl_of_ones_own(tmp_path, image, plan):
     assert json.loads(done.stdout)["samples"] == 1
 
 
+def test_a_file_is_not_its_own_calibration_set(tmp_path):
+    """Lines that were drawn for calibration are not tested on, or it is said."""
+    lines = []
+    for i, sample in enumerate(load_data("reference:chart", limit=5)):
+        sample.images[0].save(tmp_path / f"{i}.png")
+        lines.append({"image": f"{i}.png", "question": sample.question, "answer": sample.answer})
+    mine, scores, plan = tmp_path / "mine.jsonl", tmp_path / "scores.json", tmp_path / "made"
+    mine.write_text("\n".join(map(json.dumps, lines)))
+
+    def calibrated(*more):
+        done = run("calibrate", "reference", "--data", mine, "--out", scores, *more)
+        assert done.exit_code == 0, done.output
+        assert run("plan", "v-skip", "--scores", scores, "--layers", 7, "--out", plan).exit_code == 0
+        return done.stderr
+
+    told = ("eval", "reference", "--data", mine, "--plan", plan, "--max-new-tokens", 1, "--json")
+    assert "SeenWarning" not in calibrated("--samples", 2, "--seed", 3)
+    assert Scores.load(scores).seed == Plan.from_pretrained(plan).provenance.seed == 3
+    unseen = run(*told)
+    assert "2 lines of" in unseen.stderr
+    found = json.loads(unseen.stdout)
+    assert (found["samples"], found["seen"], found["left_out"]) == (3, 0, 2)
+    assert found["calibration_hash"] == Scores.load(scores).data_hash != found["data_hash"]
+    both = run(*told, "--include-seen")
+    assert "SeenWarning: the plan was calibrated on 2 of these 5 samples" in both.stderr
+    assert (json.loads(both.stdout)["samples"], json.loads(both.stdout)["seen"]) == (5, 2)
+    assert "all 5 lines of" in calibrated()
+    assert "all 5 prompts of" in fails(*told)
+
+
 def test_a_local_folder_is_a_model(tmp_path, image):
     """The shipped model's folder, given by path, goes through the loading every other model does."""
     from lookless import reference as shipped

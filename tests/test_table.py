@@ -195,8 +195,37 @@ def test_a_table_goes_on_where_it_stopped(table, reference, monkeypatch):
     assert len(ran) == 2 * (1 + len(TASKS))  # two settings on two tasks, and the dense answers of each task once
     assert sorted(o.model_dump_json() for o in again.outcomes) == sorted(o.model_dump_json() for o in results.outcomes)
     assert {*again.times} == {*results.times}
+    other = {**whole, "hashes": {**whole["hashes"], TASKS[1]: ["of", "others"]}}
+    path.write_text(json.dumps(other))
+    with pytest.raises(PlanError, match="results of other samples of reference:counting"):
+        run_table(reference, CHOSEN, folder, **options)
+    path.write_text(json.dumps(whole))
     with pytest.raises(PlanError, match="6 questions and 2 calibration samples, not of reference with 7"):
         run_table(reference, CHOSEN, folder, **{**options, "questions": 7})
+
+
+def test_a_file_is_tested_on_what_was_not_drawn(reference, tmp_path):
+    """And scores that were measured on other lines than are drawn now are not used again."""
+    lines = []
+    for i, sample in enumerate(load_data(TASKS[0], limit=6)):
+        sample.images[0].save(tmp_path / f"{i}.png")
+        lines.append(json.dumps({"image": f"{i}.png", "question": sample.question, "answer": sample.answer}))
+    mine = tmp_path / "mine.jsonl"
+
+    def bench(count):
+        mine.write_text("\n".join(lines[:count]))
+        return Bench(reference, [str(mine)], tmp_path, questions=9, samples=2, batch=2)
+
+    first, second = bench(5), bench(6)
+    for made, left in ((first, 3), (second, 4)):
+        drawn, asked = made.calibration[str(mine)].hashes, made.asked[str(mine)].hashes
+        assert (len(drawn), len(asked), {*drawn} & {*asked}) == (2, left, set())
+    calibrated = first.scores(str(mine), "ffn_effect")
+    assert calibrated.data_hash == first.calibration[str(mine)].hash
+    second.calibration = {str(mine): load_data(str(mine), split="calibration", limit=2, seed=9)}
+    assert (
+        second.scores(str(mine), "ffn_effect").data_hash == second.calibration[str(mine)].hash != calibrated.data_hash
+    )
 
 
 def test_the_document_keeps_what_others_wrote(table, tmp_path):
