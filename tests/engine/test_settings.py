@@ -20,8 +20,8 @@ from prompts import Prompt, rounds
 from stock import Reference
 from test_families import CLOSE, SEEN, mixed_plan
 
-#: of bfloat16's own rounding, seen without a plan
-ROUNDING = 2.0
+#: of bfloat16's own rounding, seen without a plan; the plan moves three times as much, and rounds a third as much
+ROUNDING = 4.0
 FIRST_WORD = 7  # of the shipped models' vocabularies, behind all special tokens
 
 
@@ -65,7 +65,9 @@ def test_half_precision(llava, tmp_path):
     rounding = gap(stock, asked[:1], reference, None)
     assert rounding > CLOSE
     assert gap(planned, asked[:1], reference, plan) <= ROUNDING * rounding
-    assert max(apart(planned, stock)[0]) > ROUNDING * rounding
+    moved = max(apart(planned, stock)[0])
+    print(f"rounding moves log-probabilities by {rounding:.2f}, the plan by {moved:.2f}")
+    assert moved > ROUNDING * rounding
 
 
 def test_full_plan_and_a_plan_the_checkpoint_names(llava, tmp_path):
