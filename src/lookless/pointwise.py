@@ -69,14 +69,18 @@ def rms_norm(module: Any, x: Tensor, into: Tensor | None = None) -> Tensor:
     if not may_write(x):
         return F.rms_norm(x, weight.shape, weight, module.variance_epsilon)
     out = torch.empty_like(x, memory_format=torch.contiguous_format) if into is None else into
-    flat = x.flatten(0, -2)
-    # At most a quarter of the rows, or what is made on the way is more than what the stock FFN makes.
-    rows = min(_rows_at_once(x.shape[-1]), max(16, len(flat) // 4))
-    wide, squares = (torch.empty(rows, x.shape[-1]) for _ in range(2))
-    for part, place in zip(flat.split(rows), out.view(-1, x.shape[-1]).split(rows), strict=True):
-        a, b = wide[: len(part)].copy_(part), squares[: len(part)]
-        variance = torch.mul(a, a, out=b).mean(-1, keepdim=True)
-        place.copy_(a.mul_(torch.rsqrt(variance + module.variance_epsilon))).mul_(weight)
+    flat, place = x.flatten(0, -2), out.view(-1, x.shape[-1])
+    rows, wide = _rows_at_once(x.shape[-1]), x.dtype != torch.float32
+    if wide:  # at most a quarter of the rows, or what is made on the way is more than what the stock FFN makes
+        rows = min(rows, max(64, len(flat) // 4))
+    for a, b in zip(flat.split(rows), place.split(rows), strict=True) if len(flat) > rows else [(flat, place)]:
+        single = a.float() if wide else a
+        squares = single * single if wide or out is x else torch.mul(a, a, out=b)
+        scale = squares.mean(-1, keepdim=True).add_(module.variance_epsilon).rsqrt_()
+        if wide:
+            b.copy_(single.mul_(scale)).mul_(weight)
+        else:
+            torch.mul(a, scale, out=b).mul_(weight)
     return out
 
 
