@@ -1,7 +1,7 @@
 """Does every plan pay where layers are small? The shipped model, batches of 1 and 8, one thread and two, and a CPU with
 AVX2 only as well as this one. Ratios of a plan's prefill to stock's; under 1 it is faster.
 
-``python benchmarks/small.py`` prints a Markdown table: three minutes on two cores, which should be left alone.
+``python benchmarks/small.py`` prints a Markdown table: ten minutes on two cores, which should be left alone.
 """
 
 from __future__ import annotations
@@ -15,84 +15,87 @@ import time
 from statistics import median
 
 PLANS = ("v-skip", "nothing but liveness", "shortv", "ffn-skip", "operator-skipping", "fastv", "vtw")
-#: name -> what a process is started with, to have PyTorch, oneDNN and MKL take no newer instructions than a smaller CPU has
+#: name -> what a process is started with, so that no library takes newer instructions than a smaller CPU has
 CPUS = {
     "this CPU": {},
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
 }
+#: (prompts, whether they differ in length), as the shipped tasks' do
+BATCHES = ((1, False), (8, False), (8, True))
+WARM_UP = 3
 
 
-def ratios(model: str, batch: int, rounds: int, plans: list[str], padded: bool) -> dict[str, float]:
-    """Of the decoder, from its call to the end of its last layer, with what ``apply`` does before the first; and stock's ms."""
+def ratios(model: str, batch: int, padded: bool, rounds: int) -> dict[str, float]:
+    """Each plan's time by stock's, the median of the rounds; and stock's ms.
+
+    Timed is the decoder with all that ``apply`` does for a prompt. The vision tower is the same under any plan, and
+    left out.
+    """
     import torch
 
     import lookless
     from lookless import Plan, methods
-    from lookless.measure import Clock
-    from lookless.models import locate
     from lookless.runtime import applied
 
     loaded = lookless.load_model(model)
     geometry = lookless.Geometry.from_config(loaded.model.config)
     samples = lookless.load_data("reference:chart", split="test", limit=batch).items
     inputs = loaded.inputs(samples if padded else [samples[0]] * batch)
-    tables: dict[str, Plan | None] = {"stock": None, "nothing but liveness": Plan.full(geometry).live()}
-    tables |= {name: methods.METHODS[name].sample(geometry) for name in plans if name in methods.METHODS}
-    located = locate(loaded.model)
-    each: dict[str, list[float]] = {name: [] for name in tables}
+    plans: dict[str, Plan | None] = {"stock": None, "nothing but liveness": Plan.full(geometry).live()}
+    plans |= {name: methods.METHODS[name].sample(geometry) for name in PLANS if name in methods.METHODS}
+    inner, each = loaded.model.model, {name: [] for name in plans}
     with torch.no_grad():
-        features = loaded.model.model.get_image_features(
-            **{k: v for k, v in inputs.items() if k in ("pixel_values", "image_grid_thw")}
-        )
-        # The tower is the same under any plan, and left out, so that all of `apply` is in what is timed.
-        loaded.model.model.get_image_features = lambda *_, **__: features
-        for index in range(rounds + 3):
-            for name, plan in tables.items():
+        of_images = {key: inputs[key] for key in ("pixel_values", "image_grid_thw") if key in inputs}
+        features = inner.get_image_features(**of_images)
+        inner.get_image_features = lambda *_, **__: features
+        for index in range(WARM_UP + rounds):
+            for name, plan in plans.items():
                 with applied(loaded.model, plan):
-                    whole, layers = Clock(located.inner, located.layers[-1]), None
                     started = time.perf_counter()
-                    loaded.model.model(**inputs, use_cache=True)
+                    inner(**inputs, use_cache=True)
                     ms = (time.perf_counter() - started) * 1e3
-                    whole.remove()
-                if index >= 3:
+                if index >= WARM_UP:
                     each[name].append(ms)
-    found = {
+    shares = {
         name: median(mine / stock for mine, stock in zip(times, each["stock"], strict=True))
         for name, times in each.items()
     }
-    return found | {"stock": median(each["stock"])}
+    return shares | {"stock": median(each["stock"])}
+
+
+def elsewhere(cpu: str, threads: int, options: dict[str, object]) -> dict[str, float]:
+    """:func:`ratios` in a process of its own, as threads and instructions are chosen when one starts."""
+    environment = {**os.environ, **CPUS[cpu], "OMP_NUM_THREADS": str(threads)}
+    words = [sys.executable, __file__, "--here", json.dumps(options)]
+    done = subprocess.run(words, env=environment, check=True, capture_output=True, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="reference")
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--batch", type=int, action="append")
+    parser.add_argument("--rounds", type=int, default=60, help="of single prompts; batches have a third")
     parser.add_argument("--threads", type=int, action="append")
     parser.add_argument("--cpu", choices=list(CPUS), action="append")
-    parser.add_argument("--plan", action="append")
-    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--here", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    plans = arguments.plan or list(PLANS)
-    if arguments.child:
-        print(json.dumps(ratios(plans=plans, **arguments.child)))
+    if arguments.here:
+        print(json.dumps(ratios(**arguments.here)))
         return
     columns = {}
     for cpu in arguments.cpu or CPUS:
         for threads in arguments.threads or (1, 2):
-            for batch, padded in [(b, p) for b in arguments.batch or (1, 8) for p in ((False,) if b == 1 else (False, True))]:
-                child = {"model": arguments.model, "batch": batch, "rounds": max(10, arguments.rounds // (1 if batch == 1 else 3)), "padded": padded}
-                words = [sys.executable, __file__, "--child", json.dumps(child)]
-                words += [word for plan in plans for word in ("--plan", plan)]
-                environment = {**os.environ, **CPUS[cpu], "OMP_NUM_THREADS": str(threads)}
-                done = subprocess.run(words, env=environment, check=True, capture_output=True, text=True)
-                columns[f"{cpu} t{threads} b{batch}{' padded' if padded else ''}"] = json.loads(done.stdout.splitlines()[-1])
-    heads = list(columns)
-    print("| | " + " | ".join(heads) + " |")
-    print("|---|" + "---|" * len(heads))
-    for name in next(iter(columns.values())):
-        cells = [f"{c[name]:.1f} ms" if name == "stock" else f"{c[name]:.2f}" for c in columns.values()]
-        print(f"| {name} | " + " | ".join(cells) + " |")
+            for batch, padded in BATCHES:
+                rounds = max(9, arguments.rounds // (1 if batch == 1 else 3))
+                options = {"model": arguments.model, "batch": batch, "padded": padded, "rounds": rounds}
+                head = f"{cpu}, {threads} thread{'s' * (threads > 1)}, batch {batch}{', padded' * padded}"
+                columns[head] = elsewhere(cpu, threads, options)
+    rows = next(iter(columns.values()))
+    print("| | " + " | ".join(rows) + " |")
+    print("|---" * (len(rows) + 1) + "|")
+    for head, found in columns.items():
+        cells = (f"{value:.1f} ms" if name == "stock" else f"{value:.2f}" for name, value in found.items())
+        print(f"| {head} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 
 from lookless import Window
 from lookless.prompts import Prompts
-from lookless.rows import attend, causal_calls, runs_of, window_calls
+from lookless.rows import attend, causal_calls, runs_of, scaled_dot_product, wide_mask, window_calls
 
 HEADS, WIDTH = 2, 4
 
@@ -50,7 +50,8 @@ def test_rows_are_taken_and_put_back(layout, kind):
     added = rows.add(x, compact)
     assert torch.equal(x, before)
     assert torch.equal(added, torch.where(mask[..., None], 2 * x, x))
-    assert torch.equal(rows.spread(compact), torch.where(mask[..., None], x, 0.0))
+    assert torch.equal(rows.put(x, 3 * compact), torch.where(mask[..., None], 3 * x, x))
+    assert torch.equal(rows.spread(compact)[mask], x[mask])  # what stands elsewhere nobody reads
     one = torch.randn(1, len(layout[0]), 3)  # rotary embeddings may be one for all prompts
     assert torch.equal(rows.take(one).expand(*compact.shape), rows.take(one.expand_as(x)))
     if rows.count:
@@ -59,7 +60,7 @@ def test_rows_are_taken_and_put_back(layout, kind):
         for b, prompt in enumerate(places.tolist()):
             assert [p for p in prompt if p >= 0] == mask[b].nonzero().flatten().tolist()
             for slot, place in enumerate(prompt):
-                assert torch.equal(wide[b, slot], x[b, place] if place >= 0 else torch.zeros(3))
+                assert place < 0 or torch.equal(wide[b, slot], x[b, place])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -113,6 +114,28 @@ def test_causal_attention(layout):
         out = attend(rows.take(q), live.take(k), live.take(v), calls, WIDTH**-0.5)
         expected = rows.take(written_out(q, k, v, causal | torch.eye(n, dtype=torch.bool)))
         torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_attention_of_all_prompts_at_once(layout, whole):
+    """Over rectangles of rows, or over whole sequences as a cache holds them."""
+    q, k, v = random_heads(layout)
+    prompts, n = prompts_of(layout), len(layout[0])
+    causal = torch.ones(n, n, dtype=torch.bool).tril() & wanted(layout, "live")[:, None, :]
+    live = prompts.rows("live")
+    for kind in ("text", "live"):
+        rows = prompts.rows(kind)
+        if not (rows.count and rows.packed):
+            continue
+        places = torch.arange(n)[None] if whole else live.places
+        keys, values = ((live.spread if whole else live.rectangle)(live.take(x)).transpose(1, 2) for x in (k, v))
+        mask = wide_mask(rows, live, places, torch.float32)
+        queries = rows.rectangle(rows.take(q)).transpose(1, 2)
+        out = scaled_dot_product(queries, keys, values, mask, WIDTH**-0.5).transpose(1, 2).flatten(2)
+        assert out.isfinite().all()  # fillers too, or gradients would not be
+        expected = rows.take(written_out(q, k, v, causal | torch.eye(n, dtype=torch.bool)))
+        torch.testing.assert_close(rows.compact(out), expected)
 
 
 @pytest.mark.parametrize("size", [1, 3, 40])

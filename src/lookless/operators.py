@@ -25,7 +25,7 @@ from .errors import ModelError
 from .plan import LayerPlan
 from .pointwise import Buffers, gated_ffn, is_own, linear, may_write, rms_norm, rotate
 from .prompts import Prompts
-from .rows import Call, Rows, attend, causal_calls, scaled_dot_product, window_calls
+from .rows import Call, Rows, attend, causal_calls, scaled_dot_product, wide_mask, window_calls
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -99,11 +99,20 @@ def run_layer(
         out = x + attended
         del attended  # or it is held while the FFN runs
         return _ffn(layer, cells, prompts, out, is_ours=True), None
+    live = prompts.rows("live")
+    h, is_ours = prompts.stream.enter(x, live)
+    past, mask = _past(layer.self_attn, past_key_values), _heeded(prompts, attention_mask)
+    readable = live if cells.reads_visual_keys else prompts.rows("text")
+    taken = prompts.within(readable, live).take(h)
     buffers = None if observed else prompts.buffers
-    out, seen = _attention(layer, cells, prompts, x, attention_mask, position_embeddings, past_key_values, buffers)
-    shown = seen if observed else None
-    del seen  # what no rank reads is not held while the FFN runs
-    return _ffn(layer, cells, prompts, out, is_ours=out is not x and not observed), shown
+    seen = _keys(layer, prompts, readable, taken, position_embeddings, past, mask, x, buffers)
+    out = _attention(cells, prompts, seen, h, past_key_values, is_ours=is_ours, is_lasting=observed)
+    shown = replace(seen, left=live.put(x, out)) if observed else None
+    is_ours = (is_ours or out is not h) and not (observed and live.is_whole)
+    del seen, taken, h  # what no rank reads is not held while the FFN runs
+    out = _ffn(layer, cells, prompts, out, is_ours=is_ours)
+    is_watched = bool(layer._forward_hooks or layer._forward_pre_hooks)
+    return prompts.stream.leave(x, live, out, is_watched=is_watched), shown
 
 
 def _is_stock(layer: Any, cells: LayerPlan, prompts: Prompts, cache: Any) -> bool:
@@ -121,7 +130,10 @@ def _is_stock(layer: Any, cells: LayerPlan, prompts: Prompts, cache: Any) -> boo
 
 def look(layer: nn.Module, prompts: Prompts, x: Tensor, mask: Tensor | None, rotary: Rotary, cache: Any) -> Seen:
     """Keys and values of all live rows of ``x``, as this layer's attention would make them."""
-    return _keys(layer, prompts.rows("live"), x, _heeded(prompts, mask), rotary, cache, None)
+    live = prompts.rows("live")
+    return _keys(
+        layer, prompts, live, live.take(x), rotary, _past(layer.self_attn, cache), _heeded(prompts, mask), x, None
+    )
 
 
 def _heeded(prompts: Prompts, mask: Tensor | None) -> Tensor | None:
@@ -131,19 +143,21 @@ def _heeded(prompts: Prompts, mask: Tensor | None) -> Tensor | None:
 
 def _keys(
     layer: nn.Module,
+    prompts: Prompts,
     rows: Rows,
-    x: Tensor,
-    mask: Tensor | None,
+    taken: Tensor,
     rotary: Rotary,
-    cache: Any,
+    past: Past | None,
+    mask: Tensor | None,
+    entered: Tensor,
     buffers: Buffers | None,
 ) -> Seen:
-    """Without ``buffers`` what is seen lasts."""
+    """Of the compact rows ``taken``. Without ``buffers`` what is seen lasts."""
     module: Any = layer.self_attn
-    normed = _norm(layer.input_layernorm, rows.take(x), buffers)
-    key = project(module, "k", normed, tuple(rows.take(t) for t in rotary))
-    value = _heads(module.v_proj(normed), module.head_dim)
-    return Seen(module, rows, normed, key, value, rotary, _past(module, cache), mask, x)
+    normed = _norm(layer.input_layernorm, taken, buffers)
+    key = project(module, "k", normed, prompts.turned(rows, rotary))
+    value = _heads(linear(module.v_proj, normed), module.head_dim)
+    return Seen(module, rows, normed, key, value, rotary, past, mask, entered)
 
 
 def _past(module: Any, cache: Any) -> Past | None:
@@ -159,52 +173,90 @@ def _past(module: Any, cache: Any) -> Past | None:
 
 
 def _attention(
-    layer: nn.Module,
     cells: LayerPlan,
     prompts: Prompts,
+    seen: Seen,
     x: Tensor,
-    mask: Tensor | None,
-    rotary: Rotary,
     cache: Any,
-    buffers: Buffers | None,
-) -> tuple[Tensor, Seen]:
-    chosen = cells.attention if isinstance(cells.attention, Top) else None
-    text, live, asking = prompts.rows("text"), prompts.rows("live"), prompts.rows("text", chosen)
-    readable = live if cells.reads_visual_keys else text
-    seen = _keys(layer, readable, x, _heeded(prompts, mask), rotary, cache, buffers)
-    value = seen.value
-    if cells.visible == Sink():
-        value = prompts.sunk(readable, value)
-    if cache is not None:
-        _store(seen, value, prompts.cached(cells), cache, prompts)
+    *,
+    is_ours: bool,
+    is_lasting: bool,
+) -> Tensor:
+    """The compact living rows ``x`` with what attention adds to them; in place where they ``is_ours``.
 
-    # (who asks, whose keys they may read): text and visual tokens apart where they may not read the same
-    parts: list[tuple[Rows, Rows, Tensor]] = []
-    if cells.attention == Skip() or isinstance(cells.attention, Window) or cells.visible != Full():
-        parts.append((text, text if cells.visible == Skip() else live, value))
-        if isinstance(cells.attention, Top):
-            parts.append((prompts.rows("none", chosen), live, seen.value))
-        elif cells.attention != Skip():
-            parts.append((prompts.rows("visual"), live, seen.value))
-    else:
-        parts.append((asking if chosen else live, live, value))
-
-    out = x
-    for asks, reads, values in parts:
+    ``is_lasting``: buffers may not be written to, as what is seen lies in memory of its own for later.
+    """
+    module, readable, live = seen.module, seen.rows, prompts.rows("live")
+    value = prompts.sunk(readable, seen.value) if cells.visible == Sink() else seen.value
+    wide = None if cache is None else _store(seen, value, prompts.cached(cells), cache, prompts)
+    buffers = None if is_lasting else prompts.buffers
+    may_add = is_ours and not torch.is_grad_enabled()
+    for asks, reads, values in _parts(cells, prompts, seen.value, value):
         if not asks.count:  # a chunk that is all image, or an image withdrawn: nobody asks
             continue
-        inner = prompts.within(asks, readable)
-        cos, sin = (asks.take(t) for t in rotary)
-        query = project(seen.module, "q", inner.take(seen.normed), (cos, sin), buffers)
-        if prompts.is_cold:
+        taken = prompts.within(asks, readable).take(seen.normed)
+        query = project(module, "q", taken, prompts.turned(asks, seen.rotary), buffers)
+        if not prompts.is_cold:
+            update = _warm(cells, prompts, asks, reads, query, seen, values)
+        elif prompts.is_one_call(asks, reads) and not _is_window(cells, prompts, asks):
+            update = _at_once(prompts, asks, reads, query, seen, values, wide if values is value else None)
+        else:
             shown = prompts.within(reads, readable)
             key, val = shown.take(seen.key), shown.take(values)
-            update = _cold(cells, prompts, asks, reads, query, key, val, seen.module)
-        else:
-            update = _warm(cells, prompts, asks, reads, query, seen, values)
-        update = linear(seen.module.o_proj, update, prompts.buffers, "up")
-        out = asks.add(x, update) if out is x else asks.add_(out, update)
-    return out, replace(seen, left=out)
+            update = _cold(cells, prompts, asks, reads, query, key, val, module)
+        update = linear(module.o_proj, update, prompts.buffers, "up")
+        inner = prompts.within(asks, live)
+        x, may_add = inner.add_(x, update) if may_add else inner.add(x, update), True
+    return x
+
+
+def _parts(cells: LayerPlan, prompts: Prompts, value: Tensor, sunk: Tensor) -> list[tuple[Rows, Rows, Tensor]]:
+    """Who asks, whose keys they may read, and which values: text and visual tokens apart where they may not read the
+    same."""
+    chosen = cells.attention if isinstance(cells.attention, Top) else None
+    text, live = prompts.rows("text"), prompts.rows("live")
+    if not (cells.attention == Skip() or isinstance(cells.attention, Window) or cells.visible != Full()):
+        return [(prompts.rows("text", chosen) if chosen else live, live, sunk)]
+    parts = [(text, text if cells.visible == Skip() else live, sunk)]
+    if chosen:
+        parts.append((prompts.rows("none", chosen), live, value))
+    elif cells.attention != Skip():
+        parts.append((prompts.rows("visual"), live, value))
+    return parts
+
+
+def _is_window(cells: LayerPlan, prompts: Prompts, asks: Rows) -> bool:
+    return isinstance(cells.attention, Window) and asks is prompts.rows("visual")
+
+
+@dataclass(frozen=True)
+class Wide:
+    """Keys and values of ``rows`` as rectangles, ``[batch, slots, kv_heads, head_dim]``; ``places`` as
+    :class:`Past`'s, ``[batch or 1, slots]``."""
+
+    rows: Rows
+    key: Tensor
+    value: Tensor
+    places: Tensor
+
+
+def _at_once(
+    prompts: Prompts, asks: Rows, reads: Rows, query: Tensor, seen: Seen, value: Tensor, wide: Wide | None
+) -> Tensor:
+    """Attention in prompts that begin the sequence and differ: one masked call over rectangles, those that the cache
+    got if it holds what is read."""
+    if wide is None or wide.rows is not reads:
+        inner = prompts.within(reads, seen.rows)
+        key, val = (reads.rectangle(inner.take(x)) for x in (seen.key, value))
+        wide = Wide(reads, key, val, reads.places)
+    made, dtype = wide, query.dtype
+    of_whole = made.places.shape[0] == 1  # sequences, in which the same row stands elsewhere than in a rectangle
+    mask = prompts.remembered(
+        ("mask", id(asks), id(reads), of_whole, dtype), lambda: wide_mask(asks, reads, made.places, dtype)
+    )
+    q, k, v = (x.transpose(1, 2) for x in (asks.rectangle(query), made.key, made.value))
+    out = scaled_dot_product(q, k, v, mask, seen.module.scaling, _dropout(seen.module))
+    return asks.compact(out.transpose(1, 2).flatten(2))
 
 
 def _cold(
@@ -219,13 +271,14 @@ def _cold(
 ) -> Tensor:
     """Attention in a prompt that begins the sequence: slices, and no key that is not read."""
     window = cells.attention.size if isinstance(cells.attention, Window) else 0
-    is_window = window and asks is prompts.rows("visual")
-    key_of = ("window", window) if is_window else (id(asks), id(reads))
+    is_window = _is_window(cells, prompts, asks)
+    key_of = ("window", window) if is_window else ("causal", id(asks), id(reads), query.dtype)
 
     def calls() -> list[Call]:
         if is_window:
             return window_calls(asks, reads, prompts.visual, cells.attention.blocks, window)  # type: ignore[union-attr]
-        return causal_calls(asks, reads, scattered=isinstance(cells.attention, Top))
+        found = causal_calls(asks, reads, scattered=isinstance(cells.attention, Top))
+        return [call.added(query.dtype) for call in found]
 
     return attend(query, key, value, prompts.remembered(key_of, calls), module.scaling, _dropout(module))
 
@@ -290,34 +343,39 @@ def _only(allowed: Tensor, readable: Tensor) -> Tensor:
     return allowed.masked_fill(~readable, torch.finfo(allowed.dtype).min)
 
 
-def _store(seen: Seen, value: Tensor, held: Rows, cache: Any, prompts: Prompts) -> None:
+def _store(seen: Seen, value: Tensor, held: Rows, cache: Any, prompts: Prompts) -> Wide:
     """Cache the keys and values of the rows ``held``; all rows as the stock model does, if nothing is left out."""
     index, rows = seen.module.layer_idx, seen.rows
     if prompts.is_complete(held):
-        key, val = (rows.spread(x).transpose(1, 2) for x in (seen.key, value))
-        store(cache, index, key, val, None, prompts.length)
+        key, val = (rows.spread(x) for x in (seen.key, value))
+        places, wide = None, Wide(rows, key, val, prompts.every_place)
     else:
         inner = prompts.within(held, rows)
-        key, val = (held.rectangle(inner.take(x)).transpose(1, 2) for x in (seen.key, value))
-        store(cache, index, key, val, held.places, prompts.length)
+        key, val = (held.rectangle(inner.take(x)) for x in (seen.key, value))
+        places, wide = held.places, Wide(held, key, val, held.places)
+    store(cache, index, key.transpose(1, 2), val.transpose(1, 2), places, prompts.length)
+    return wide
 
 
 def _ffn(layer: nn.Module, cells: LayerPlan, prompts: Prompts, x: Tensor, *, is_ours: bool) -> Tensor:
-    """``is_ours``: nobody else holds ``x``, so that it may be added to in place."""
-    cell = cells.ffn
-    rows = prompts.rows("live") if cell == Full() else prompts.rows("text", cell if isinstance(cell, Top) else None)
+    """The compact living rows ``x`` with what the FFN adds; ``is_ours``: nobody else holds them, so that they may be
+    added to in place."""
+    cell, live = cells.ffn, prompts.rows("live")
+    rows = live if cell == Full() else prompts.rows("text", cell if isinstance(cell, Top) else None)
     parts: list[tuple[Rows, Tensor]] = []
     if rows.count:
-        normed = _norm(layer.post_attention_layernorm, rows.take(x), prompts.buffers)
-        parts.append((rows, gated_ffn(layer.mlp, normed, prompts.buffers)))
+        inner = prompts.within(rows, live)
+        normed = _norm(layer.post_attention_layernorm, inner.take(x), prompts.buffers)
+        parts.append((inner, gated_ffn(layer.mlp, normed, prompts.buffers)))
     if isinstance(cell, Neurons) and prompts.rows("visual").count:
-        parts.append((prompts.rows("visual"), _neurons(layer, cell, prompts, x)))
-    for rows, update in parts:
-        x = rows.add_(x, update) if is_ours and not torch.is_grad_enabled() else rows.add(x, update)
+        inner = prompts.within(prompts.rows("visual"), live)
+        parts.append((inner, _neurons(layer, cell, prompts, inner.take(x))))
+    for inner, update in parts:
+        x = inner.add_(x, update) if is_ours and not torch.is_grad_enabled() else inner.add(x, update)
     return x
 
 
-def _neurons(layer: nn.Module, cell: Neurons, prompts: Prompts, x: Tensor) -> Tensor:
+def _neurons(layer: nn.Module, cell: Neurons, prompts: Prompts, taken: Tensor) -> Tensor:
     """The FFN of visual tokens by the channels that probe tokens of their own prompt excite most."""
     mlp: Any = layer.mlp
     for projection in (mlp.gate_proj, mlp.up_proj, mlp.down_proj):
@@ -327,7 +385,7 @@ def _neurons(layer: nn.Module, cell: Neurons, prompts: Prompts, x: Tensor) -> Te
                 f"{type(projection).__name__}: merge adapters, load unquantised, or use a plan without Neurons."
             )
     rows = prompts.rows("visual")
-    h = rms_norm(layer.post_attention_layernorm, rows.take(x))
+    h = rms_norm(layer.post_attention_layernorm, taken)
     updates = []
     for b, mine in enumerate(prompts.alive):
         start = sum(map(len, prompts.alive[:b])) if rows.packed else 0

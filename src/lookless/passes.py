@@ -44,6 +44,7 @@ class Pass:
         if self.prompts.chosen:
             self.prompts.forget_choices()
         if index == len(self.plan.layers) - 1:
+            self.prompts.stream.release()
             self.prompts.buffers.release()  # before the final norm makes intermediates of its own
         return x
 

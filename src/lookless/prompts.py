@@ -11,9 +11,46 @@ from torch import Tensor
 from .cells import Skip, Top
 from .plan import LayerPlan
 from .pointwise import Buffers
-from .rows import Rows
+from .rows import Rows, is_one_call
 
 Kind = Literal["text", "visual", "live", "none"]
+
+
+class Stream:
+    """The residual stream's living rows on their way from one layer to the next, so that no layer takes them out again
+    that the layer before has put back.
+
+    A layer hands on the whole stream, which anybody may look at; here is a compact copy besides. It is good only while
+    that very tensor comes back, and nobody has written into it.
+    """
+
+    def __init__(self) -> None:
+        self._whole: Tensor | None = None
+        self._version = 0
+        self._rows: Rows | None = None
+        self._compact: Tensor | None = None
+
+    def enter(self, x: Tensor, rows: Rows) -> tuple[Tensor, bool]:
+        """The compact ``rows`` of ``x [batch, sequence, hidden]``, and whether they are the caller's to write into."""
+        whole, before, held = self._whole, self._rows, self._compact
+        self.release()
+        is_good = before is not None and before.packed == rows.packed and whole is x and x._version == self._version
+        if is_good and held is not None and before is not None:
+            inner = rows.within(before)
+            return inner.take(held), rows is before or not inner.is_view
+        return rows.take(x), not rows.is_view
+
+    def leave(self, x: Tensor, rows: Rows, compact: Tensor, *, is_watched: bool) -> Tensor:
+        """``x`` with its ``rows`` replaced by ``compact``, which is remembered unless somebody may change what is
+        handed on before it comes back."""
+        whole = rows.put(x, compact)
+        if not (rows.is_whole or is_watched or whole.is_inference()):
+            self._whole, self._version, self._rows, self._compact = whole, whole._version, rows, compact
+        return whole
+
+    def release(self) -> None:
+        """Forget what was handed on."""
+        self._whole = self._rows = self._compact = None
 
 
 class Prompts:
@@ -54,6 +91,9 @@ class Prompts:
         self.counts = tuple(map(len, self.alive))
         self.first = self.alive  # as they came
         self.buffers = Buffers()
+        self.stream = Stream()
+        self._rotary: Tensor | None = None
+        self._turned: dict[int, tuple[Rows, Any]] = {}  # by id of the row set, which is held, or another might get it
         self.chosen: dict[Top, tuple[Tensor, ...]] = {}  # in this layer
         self._lasting: dict[Any, Any] = {}  # row sets and calls, good until fewer tokens are alive
         self._of_choices: dict[Any, Any] = {}  # those of this layer alone
@@ -70,7 +110,8 @@ class Prompts:
     def last(self) -> tuple[int, ...]:
         """Of each prompt, its last row that takes part: of a prompt that ends in an image, the last visual row that is
         not dropped, as in the papers' codes, which take dropped rows out of the sequence."""
-        return self._last(self.alive)
+        last: tuple[int, ...] = self.remembered("last", lambda: self._last(self.alive))
+        return last
 
     def _last(self, visual: tuple[Tensor, ...]) -> tuple[int, ...]:
         """The prompt's last row among text and ``visual`` rows; -1 where there is none."""
@@ -99,7 +140,7 @@ class Prompts:
     def keep(self, alive: tuple[Tensor, ...]) -> None:
         """From here on only these visual rows are alive."""
         self.alive = alive
-        self._lasting = {}
+        self._lasting, self._turned = {}, {}
 
     def move(self, device: torch.device) -> None:
         """Row sets are of tensors on ``device`` from here on."""
@@ -112,7 +153,7 @@ class Prompts:
         self._of_choices = {}  # whether prompts are alike may have changed
 
     def forget_choices(self) -> None:
-        self.chosen, self._of_choices = {}, {}
+        self.chosen, self._of_choices, self._turned = {}, {}, {}
 
     def rows(self, kind: Kind, top: Top | None = None) -> Rows:
         """The row set of a kind (``live`` is text and living visual), with the visual rows of ``top`` besides."""
@@ -120,12 +161,12 @@ class Prompts:
         if key not in self._memory:
             visual = {"text": None, "none": None, "visual": self.alive, "live": self.alive}[kind]
             parts = [self.text if kind in ("text", "live") else None, visual, self.chosen[top] if top else None]
-            prompts = [p for p in parts if p is not None]
-            if prompts:
-                joined = tuple(torch.cat(rows).sort().values for rows in zip(*prompts, strict=True))
-            else:
-                joined = tuple(torch.zeros(0, dtype=torch.int64) for _ in self.text)
-            self._memory[key] = Rows(joined, self.length, self._packed, self.device)
+            given = [p for p in parts if p is not None]
+            differ = range(len(self.text)) if self._packed else range(1)
+            none = torch.zeros(0, dtype=torch.int64)
+            joined = [torch.cat([none, *(p[b] for p in given)]).sort().values for b in differ]
+            joined += joined[:1] * (len(self.text) - len(joined))
+            self._memory[key] = Rows(tuple(joined), self.length, self._packed, self.device)
         return self._memory[key]
 
     @property
@@ -148,6 +189,27 @@ class Prompts:
         """``rows`` as rows of ``outer``'s compact tensors."""
         found: Rows = self.remembered(("within", id(rows), id(outer)), lambda: rows.within(outer))
         return found
+
+    def turned(self, rows: Rows, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Of ``rows`` the cos and sin that ``rotary`` holds of whole sequences; taken once for all layers."""
+        cos, _ = rotary
+        if self._rotary is not cos:  # under a device map each device has its own
+            self._rotary, self._turned = cos, {}
+        found = self._turned.get(id(rows))
+        if found is None:
+            found = self._turned[id(rows)] = (rows, tuple(rows.take(t) for t in rotary))
+        return found[1]
+
+    def is_one_call(self, query: Rows, key: Rows) -> bool:
+        """See :func:`lookless.rows.is_one_call`."""
+        one: bool = self.remembered(("one call", id(query), id(key)), lambda: is_one_call(query, key))
+        return one
+
+    @property
+    def every_place(self) -> Tensor:
+        """``[1, sequence]``"""
+        place: Tensor = self.remembered("every place", lambda: torch.arange(self.length, device=self.device)[None])
+        return place
 
     def cached(self, cells: LayerPlan) -> Rows:
         """Rows whose keys stay in the cache of a layer."""

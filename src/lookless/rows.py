@@ -12,14 +12,17 @@ No position is assumed: prompts with several images, interleaved images or dead 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 SLICES = 6  # more runs than this are gathered by index
+LONG = 512  # keys of one prompt, from which on a causal call of many rows scores noticeably less than a masked one
+FEW = 1 << 14  # scores that cost less than a call
 CALLS = 6  # more runs of queries than this in one prompt are asked in one masked call
 
 
@@ -50,47 +53,66 @@ class Rows:
         return not self.packed and len(self.prompts[0]) == self.length
 
     @cached_property
+    def is_view(self) -> bool:
+        """What is taken shares the memory it is taken from."""
+        return not self.packed and len(self._spans) <= 1
+
+    @cached_property
     def _spans(self) -> list[tuple[int, int]]:
         return runs_of(self.prompts[0].tolist())
 
     @cached_property
     def _row(self) -> Tensor:
-        rows = torch.cat(self.prompts) if self.packed else self.prompts[0]
-        return rows.to(self.device)
+        """Of compact tensors' rows, which of the sequence each is; packed, of all prompts' sequences joined."""
+        if not self.packed:
+            return self.prompts[0].to(self.device)
+        return torch.cat([rows + b * self.length for b, rows in enumerate(self.prompts)]).to(self.device)
 
     @cached_property
-    def _prompt(self) -> Tensor:
-        lengths = torch.tensor([len(rows) for rows in self.prompts])
-        return torch.arange(len(self.prompts)).repeat_interleave(lengths).to(self.device)
+    def _of_one(self) -> Tensor:
+        """As :attr:`_row`, of what all prompts share."""
+        return torch.cat(self.prompts).to(self.device) if self.packed else self._row
 
     def take(self, x: Tensor) -> Tensor:
         """``[batch or 1, sequence, ...]`` to compact; a view where it can be."""
         if self.is_whole:
             return x
         if self.packed:
-            return x[:, self._row] if x.shape[0] == 1 else x[self._prompt, self._row][None]
+            flat, rows = (x[0], self._of_one) if x.shape[0] == 1 else (x.flatten(0, 1), self._row)
+            return flat.index_select(0, rows)[None]
         if len(self._spans) <= SLICES:
             pieces = [x[:, start:end] for start, end in self._spans]
             return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1) if pieces else x[:, :0]
-        return x[:, self._row]
+        return x.index_select(1, self._row)
 
     def add(self, x: Tensor, update: Tensor) -> Tensor:
         """``x`` with the compact ``update`` added to its rows; ``x`` itself is left as it was."""
-        return x + update if self.is_whole else self.add_(x.clone(), update)
+        return x + update if self.is_whole else self.add_(x.clone(memory_format=torch.contiguous_format), update)
 
     def add_(self, x: Tensor, update: Tensor) -> Tensor:
-        """``x``, its rows changed in place by the compact ``update`` added to them."""
+        """``x``, contiguous, its rows changed in place by the compact ``update`` added to them."""
         if self.is_whole:
             x += update
         elif self.packed:
-            x[self._prompt, self._row] += update[0]
+            x.view(-1, x.shape[-1]).index_add_(0, self._row, update[0].to(x.dtype))
         elif len(self._spans) <= SLICES:
             at = 0
             for start, end in self._spans:
-                x[:, start:end] += update[:, at : at + end - start]
+                x[:, start:end].add_(update[:, at : at + end - start])  # `+=` would copy it onto itself
                 at += end - start
         else:
-            x[:, self._row] += update
+            x.index_add_(1, self._row, update.to(x.dtype))
+        return x
+
+    def put(self, x: Tensor, compact: Tensor) -> Tensor:
+        """``x`` with its rows replaced by ``compact``; ``x`` itself is left as it was."""
+        if self.is_whole:
+            return compact
+        x = x.clone(memory_format=torch.contiguous_format)
+        if self.packed:
+            x.view(-1, x.shape[-1]).index_copy_(0, self._row, compact[0].to(x.dtype))
+        else:
+            x.index_copy_(1, self._row, compact.to(x.dtype))
         return x
 
     def within(self, outer: Rows) -> Rows:
@@ -100,9 +122,8 @@ class Rows:
         found = [torch.searchsorted(o, mine) for o, mine in zip(outer.prompts, self.prompts, strict=True)]
         if not self.packed:
             return Rows((found[0],), len(outer.prompts[0]), False, self.device)
-        starts = torch.tensor([0, *(len(rows) for rows in outer.prompts)]).cumsum(0)
-        joined = torch.cat([rows + start for rows, start in zip(found, starts[:-1], strict=True)])
-        return Rows((joined,), int(starts[-1]), False, self.device)
+        joined = torch.cat([rows + start for rows, start in zip(found, outer._starts, strict=False)])
+        return Rows((joined,), outer.count, False, self.device)
 
     @property
     def groups_length(self) -> int:
@@ -110,33 +131,49 @@ class Rows:
         return self.count if self.packed else len(self.prompts[0])
 
     def rectangle(self, x: Tensor) -> Tensor:
-        """Compact to ``[batch, most rows of one prompt, ...]``, zeros behind a prompt's last row."""
-        if not self.packed:
-            return x
-        most = max(map(len, self.prompts))
-        wide = x.new_zeros(len(self.prompts), most, *x.shape[2:])
-        wide[self._prompt, self._slot] = x[0]
-        return wide
+        """Compact to ``[batch, most rows of one prompt, ...]``; behind a prompt's last row stands another, for nobody
+        to read."""
+        return self._fill(x, self._filled) if self.packed else x
 
     def compact(self, wide: Tensor) -> Tensor:
         """What :meth:`rectangle` made, compact again."""
-        return wide[self._prompt, self._slot][None] if self.packed else wide
+        return wide.flatten(0, 1).index_select(0, self._slot)[None] if self.packed else wide
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Compact to ``[batch, length, ...]``; where no row is stands another, for nobody to read."""
+        return x if self.is_whole else self._fill(x, self._spread)
+
+    def _fill(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Compact ``x``'s ``rows [batch or 1, wanted]``."""
+        if not x.shape[1]:  # nothing to stand anywhere
+            return x.new_zeros(len(self.prompts), rows.shape[1], *x.shape[2:])
+        if not self.packed:
+            return x.index_select(1, rows[0])
+        return x[0].index_select(0, rows.flatten()).unflatten(0, (len(self.prompts), -1))
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """Where each prompt's rows begin in packed tensors."""
+        return [0, *accumulate(len(rows) for rows in self.prompts)]
+
+    @cached_property
+    def _filled(self) -> Tensor:
+        slots = torch.arange(max(map(len, self.prompts)))
+        rows = [torch.where(slots < len(p), slots + at, 0) for p, at in zip(self.prompts, self._starts, strict=False)]
+        return torch.stack(rows).to(self.device)
 
     @cached_property
     def _slot(self) -> Tensor:
-        slots = [torch.arange(len(rows)) for rows in self.prompts]
-        return torch.cat(slots).to(self.device)
+        most = max(map(len, self.prompts))
+        return torch.cat([torch.arange(len(rows)) + b * most for b, rows in enumerate(self.prompts)]).to(self.device)
 
-    def spread(self, x: Tensor) -> Tensor:
-        """Compact to ``[batch, length, ...]``, zeros where no row is."""
-        if self.is_whole:
-            return x
-        wide = x.new_zeros(len(self.prompts), self.length, *x.shape[2:])
-        if self.packed:
-            wide[self._prompt, self._row] = x[0]
-        else:
-            wide[:, self._row] = x
-        return wide
+    @cached_property
+    def _spread(self) -> Tensor:
+        prompts = self.prompts if self.packed else self.prompts[:1]
+        rows = torch.zeros(len(prompts), self.length, dtype=torch.int64)
+        for b, mine in enumerate(prompts):
+            rows[b, mine] = torch.arange(len(mine)) + (self._starts[b] if self.packed else 0)
+        return rows.to(self.device)
 
     @cached_property
     def places(self) -> Tensor:
@@ -164,12 +201,49 @@ def runs_of(rows: list[int]) -> list[tuple[int, int]]:
 class Call:
     """One attention call: compact query rows ``query`` over compact key rows ``keys``, each one or more slices.
 
-    ``mask`` is bool ``[queries, keys]``; None reads as top-left causal, which for one query is everything.
+    ``mask`` is ``[queries, keys]``, bool or added to scores; None reads as top-left causal, which for one query is
+    everything.
     """
 
     query: slice
     keys: tuple[slice, ...]
     mask: Tensor | None
+
+    def added(self, dtype: torch.dtype) -> Call:
+        """The same with the mask as what is added to scores, which PyTorch else makes of it at every call."""
+        return self if self.mask is None else replace(self, mask=_added(self.mask, dtype))
+
+
+def _added(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
+
+
+def is_one_call(query: Rows, key: Rows) -> bool:
+    """Whether one masked call over rectangles of all prompts costs less than a call for each prompt.
+
+    A call costs as much as some thousand scores, and waits for all threads; what a rectangle scores beside what is
+    asked for is fillers and, of many rows, what a causal call would leave out.
+    """
+    if not query.packed:
+        return False
+    mine, theirs = ([len(rows) for rows in side.prompts] for side in (query, key))
+    asked = sum(q * k for q, k in zip(mine, theirs, strict=True))
+    scored = len(mine) * max(mine) * max(theirs)
+    return max(theirs) <= LONG and scored <= asked + asked // 4 + FEW
+
+
+def wide_mask(query: Rows, key: Rows, places: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores of ``query.rectangle`` over keys of ``key`` that stand at ``places [batch or 1, keys]``,
+    so that each row reads its own prompt up to itself: ``[batch, 1, queries, keys]``."""
+    where = query.places.clamp_min(0)[..., None]
+    allowed = (places[:, None] <= where) & (places >= 0)[:, None]
+    if key.packed and places.shape[0] == 1:  # places of whole sequences: those that are rows
+        real = torch.zeros(len(key.prompts), key.length, dtype=torch.bool)
+        for b, rows in enumerate(key.prompts):
+            real[b, rows] = True
+        allowed = allowed & real.to(places.device)[:, None]
+    allowed = allowed | ~allowed.any(-1, keepdim=True)  # fillers, which nobody reads, must stay numbers
+    return _added(allowed, dtype)[:, None]
 
 
 def causal_calls(query: Rows, key: Rows, *, scattered: bool = False) -> list[Call]:
