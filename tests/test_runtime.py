@@ -301,6 +301,36 @@ def test_hidden_states_are_not_changed_in_place(model):
         close(fast[rows], expected[rows], expected)
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("what", ["hook", "method"])
+@torch.no_grad()
+def test_what_is_written_between_layers_is_read(what, in_place):
+    """The compact rows that one layer leaves for the next are not taken where anybody changed the stream since."""
+    model, arguments = tiny_llava(), BATCHES["padded left"]()
+    layer = model.model.language_model.layers[1]
+    own = type(layer).forward
+
+    def steered(out):
+        return out.mul_(1.5) if in_place else out * 1.5
+
+    logits = []
+    for way in (slow, apply):
+        with way(model, PLANS["mixed"]):
+            if what == "hook":
+                hook = layer.register_forward_hook(lambda *args: steered(args[-1]))
+                logits.append(model(**arguments).logits[read(arguments)])
+                hook.remove()
+                continue
+            planned = layer.__dict__.get("forward")
+            inner = planned or own.__get__(layer)
+            layer.forward = lambda *args, inner=inner, **kwargs: steered(inner(*args, **kwargs))
+            logits.append(model(**arguments).logits[read(arguments)])
+            del layer.forward
+            if planned is not None:
+                layer.forward = planned
+    close(logits[1], logits[0], logits[0])
+
+
 def test_gradients_flow():
     model = tiny_llava()
     arguments = BATCHES["one image"]()

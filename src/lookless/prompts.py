@@ -25,19 +25,18 @@ class Stream:
     """
 
     def __init__(self) -> None:
-        self._whole: Tensor | None = None
-        self._version = 0
-        self._rows: Rows | None = None
-        self._compact: Tensor | None = None
+        self._left: tuple[Tensor, int, Rows, Tensor] | None = None  # whole, its version, rows, compact
 
     def enter(self, x: Tensor, rows: Rows) -> tuple[Tensor, bool]:
         """The compact ``rows`` of ``x [batch, sequence, hidden]``, and whether they are the caller's to write into."""
-        whole, before, held = self._whole, self._rows, self._compact
-        self.release()
-        is_good = before is not None and before.packed == rows.packed and whole is x and x._version == self._version
-        if is_good and held is not None and before is not None:
-            inner = rows.within(before)
-            return inner.take(held), rows is before or not inner.is_view
+        left, self._left = self._left, None
+        if left is not None:
+            whole, version, before, compact = left
+            if whole is x and x._version == version and before.packed == rows.packed:
+                if rows is before:
+                    return compact, True
+                inner = rows.within(before)
+                return inner.take(compact), not inner.is_view
         return rows.take(x), not rows.is_view
 
     def leave(self, x: Tensor, rows: Rows, compact: Tensor, *, is_watched: bool) -> Tensor:
@@ -45,12 +44,12 @@ class Stream:
         handed on before it comes back."""
         whole = rows.put(x, compact)
         if not (rows.is_whole or is_watched or whole.is_inference()):
-            self._whole, self._version, self._rows, self._compact = whole, whole._version, rows, compact
+            self._left = whole, whole._version, rows, compact
         return whole
 
     def release(self) -> None:
         """Forget what was handed on."""
-        self._whole = self._rows = self._compact = None
+        self._left = None
 
 
 class Prompts:
