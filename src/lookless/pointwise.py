@@ -69,19 +69,26 @@ def rms_norm(module: Any, x: Tensor, into: Tensor | None = None) -> Tensor:
     if not may_write(x):
         return F.rms_norm(x, weight.shape, weight, module.variance_epsilon)
     out = torch.empty_like(x, memory_format=torch.contiguous_format) if into is None else into
-    flat, place = x.flatten(0, -2), out.view(-1, x.shape[-1])
-    rows, wide = _rows_at_once(x.shape[-1]), x.dtype != torch.float32
-    if wide:  # at most a quarter of the rows, or what is made on the way is more than what the stock FFN makes
-        rows = min(rows, max(64, len(flat) // 4))
-    for a, b in zip(flat.split(rows), place.split(rows), strict=True) if len(flat) > rows else [(flat, place)]:
-        single = a.float() if wide else a
-        squares = single * single if wide or out is x else torch.mul(a, a, out=b)
-        scale = squares.mean(-1, keepdim=True).add_(module.variance_epsilon).rsqrt_()
-        if wide:
-            b.copy_(single.mul_(scale)).mul_(weight)
-        else:
-            torch.mul(a, scale, out=b).mul_(weight)
+    flat, place, rows = x.flatten(0, -2), out.view(-1, x.shape[-1]), _rows_at_once(x.shape[-1])
+    if x.dtype != torch.float32:  # at most a quarter, or what is made on the way is more than what the stock FFN makes
+        rows = min(rows, max(16, len(flat) // 4))
+    if len(flat) <= rows:
+        _norm_rows(flat, weight, module.variance_epsilon, place)
+    else:
+        for part, mine in zip(flat.split(rows), place.split(rows), strict=True):
+            _norm_rows(part, weight, module.variance_epsilon, mine)
     return out
+
+
+def _norm_rows(x: Tensor, weight: Tensor, epsilon: float, into: Tensor) -> None:
+    """The norm of ``x [rows, width]`` into memory at hand, by the module's own steps."""
+    if x.dtype != torch.float32:
+        wide = x.float()
+        scale = (wide * wide).mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+        into.copy_(wide.mul_(scale)).mul_(weight)
+        return
+    squares = x * x if into.data_ptr() == x.data_ptr() else torch.mul(x, x, out=into)
+    torch.mul(x, squares.mean(-1, keepdim=True).add_(epsilon).rsqrt_(), out=into).mul_(weight)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, in_place: bool = False) -> Tensor:
