@@ -193,12 +193,13 @@ def test_no_plan_holds_more_than_stock(preset, dtype):
 @pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_vl", "qwen3_vl"])
 @torch.no_grad()
 def test_no_plan_holds_much_more_than_stock_in_a_tiny_model(name):
-    """Padded prompts and every kind of tower, where masks and norms of a few rows weigh most."""
+    """Padded prompts and every kind of tower, where masks, norms of a few rows, and living rows beside the whole stream
+    weigh most."""
     family = FAMILIES[name]
     model = family.build()
     for kind in ("one image", "padded left"):
         held = peaks(model, family.batch(kind))
-        assert max(held.values()) <= 1.05, held
+        assert max(held.values()) <= 1.1, held
 
 
 def test_break_even(small):

@@ -40,6 +40,7 @@ class Pass:
         self.prompts.move(x.device)
         if row.keep != LayerPlan().keep or any(isinstance(getattr(row, column), Top) for column in COLUMNS):
             x = self._narrow(layer, index, row, x, arguments)
+        self._seen = None  # ranks have read it, and it is not held while the layer runs
         x, self._seen = run_layer(layer, row, self.prompts, x, observed=observed(self.plan, index), **arguments)
         if self.prompts.chosen:
             self.prompts.forget_choices()
