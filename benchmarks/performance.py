@@ -18,7 +18,8 @@ from transformers import DynamicCache
 
 import lookless
 from lookless import Plan, files, methods, timings
-from lookless.bench import Report, bench, of_geometry
+from lookless.bench import Report, Whole, bench, of_geometry
+from lookless.configs import shape_named
 from lookless.geometry import Geometry
 from lookless.measure import Clock
 from lookless.report import INK, MUTED, panels_of, save_figure
@@ -51,6 +52,11 @@ RUNS = (
 )
 
 
+def plans_of(geometry: Geometry) -> dict[str, Plan]:
+    plans = {"nothing but liveness": Plan.full(geometry).live()}
+    return plans | {m: methods.METHODS[m].sample(geometry) for m in METHODS}
+
+
 def timed(folder: Path, device: str) -> list[Report]:
     reports = []
     for name, visual, layers, rounds in RUNS:
@@ -58,11 +64,19 @@ def timed(folder: Path, device: str) -> list[Report]:
         if path.exists():
             reports.append(Report.model_validate_json(path.read_text()))
             continue
-        subject = of_geometry(name, layers=layers, dtype="bfloat16", device=device)
-        plans = {"nothing but liveness": Plan.full(subject.geometry).live()}
-        plans |= {m: methods.METHODS[m].sample(subject.geometry) for m in METHODS}
-        inputs = subject.inputs(visual=visual, text=TEXT, batch=1)
-        report = bench(subject.model, inputs, plans, name=subject.name, repeats=rounds, warm_up=1, decode=2)
+        subject = of_geometry(name, layers=layers, dtype="bfloat16", device=device, visual=[visual], text=TEXT)
+        whole = Geometry.preset(name)
+        [inputs] = subject.prompts(1)
+        report = bench(
+            subject.model,
+            inputs,
+            plans_of(subject.geometry),
+            name=subject.name,
+            whole=Whole(whole, plans_of(whole)),
+            repeats=rounds,
+            warm_up=1,
+            decode=2,
+        )
         files.write_text(path, files.dump(report))
         reports.append(report)
         print(path, flush=True)
@@ -72,7 +86,7 @@ def timed(folder: Path, device: str) -> list[Report]:
 @torch.no_grad()
 def padded(rounds: int = 5) -> str:
     """Eight prompts of one to four times a length in one batch: stock computes the padding."""
-    made = shaped(Geometry.preset("LLaVA-1.5-7B"), layers=6, dtype=torch.bfloat16)
+    made = shaped(shape_named("LLaVA-1.5-7B").cut(6), dtype=torch.bfloat16)
     lengths = [n * 96 for n in (1, 1, 2, 2, 3, 3, 4, 4)]
     ids = torch.full((8, max(lengths)), WORD)
     mask = torch.zeros_like(ids)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import json
 from itertools import accumulate
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
+from rich.console import Console
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from families import FAMILIES
-from lookless import PRESETS, Filter, Geometry, Plan, apply, measure, trace
+from lookless import PRESETS, Filter, Geometry, Plan, Skip, apply, load_data, measure, trace
 from lookless.bench import STOCK, BreakEven, Sweep, bench, of_geometry
 from lookless.cli import app
+from lookless.configs import Shape, shape_named
 from lookless.errors import GeometryError, ModelError, PlanError
 from lookless.floor import floor_of
 from lookless.flops import prefill
@@ -23,7 +29,7 @@ from lookless.methods import METHODS
 from lookless.models import locate
 from lookless.runtime import applied, prompts_of
 from lookless.shapes import shaped
-from lookless.timings import HEADS, bench_figure, break_even_table, cells, document, save
+from lookless.timings import HEADS, bench_figure, bench_tables, break_even_table, cells, cut_note, document, save
 from test_cells import STATIC
 from tiny import LAYERS
 
@@ -33,14 +39,17 @@ V, BEFORE, AFTER = 40, 5, 7
 
 @pytest.fixture(scope="module")
 def small():
-    return shaped(SMALL, dtype=torch.float32)
+    return shaped(Shape(SMALL, "qwen3"), dtype=torch.float32)
 
 
-@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", "qwen3_vl", "internvl"])
+@pytest.mark.parametrize(
+    ("preset", "kind"), [("LLaVA-1.5-7B", "llama"), ("Qwen2.5-VL-7B", "qwen2"), ("Qwen3-VL-8B", "qwen3")]
+)
 @torch.no_grad()
-def test_shapes_are_the_geometrys(kind):
-    geometry = SMALL.model_copy(update={"model_type": kind})
-    made = shaped(geometry, layers=2, dtype=torch.bfloat16)
+def test_shapes_are_the_geometrys(preset, kind):
+    assert shape_named(preset) == Shape(Geometry.preset(preset), kind)
+    geometry = SMALL.model_copy(update={"model_type": Geometry.preset(preset).model_type})
+    made = shaped(Shape(geometry, kind).cut(2), dtype=torch.bfloat16)
     assert made.geometry == geometry.model_copy(update={"model_type": "llava", "layers": 2})
     inputs = made.inputs(visual=V, before=BEFORE, after=AFTER, batch=2)
     assert {p.dtype for p in made.model.model.language_model.layers.parameters()} == {torch.bfloat16}
@@ -49,8 +58,8 @@ def test_shapes_are_the_geometrys(kind):
     assert logits.shape[:2] == (2, V + BEFORE + AFTER)
     assert counted.layers[0] == dict.fromkeys(("query", "key", "ffn"), 2 * (V + BEFORE + AFTER))
     block = made.model.model.language_model.layers[0].self_attn
-    assert hasattr(block, "q_norm") == (kind == "qwen3_vl")
-    assert (block.q_proj.bias is not None) == (kind == "qwen2_5_vl")
+    assert hasattr(block, "q_norm") == (kind == "qwen3")
+    assert (block.q_proj.bias is not None) == (kind == "qwen2")
 
 
 @pytest.mark.parametrize("plan", [None, *(name for name in STATIC if name != "keep, then window")])
@@ -184,7 +193,8 @@ def test_no_plan_holds_more_than_stock(preset, dtype):
     real = Geometry.preset(preset)
     kv_heads = max(1, 4 * real.kv_heads // real.heads)
     widths = {"hidden": 256, "intermediate": 256 * real.intermediate // real.hidden, "head_dim": 64}
-    made = shaped(real.model_copy(update={"layers": 5, "heads": 4, "kv_heads": kv_heads} | widths), dtype=dtype)
+    small = real.model_copy(update={"layers": 5, "heads": 4, "kv_heads": kv_heads} | widths)
+    made = shaped(Shape(small, shape_named(preset).block), dtype=dtype)
     for visual, batch in ((576, 1), (60, 1), (300, 3)):
         held = peaks(made.model, made.inputs(visual=visual, before=20, after=20, batch=batch))
         assert max(held.values()) <= 1, held
@@ -253,11 +263,7 @@ def test_files_of_a_bench(small, tmp_path):
 
 
 @pytest.mark.long
-def test_the_command(tmp_path, monkeypatch):
-    """A sweep of two lengths and two batches on one layer, narrower than its name says."""
-    narrow = {"hidden": 256, "intermediate": 512, "heads": 4, "kv_heads": 1, "head_dim": 64}
-    monkeypatch.setitem(PRESETS, "Qwen2.5-VL-7B", PRESETS["Qwen2.5-VL-7B"].model_copy(update=narrow))
-    words = ["bench", "--geometry", "Qwen2.5-VL-7B", "--layers", "1", "--visual", "16", "--visual", "32", "--text", "8"]
+from lookless import PRESETS, Filter, Geometry, Plan, Skip, apply, load_data, measure, trace
     words += ["--batch", "2", "--batch", "1", "--method", "v-skip", "--repeats", "2", "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
@@ -285,10 +291,114 @@ def test_the_command_refuses(tmp_path):
     assert file.read_text() == "mine"
 
 
+#: A configuration that no preset has, of a decoder of another kind than its family's usual one.
+MINE = {
+    "model_type": "llava_onevision",
+    "text_config": {
+        "model_type": "qwen2",
+        "num_hidden_layers": 8,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+    "vision_config": {"model_type": "siglip_vision_model"},
+}
+
+
+def timed(*words) -> Sweep:
+    done = CliRunner().invoke(app, ["bench", *map(str, words), "--repeats", "2", "--json"])
+    assert done.exit_code == 0, done.output
+    return Sweep.model_validate_json(done.stdout)
+
+
+def test_a_geometry_of_ones_own(tmp_path):
+    """A folder with nothing but a configuration, under a plan made for that; and what a few layers do not show."""
+    (tmp_path / "config.json").write_text(json.dumps(MINE))
+    mine = Geometry.from_config(transformers.AutoConfig.from_pretrained(tmp_path))
+    Plan.full(mine).at([3], attention=Skip()).save_pretrained(tmp_path / "plan")
+    size = ("--visual", 12, "--text", 4)
+    [whole] = timed("--geometry", tmp_path, "--plan", tmp_path / "plan", *size).reports
+    assert whole.geometry == mine.model_copy(update={"model_type": "llava"})
+    assert whole.whole_layers is None
+    assert cut_note(whole) == ""
+    [cut] = timed("--geometry", tmp_path, "--layers", 4, "--method", "shortv", *size).reports
+    assert cut.whole_layers == 8
+    plan = METHODS["shortv"].sample(mine)
+    kept = prefill(mine, visual=12, text=4, plan=plan.live()).total / prefill(mine, visual=12, text=4).total
+    assert [t.whole_flops_kept for t in cut.timed] == [1.0, pytest.approx(kept)]
+    assert cut.of("shortv").flops_kept < kept, "liveness weighs twice as much in half the layers"
+    told = cut_note(cut)
+    assert "One layer in 4 is the last here" in told
+    assert f"one in 8. Kept of the whole model's FLOPs: shortv {kept:.1%}." in told
+    assert told in document(Sweep.of([cut]), "x.png")
+    printed = Console(width=80, file=io.StringIO())
+    printed.print(*bench_tables(cut))
+    assert "One layer in 4 is the last here" in " ".join(printed.file.getvalue().split())
+
+
+def test_prompts_of_ones_own(tmp_path):
+    """One's own questions and images: the shortest, the middle and the longest, and no prompt without an image."""
+    image = load_data("reference:chart", limit=1).items[0].images[0]
+    image.save(tmp_path / "a.png")
+    lines = [{"images": ["a.png"] * count, "question": "which? " * count, "answer": ""} for count in (3, 1, 0, 2, 2)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "words.jsonl").write_text(json.dumps(lines[2]))
+    sweep = timed("reference", "--data", tmp_path / "mine.jsonl", "--method", "v-skip")
+    assert [(r.visual, r.data) for r in sweep.reports] == [(144 * n, "mine.jsonl") for n in (1, 2, 3)]
+    assert len({r.text for r in sweep.reports}) == 3
+    assert {(b.along, b.name) for b in sweep.break_even} == {("visual", "v-skip")}
+    [every] = timed("reference", "--data", tmp_path / "mine.jsonl", "--method", "v-skip", "--batch", 4).reports
+    assert (every.visual, every.batch) == (288, 4)
+    assert every.of("v-skip").floor_ms is None, "a floor has the shapes of one prompt"
+    assert "prompts of mine.jsonl: 288 visual" in document(Sweep.of([every]), "x.png")
+    refused = CliRunner().invoke(app, ["bench", "reference", "--data", str(tmp_path / "words.jsonl")])
+    assert refused.exit_code == 2
+    assert "no sample of" in refused.stderr
+
+
+def test_what_cannot_be_timed_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(PRESETS, "LLaVA-1.5-7B", SMALL.model_copy(update={"layers": 32, "model_type": "llava"}))
+    Plan.full(32).at([5], attention=Skip()).save_pretrained("plan32")
+    Path("config.json").write_text(json.dumps({**MINE, "text_config": {**MINE["text_config"], "model_type": "gemma"}}))
+    seven = ("--geometry", "LLaVA-1.5-7B", "--layers", "8", "--repeats", "2")
+    for words, told in (
+        (("reference", "--plan", "plan32"), "the plan has 32 layers and the model has 12"),
+        ((*seven, "--plan", "plan32"), "the plan has 32 layers and the model has 8"),
+        ((*seven, "--device", "charm"), "device 'charm' cannot be used: Expected one of cpu"),
+        ((*seven, "--device", "meta"), "device 'meta' cannot be used"),
+        ((*seven, "--visual", "10000000", "--batch", "100000"), "prompts of 10000066 tokens take"),
+        (("--geometry", "."), "the decoder of . is of kind 'gemma'; known are llama"),
+        (("--geometry", "no/such"), "no/such/config.json cannot be read as a configuration"),
+        (("reference", "--layers", "4"), "--layers is for a --geometry"),
+        (("reference", "--text", "4"), "--text is for a --geometry"),
+        ((*seven, "--data", "mine.jsonl"), "--data is for a MODEL"),
+    ):
+        done = CliRunner().invoke(app, ["bench", *words])
+        assert done.exit_code == 2, done.output
+        [line] = done.stderr.strip().splitlines()
+        assert line.startswith("lookless: ")
+        assert told in line
+    for words in (("--layers", "1"), ("--visual", "0"), ("--visual", "1" + "0" * 30), ("--batch", "-1")):
+        done = CliRunner().invoke(app, ["bench", "--geometry", "LLaVA-1.5-7B", *words])
+        assert done.exit_code == 2
+        assert f"Invalid value for '{words[0]}'" in done.output
+
+
+def test_weights_that_do_not_fit_are_refused(monkeypatch):
+    """Before any is made: where memory is lent that is not there, the process would end without a word."""
+    monkeypatch.setattr("lookless.measure._free", lambda: 2**30)
+    with pytest.raises(
+        ModelError, match=r"32 layers of it, in torch.bfloat16, take 12.1 GiB of memory or more, and 1.0"
+    ):
+        of_geometry("LLaVA-1.5-7B", layers=None, dtype="bfloat16", device="cpu")
+
+
 def test_refusals(small):
     with pytest.raises(GeometryError, match="no geometry is called 'LLaVA-9B'"):
         of_geometry("LLaVA-9B", layers=1, dtype="bfloat16", device="cpu")
-    with pytest.raises(ModelError, match="99 layers were asked for and llava has 32"):
+    with pytest.raises(GeometryError, match="99 layers were asked for and llava has 32"):
         of_geometry("LLaVA-1.5-7B", layers=99, dtype="bfloat16", device="cpu")
     with pytest.raises(ModelError, match="dtype 'int3' is not one of float32"):
         of_geometry("LLaVA-1.5-7B", layers=1, dtype="int3", device="cpu")

@@ -26,6 +26,7 @@ ORDER = [
     "flops",
     "methods",
     "reference",
+    "configs",
     "data",
     # ------------------- no torch above
     "towers",

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import fake_vllm
 from lookless import Geometry, Plan, Skip
 from lookless.cli import app
-from lookless.errors import ModelError, PlanError
+from lookless.errors import GeometryError, ModelError, PlanError
 from lookless.flops import prefill
 from lookless.loading import load_model
 from lookless.reference import MODEL, question
@@ -28,7 +28,6 @@ from lookless.serving.counters import parsed
 from lookless.serving.server import running, tail
 from lookless.serving.settings import ServingError
 from lookless.serving.shipped import servable
-from lookless.skeleton import skeleton
 from lookless.throughput import HEADS, rows, save, section, traffic_table, verdict
 from lookless.traffic import (
     HALF,
@@ -356,9 +355,9 @@ def test_a_skeleton_is_a_checkpoint(name, tmp_path):
 
 def test_a_skeleton_refuses(tmp_path):
     with pytest.raises(ModelError, match="577 is no square: try 576"):
-        skeleton(Geometry.preset("LLaVA-1.5-7B"), tmp_path, visual=577)
-    with pytest.raises(ModelError, match="99 layers were asked for"):
-        skeleton(Geometry.preset("LLaVA-1.5-7B"), tmp_path, layers=99)
+        of_geometry("LLaVA-1.5-7B", tmp_path, layers=4, visual=577)
+    with pytest.raises(GeometryError, match="99 layers were asked for"):
+        of_geometry("LLaVA-1.5-7B", tmp_path, layers=99, visual=576)
 
 
 def test_a_shipped_model_for_vllm(tmp_path, reference):

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 from typing import Any, Literal
 
 import torch
@@ -24,11 +24,12 @@ from torch import nn
 from transformers import DynamicCache
 
 from . import flops
+from .configs import shape_named
 from .data import load_data
-from .errors import ModelError, PlanError
+from .errors import DataError, ModelError, PlanError
 from .floor import floor_of
 from .geometry import Geometry
-from .loading import DTYPES, load_model
+from .loading import DTYPES, check_device, load_model
 from .measure import Clock, peak_mib, synchronise
 from .models import Located, locate
 from .plan import Plan
@@ -72,6 +73,7 @@ class Timed(BaseModel):
         flops_kept, time_kept: of the decoder's prefill, by the stock model's.
         realised: share of time saved by share of FLOPs saved; None where no FLOPs are saved.
         over_floor: ``prefill_ms / floor_ms``.
+        whole_flops_kept: as ``flops_kept``, in the whole model of which a part was timed; None where not known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -89,10 +91,17 @@ class Timed(BaseModel):
     time_kept: float
     realised: float | None
     over_floor: float | None
+    whole_flops_kept: float | None = None
 
 
 class Report(BaseModel):
-    """What was timed, on what, and how."""
+    """What was timed, on what, and how.
+
+    Attributes:
+        visual, text: tokens of a prompt, the mean of a batch whose prompts differ.
+        data: whose prompts they are; None for a geometry's.
+        whole_layers: of the model whose first layers were timed; None where all were.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -109,6 +118,8 @@ class Report(BaseModel):
     repeats: int
     versions: dict[str, str]
     timed: tuple[Timed, ...]
+    data: str | None = None
+    whole_layers: int | None = None
 
     def of(self, name: str) -> Timed:
         return next(timed for timed in self.timed if timed.name == name)
@@ -163,6 +174,14 @@ def _pays_from(name: str, line: Mapping[int, Report]) -> int | None:
     return found
 
 
+@dataclass(frozen=True)
+class Whole:
+    """The model whose first layers alone are timed, and the plans that are known for all of it, by name."""
+
+    geometry: Geometry
+    plans: Mapping[str, Plan]
+
+
 @torch.no_grad()
 def bench(
     model: nn.Module,
@@ -170,6 +189,8 @@ def bench(
     plans: Mapping[str, Plan],
     *,
     name: str,
+    data: str | None = None,
+    whole: Whole | None = None,
     repeats: int = 9,
     warm_up: int = 2,
     decode: int = 4,
@@ -179,22 +200,29 @@ def bench(
 
     Raises:
         PlanError: nothing in the inputs is visual.
+        PlanMismatchError: a plan is for another architecture.
     """
     located = locate(model)
+    for plan in plans.values():
+        plan.check(located.geometry)
     prompts = prompts_of(located, dict(inputs))
     if prompts is None:
         raise PlanError("the prompt to be timed holds no visual token.")
     runs = {STOCK: _Run(model, None, inputs), **{key: _Run(model, plan, inputs) for key, plan in plans.items()}}
+    texts = [len(text) for text in prompts.text]
+    are_alike = len({*zip(prompts.counts, texts, strict=True)}) == 1  # a floor is timed at the shapes of one prompt
     for run in runs.values():
         fresh = prompts_of(located, dict(inputs))
         assert fresh is not None
-        run.floor = floor_of(located, fresh, run.plan) if run.plan is None or run.plan.is_static else None
+        has_floor = are_alike and (run.plan is None or run.plan.is_static)
+        run.floor = floor_of(located, fresh, run.plan) if has_floor else None
     for index in shown(range(warm_up + repeats), f"rounds on {name}", progress):
         for run in runs.values():
             run.round(located, decode, keep=index >= warm_up)
     for run in runs.values():
         run.weigh()
-    visual, text = prompts.counts[0], len(prompts.text[0])
+    visual, text = round(fmean(prompts.counts)), round(fmean(texts))
+    kept = {} if whole is None else dict(_whole_kept(whole, visual, text))
     parameter = next(model.parameters())
     return Report(
         model=name,
@@ -209,32 +237,56 @@ def bench(
         attention=str(model.config.get_text_config()._attn_implementation),
         repeats=repeats,
         versions={"lookless": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-        timed=tuple(_timed(key, run, runs[STOCK], located.geometry, prompts) for key, run in runs.items()),
+        timed=tuple(
+            _timed(key, run, runs[STOCK], located.geometry, prompts, kept.get(key)) for key, run in runs.items()
+        ),
+        data=data,
+        whole_layers=None if whole is None else whole.geometry.layers,
     )
+
+
+def _whole_kept(whole: Whole, visual: int, text: int) -> Iterator[tuple[str, float]]:
+    """Of the stock model and each plan whose price is known, the share of the whole model's prefill FLOPs."""
+    dense = flops.prefill(whole.geometry, visual=visual, text=text).total
+    yield STOCK, 1.0
+    for name, plan in whole.plans.items():
+        if plan.is_static:
+            yield name, flops.prefill(whole.geometry, visual=visual, text=text, plan=plan.as_run).total / dense
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is timed: a model, and how prompts for it are made."""
+    """What is timed: a model, and what is put to it.
+
+    Attributes:
+        prompts: prompts of each of the lengths to be timed, by how many are in a batch.
+        data: whose prompts they are; None for random ones.
+    """
 
     name: str
     model: nn.Module
     geometry: Geometry
-    inputs: Callable[..., dict[str, Any]]
+    prompts: Callable[[int], Iterable[dict[str, Any]]]
+    data: str | None = None
 
 
-def of_geometry(name: str, *, layers: int | None, dtype: str, device: str) -> Subject:
-    """Real layer shapes with random weights.
+def of_geometry(
+    name: str, *, layers: int | None, dtype: str, device: str, visual: Sequence[int] = (576,), text: int = 66
+) -> Subject:
+    """Real layer shapes with random weights; prompts of each of ``visual`` tokens, and of ``text``.
 
     Raises:
-        GeometryError, ModelError: no such geometry, dtype or number of layers.
+        GeometryError, ModelError: no such geometry, dtype, device or number of layers, or too little memory.
     """
-    made = shaped(Geometry.preset(name), layers=layers, dtype=_dtype(dtype), device=device)
+    shape, chosen = shape_named(name).cut(layers), _dtype(dtype)
+    check_device(device)
+    made = shaped(shape, dtype=chosen, device=device)
 
-    def inputs(*, visual: int, text: int, batch: int) -> dict[str, Any]:
-        return made.inputs(visual=visual, before=text // 2, after=text - text // 2, batch=batch)
+    def prompts(batch: int) -> Iterator[dict[str, Any]]:
+        for count in visual:
+            yield made.inputs(visual=count, before=text // 2, after=text - text // 2, batch=batch)
 
-    return Subject(cut_name(name, layers), made.model, made.geometry, inputs)
+    return Subject(cut_name(name, layers), made.model, made.geometry, prompts)
 
 
 def cut_name(name: str, layers: int | None) -> str:
@@ -242,20 +294,39 @@ def cut_name(name: str, layers: int | None) -> str:
     return f"{name}, {layers} layers" if layers else name
 
 
-def of_model(name: str, *, dtype: str, device: str) -> Subject:
-    """A model that is loaded, on images and questions of the shipped tasks; lengths are the processor's.
+CHARTS = "reference:chart"
+MOST = 64  #: samples of a data file that are looked at
+
+
+def of_model(name: str, *, dtype: str, device: str, data: str | None = None) -> Subject:
+    """A model that is loaded, on images and questions of ``data``, or of a shipped task; lengths are the processor's.
+
+    Of ``data`` the first :data:`MOST` samples that have an image are put in order of their visual tokens, and the
+    shortest, the middle and the longest are timed.
 
     Raises:
         ModelError: it cannot be loaded.
+        DataError: there is no such data, or no image in it.
     """
     _dtype(dtype)
+    samples = [sample for sample in load_data(data or CHARTS, split="test", limit=MOST).items if sample.images]
+    if not samples:
+        raise DataError(f"no sample of {data} has an image, and without one no plan does anything.")
     loaded = load_model(name, dtype=dtype, device=device)
-    samples = load_data("reference:chart", split="test", limit=64).items
+    located = locate(loaded.model)
+    counts = [0] * len(samples)
+    if data is not None:
+        counts = [int(located.visual(loaded.inputs([sample])["input_ids"]).sum()) for sample in samples]
+    order = sorted(range(len(samples)), key=counts.__getitem__)
 
-    def inputs(*, visual: int, text: int, batch: int) -> dict[str, Any]:
-        return loaded.inputs([samples[i % len(samples)] for i in range(batch)])
+    def prompts(batch: int) -> Iterator[dict[str, Any]]:
+        last = max(0, len(order) - batch)
+        groups = [[order[(start + i) % len(order)] for i in range(batch)] for start in (0, last // 2, last)]
+        lengths = {sum(counts[i] for i in group): group for group in reversed(groups)}  # one of each length
+        for length in sorted(lengths):
+            yield loaded.inputs([samples[i] for i in lengths[length]])
 
-    return Subject(name, loaded.model, locate(loaded.model).geometry, inputs)
+    return Subject(name, loaded.model, located.geometry, prompts, data or CHARTS)
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -336,7 +407,7 @@ def _ms(call: Callable[[], None]) -> float:
     return (time.perf_counter() - started) * 1e3
 
 
-def _timed(name: str, run: _Run, stock: _Run, geometry: Geometry, prompts: Prompts) -> Timed:
+def _timed(name: str, run: _Run, stock: _Run, geometry: Geometry, prompts: Prompts, whole_kept: float | None) -> Timed:
     plan = Plan.full(geometry) if run.plan is None else run.plan
     planned = _flops(geometry, prompts, plan.as_run) if plan.is_static else None
     kept = None if planned is None else planned / _flops(geometry, prompts)
@@ -355,6 +426,7 @@ def _timed(name: str, run: _Run, stock: _Run, geometry: Geometry, prompts: Promp
         time_kept=time_kept,
         realised=(1 - time_kept) / (1 - kept) if kept is not None and kept < 1 else None,
         over_floor=run.ratio(floors) if floors else None,
+        whole_flops_kept=whole_kept,
     )
 
 

@@ -9,6 +9,7 @@ import functools
 import inspect
 import json
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from typer.core import TyperGroup
 
-from .errors import GeometryError, LooklessError, PlanError, first_line
+from .errors import LooklessError, PlanError, first_line, is_out_of_memory
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -71,10 +72,19 @@ def _telling() -> Iterator[None]:
     except LooklessError as error:
         typer.echo(f"lookless: {error}", err=True)
         raise typer.Exit(2) from None
-    except (BrokenPipeError, KeyboardInterrupt):
+    except BrokenPipeError:  # whoever read it has read enough; what is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(141) from None
+    except KeyboardInterrupt:
+        typer.echo("lookless: interrupted.", err=True)
         raise typer.Exit(130) from None
     except OSError as problem:  # a full disk, a folder that may not be written
-        typer.echo(f"lookless: {problem}", err=True)
+        typer.echo(f"lookless: {first_line(problem)}.", err=True)
+        raise typer.Exit(2) from None
+    except (MemoryError, RuntimeError) as problem:
+        if not is_out_of_memory(problem):
+            raise
+        typer.echo(f"lookless: there is not enough memory ({first_line(problem)}): ask for less at once.", err=True)
         raise typer.Exit(2) from None
 
 
@@ -300,6 +310,7 @@ def _method_command(method: Method) -> Any:
         as_json: bool = False,
         **words: str | None,
     ) -> None:
+        from .configs import geometry_named
         from .scores import Scores
 
         _writable(out_dir, folder=True)
@@ -308,7 +319,7 @@ def _method_command(method: Method) -> Any:
         if geometry is None and not given:
             what = f"--scores FILE, of {', '.join(method.measures)}" if method.measures else "--geometry"
             raise PlanError(f"{method.name} needs {what}.")
-        shape = given[0].geometry if geometry is None else _geometry(geometry)
+        shape = given[0].geometry if geometry is None else geometry_named(geometry)
         if any_measure:
             given = method.taken_as_its_own(given)
         plan = method.at_paper(shape, given, **knobs)
@@ -378,26 +389,6 @@ def _knobs(method: Method, words: dict[str, str], rest: list[str]) -> dict[str, 
         return {name: method.knobs[name].parsed(text) for name, text in typed.items()}
     except PlanError as problem:
         raise PlanError(f"{method.name}: {problem} Its knobs are {method.forms}.") from None
-
-
-def _geometry(name: str) -> Geometry:
-    """A preset, the reference model's, or that of a model's folder."""
-    from .geometry import Geometry
-
-    folder = Path(name)
-    if name == "reference":
-        from . import reference
-
-        folder = Path(reference.MODEL)
-    if not (folder / "config.json").exists():
-        return Geometry.preset(name)
-    import transformers  # a config.json may leave out what is default
-
-    try:
-        return Geometry.from_config(transformers.AutoConfig.from_pretrained(folder))
-    except (OSError, ValueError) as problem:
-        where = folder / "config.json"
-        raise GeometryError(f"{where} cannot be read as a configuration: {first_line(problem)}.") from None
 
 
 @app.command("methods")
@@ -589,9 +580,12 @@ def table(
     out.print(f"written: {out_path} and {figure}; outcomes, question by question, are in {work}", soft_wrap=True)
 
 
+TEXT = 66
+#: What is more is a slip, and would fail in torch's own words.
+MOST_TOKENS, MOST_PROMPTS = 10_000_000, 100_000
 #: Options of `lookless bench` that are for one engine alone.
 ENGINES = {
-    "transformers": ("batch", "device"),
+    "transformers": ("batch", "device", "data"),
     "vllm": ("concurrency", "requests", "answer", "image_side", "vllm"),
 }
 
@@ -605,19 +599,37 @@ def bench(
         str, typer.Option(help="`transformers`, in this process, or `vllm`: two servers and a client of many requests.")
     ] = "transformers",
     geometry: Annotated[
-        str | None, typer.Option(help="Instead of a model: real layer shapes with random weights, LLaVA-1.5-7B, ...")
+        str | None,
+        typer.Option(
+            help="Instead of a model: real layer shapes with random weights, of LLaVA-1.5-7B, ..., a folder with a "
+            "config.json, or a hub id."
+        ),
     ] = None,
-    layers: Annotated[int | None, typer.Option(help="Of the geometry, for machines with less memory.", min=1)] = None,
+    layers: Annotated[
+        int | None,
+        typer.Option(help="Of the geometry, for machines with less memory; the last of them counts as last.", min=2),
+    ] = None,
     plan_dirs: Annotated[list[str] | None, typer.Option("--plan", help="A plan to time; may be repeated.")] = None,
     methods: Annotated[
         list[str] | None, typer.Option("--method", help="A method at its paper's relative depth; may be repeated.")
     ] = None,
     visual: Annotated[
         list[int] | None,
-        typer.Option(help="Visual tokens of a prompt, with --geometry: 576; repeated, a sweep.", min=1),
+        typer.Option(
+            help="Visual tokens of a prompt, with --geometry: 576; repeated, a sweep.", min=1, max=MOST_TOKENS
+        ),
     ] = None,
-    text: Annotated[int, typer.Option(help="Text tokens of a prompt, half of them before the image.", min=2)] = 66,
-    batch: Annotated[list[int] | None, typer.Option(help="Prompts at once: 1; repeated, a sweep.", min=1)] = None,
+    text: Annotated[
+        int | None,
+        typer.Option(help="Text tokens of a prompt, half of them before the image: 66.", min=2, max=MOST_TOKENS),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="A MODEL's prompts: a JSONL file, as for eval, of which three lengths are timed."),
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Prompts at once: 1; repeated, a sweep.", min=1, max=MOST_PROMPTS)
+    ] = None,
     rounds: Annotated[
         int | None,
         typer.Option("--repeats", "--rounds", help="In each, everything is timed once: 9, with vLLM 3.", min=2),
@@ -645,12 +657,13 @@ def bench(
 
     Example: lookless bench --geometry LLaVA-1.5-7B --layers 4 --method v-skip --method shortv
 
+    On prompts of yours: lookless bench reference --data mine.jsonl --method v-skip
+
     Under traffic: lookless bench reference --engine vllm --plan my-plan --concurrency 1 --concurrency 16
     """
-    from itertools import product
-
     from . import bench as benchmark
     from . import timings
+    from .configs import shape_named
     from .methods import find
     from .plan import Plan
 
@@ -660,13 +673,19 @@ def bench(
         raise LooklessError("name either a MODEL or a --geometry to time.")
     if model is not None and visual:
         raise LooklessError("--visual is for a --geometry: a model's own images say how many visual tokens there are.")
+    if model is not None and layers is not None:
+        raise LooklessError("--layers is for a --geometry: a model is timed whole.")
+    if model is not None and text is not None and engine == "transformers":
+        raise LooklessError("--text is for a --geometry: a model's own questions say how much text there is.")
+    if geometry is not None and data is not None:
+        raise LooklessError("--data is for a MODEL: a geometry has no processor, so its prompts are random.")
     _check_engine(ctx, engine)
     if engine == "vllm":
         from .traffic import Traffic
 
         levels = tuple(sorted({*(concurrency or Traffic.concurrency)}))
         _bench_vllm(
-            Traffic(levels, requests, rounds or Traffic.rounds, text, answer, image_side),
+            Traffic(levels, requests, rounds or Traffic.rounds, text or TEXT, answer, image_side),
             model=model,
             geometry=geometry,
             layers=layers,
@@ -679,20 +698,36 @@ def bench(
             as_json=as_json,
         )
         return
-    subject = benchmark.of_geometry(geometry, layers=layers, dtype=dtype, device=device) if geometry else None
-    if subject is None:
-        assert model is not None
-        subject = benchmark.of_model(model, dtype=dtype, device=device)
     plans = {path: Plan.from_pretrained(path) for path in plan_dirs or ()}
-    plans |= {name: find(name).sample(subject.geometry) for name in methods or ("v-skip", "shortv", "vtw", "fastv")}
+    named = {name: find(name) for name in methods or ("v-skip", "shortv", "vtw", "fastv")}
+    whole = None
+    if geometry is not None:
+        shape = shape_named(geometry)
+        cut = shape.cut(layers).geometry
+        for plan in plans.values():  # before the model is made
+            plan.check(cut)
+        plans |= {name: method.sample(cut) for name, method in named.items()}
+        if cut != shape.geometry:
+            known = {name: method.sample(shape.geometry) for name, method in named.items()}
+            whole = benchmark.Whole(shape.geometry, known)
+        lengths = sorted({*(visual or [576])})
+        subject = benchmark.of_geometry(
+            geometry, layers=layers, dtype=dtype, device=device, visual=lengths, text=text or TEXT
+        )
+        plans = {name: plan.model_copy(update={"geometry": subject.geometry}) for name, plan in plans.items()}
+    else:
+        assert model is not None
+        subject = benchmark.of_model(model, dtype=dtype, device=device, data=data)
+        plans |= {name: method.sample(subject.geometry) for name, method in named.items()}
     timed = []
-    for count, prompts in product(sorted({*(visual or [576])}), sorted({*(batch or [1])})):
-        inputs = subject.inputs(visual=count, text=text, batch=prompts)
-        timed.append(benchmark.bench(subject.model, inputs, plans, name=subject.name, repeats=rounds or 9))
-        if not as_json:
-            for table in timings.bench_tables(timed[-1]):
-                _print_whole(table)
-    sweep = benchmark.Sweep.of(timed)
+    for prompts in sorted({*(batch or [1])}):
+        for inputs in subject.prompts(prompts):
+            told = {"name": subject.name, "data": subject.data, "whole": whole}
+            timed.append(benchmark.bench(subject.model, inputs, plans, **told, repeats=rounds or 9))
+            if not as_json:
+                for table in timings.bench_tables(timed[-1]):
+                    _print_whole(table)
+    sweep = benchmark.Sweep.of(sorted(timed, key=lambda report: (report.visual, report.batch)))
     if out_dir is not None:
         timings.save(sweep, out_dir)
     if as_json:
@@ -815,11 +850,12 @@ def flops(
 
     Example: lookless flops --geometry LLaVA-1.5-7B --visual 576 --text 66.6 --method v-skip --layers 19
     """
+    from .configs import geometry_named
     from .flops import prefill
     from .methods import find
     from .plan import Plan
 
-    chosen = _geometry(geometry)
+    chosen = geometry_named(geometry)
     if plan_dir is not None and method is not None:
         raise PlanError("give either --plan or --method, not both.")
     plan = None if plan_dir is None else Plan.from_pretrained(plan_dir)

@@ -45,6 +45,14 @@ class ModelError(LooklessError):
     """A model that cannot be loaded or is not supported."""
 
 
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether it says that there is no memory left: torch has no class of its own for that on a CPU."""
+    told = str(problem)
+    return isinstance(problem, MemoryError) or (
+        isinstance(problem, RuntimeError) and any(words in told for words in ("out of memory", "allocate memory"))
+    )
+
+
 def first_line(problem: BaseException) -> str:
     """What another library's error says, for one of our sentences: its first line, without a full stop at the end; the
     error's class where it says nothing."""

@@ -142,6 +142,7 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu", revision:
     where = str(reference.NAMES.get(name, name))
     if looks_local(where) and not (Path(where) / "config.json").is_file():
         raise ModelError(f"{where} is not a model's folder: it has no config.json.")
+    check_device(device)
     import transformers
 
     if not sys.stderr.isatty():  # a bar is for eyes; in a log or a pipe it is noise
@@ -226,6 +227,14 @@ def images_only(kind: Any) -> Any:
 
 def _named(sample: Sample) -> str:
     return sample.where or f"the sample {sample.question[:60]!r}"
+
+
+def check_device(name: str) -> None:
+    """Raises: ModelError: torch does not know the device, does not find it here, or can compute nothing on it."""
+    try:
+        torch.zeros(1, device=name).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as problem:
+        raise ModelError(f"device {name!r} cannot be used: {first_line(problem)}.") from None
 
 
 def looks_local(where: str) -> bool:

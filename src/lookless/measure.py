@@ -6,6 +6,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .errors import ModelError
 from .loading import Loaded
 from .models import locate
 from .plan import Plan
@@ -114,6 +116,29 @@ def peak_mib(call: Callable[[], Any], device: torch.device) -> float:
     with _Held() as held:
         call()
     return held.most / 2**20
+
+
+def check_memory(needed: int, device: str, what: str) -> None:
+    """Where the system lends more memory than there is, it ends the process that takes it, without a word.
+
+    Raises:
+        ModelError: ``what`` takes more bytes than are free; not known, and so not raised, on other systems than Linux.
+    """
+    free = _free() if torch.device(device).type == "cpu" else torch.cuda.mem_get_info(device)[0]
+    if free is not None and needed > free:
+        raise ModelError(
+            f"{what} take {needed / 2**30:,.1f} GiB of memory or more, and {free / 2**30:,.1f} are free: ask for less."
+        )
+
+
+def _free() -> int | None:
+    """Bytes that a process can still take, as Linux estimates it."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    found = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)}
+    return 1024 * (found["MemAvailable"] + found.get("SwapFree", 0))
 
 
 def synchronise() -> None:

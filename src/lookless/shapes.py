@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from .errors import ModelError
+from .configs import Shape
 from .geometry import Geometry
+from .measure import check_memory
 
 IMAGE, WORD = 0, 1
 VOCABULARY = 8  # the head is not timed
-DECODERS = {"qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2", "qwen3_vl": "qwen3"}  # any other has Llama's block
 
 
 @dataclass(frozen=True)
@@ -29,29 +29,30 @@ class Shaped:
     geometry: Geometry
 
     def inputs(self, *, visual: int, before: int, after: int, batch: int) -> dict[str, torch.Tensor]:
-        """``batch`` prompts of ``before`` text tokens, an image of ``visual`` and ``after`` text tokens."""
+        """``batch`` prompts of ``before`` text tokens, an image of ``visual`` and ``after`` text tokens.
+
+        Raises:
+            ModelError: their states do not fit in the memory that is free.
+        """
+        weight = self.model.model.language_model.embed_tokens.weight
+        states = batch * (before + visual + after) * self.geometry.hidden * weight.itemsize
+        check_memory(4 * states, str(weight.device), f"{batch} prompts of {before + visual + after} tokens")
         ids = torch.full((batch, before + visual + after), WORD)
         ids[:, before : before + visual] = IMAGE
-        weight = self.model.model.language_model.embed_tokens.weight
         features = torch.randn(batch, visual, self.geometry.hidden, dtype=weight.dtype, device=weight.device)
         self.model.model.get_image_features = lambda *_, **__: SimpleNamespace(pooler_output=list(features))
         pixels = torch.zeros(batch, 3, 2, 2, dtype=weight.dtype, device=weight.device)
         return {"input_ids": ids.to(weight.device), "pixel_values": pixels}
 
 
-def decoder(geometry: Geometry, layers: int | None) -> dict[str, Any]:
-    """The decoder's configuration, of the first ``layers`` layers if that is given.
-
-    Raises:
-        ModelError: more layers are asked for than there are.
-    """
-    if layers is not None and not 1 <= layers <= geometry.layers:
-        raise ModelError(f"{layers} layers were asked for and {geometry.model_type} has {geometry.layers}.")
+def decoder(shape: Shape) -> dict[str, Any]:
+    """The decoder's configuration."""
+    geometry = shape.geometry
     return {
-        "model_type": DECODERS.get(geometry.model_type, "llama"),
+        "model_type": shape.block,
         "hidden_size": geometry.hidden,
         "intermediate_size": geometry.intermediate,
-        "num_hidden_layers": layers or geometry.layers,
+        "num_hidden_layers": geometry.layers,
         "num_attention_heads": geometry.heads,
         "num_key_value_heads": geometry.kv_heads,
         "head_dim": geometry.head_dim,
@@ -59,13 +60,16 @@ def decoder(geometry: Geometry, layers: int | None) -> dict[str, Any]:
     }
 
 
-def shaped(geometry: Geometry, *, layers: int | None = None, dtype: torch.dtype, device: str = "cpu") -> Shaped:
-    """A model of ``geometry``, of its first ``layers`` layers if that is given.
+def shaped(shape: Shape, *, dtype: torch.dtype, device: str = "cpu") -> Shaped:
+    """A model of that shape.
 
     Raises:
-        ModelError: more layers are asked for than there are.
+        ModelError: its weights do not fit in the memory that is free.
     """
-    text = {**decoder(geometry, layers), "vocab_size": VOCABULARY, "pad_token_id": WORD}
+    check_memory(
+        _weights(shape.geometry) * dtype.itemsize, device, f"{shape.geometry.layers} layers of it, in {dtype},"
+    )
+    text = {**decoder(shape), "vocab_size": VOCABULARY, "pad_token_id": WORD}
     tower = CLIPVisionConfig(
         hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=2, patch_size=1
     )
@@ -82,3 +86,8 @@ def shaped(geometry: Geometry, *, layers: int | None = None, dtype: torch.dtype,
         torch.set_default_dtype(before)
     model.model.language_model.rotary_emb.inv_freq = model.model.language_model.rotary_emb.inv_freq.float()
     return Shaped(model, Geometry.from_config(model.config))
+
+
+def _weights(g: Geometry) -> int:
+    """How many there are in all layers."""
+    return g.layers * g.hidden * (2 * g.query_width + 2 * g.key_width + 3 * g.intermediate)

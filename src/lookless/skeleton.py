@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from . import files
+from .configs import Shape
 from .errors import ModelError
-from .geometry import Geometry
 from .reference import MODEL
 from .shapes import decoder
 
@@ -34,11 +34,13 @@ WORDS = ("tokenizer.json", "chat_template.jinja", "generation_config.json")
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 
-def skeleton(geometry: Geometry, folder: Path, *, layers: int | None = None, visual: int = 576) -> int:
+def skeleton(shape: Shape, folder: Path, *, whole: int, visual: int = 576) -> int:
     """Write it into ``folder``; an image, of whatever size, is ``visual`` tokens. Returns an image's natural side.
 
+    ``whole`` is how many layers the whole decoder has.
+
     Raises:
-        ModelError: more layers are asked for than there are, or an image of so many tokens is no square.
+        ModelError: an image of so many tokens is no square.
     """
     patches = math.isqrt(visual)
     if patches**2 != visual:
@@ -47,19 +49,19 @@ def skeleton(geometry: Geometry, folder: Path, *, layers: int | None = None, vis
     folder.mkdir(parents=True, exist_ok=True)
     for name in WORDS:
         shutil.copy(MODEL / name, folder / name)
-    _write(folder / "config.json", _config(geometry, layers, side))
+    _write(folder / "config.json", _config(shape, whole, side))
     _write(folder / "processor_config.json", _processor(side))
     _write(folder / "tokenizer_config.json", {**_read("tokenizer_config.json"), "model_max_length": LONGEST})
     return side
 
 
-def _config(geometry: Geometry, layers: int | None, side: int) -> dict[str, Any]:
+def _config(shape: Shape, whole: int, side: int) -> dict[str, Any]:
     shipped = _read("config.json")
-    text = {**decoder(geometry, layers), "max_position_embeddings": LONGEST}
+    text = {**decoder(shape), "max_position_embeddings": LONGEST}
     text["architectures"] = [ARCHITECTURES[text["model_type"]]]
     for name in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"):
         text[name] = shipped["text_config"][name]
-    depth = max(1, round(TOWER_LAYERS * text["num_hidden_layers"] / geometry.layers))
+    depth = max(1, round(TOWER_LAYERS * text["num_hidden_layers"] / whole))
     tower = {**TOWER, "image_size": side, "patch_size": PATCH, "num_hidden_layers": depth}
     visual = (side // PATCH) ** 2
     return {**shipped, "text_config": text, "vision_config": tower, "image_seq_length": visual}

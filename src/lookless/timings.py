@@ -39,7 +39,8 @@ NEVER = "Never: not even at the largest timed."
 
 
 def title(r: Report) -> str:
-    return f"{r.model}: {r.visual} visual and {r.text} text tokens, batch {r.batch}"
+    prompts = f", prompts of {r.data}" if r.data else ""
+    return f"{r.model}{prompts}: {r.visual} visual and {r.text} text tokens, batch {r.batch}"
 
 
 def told_of(r: Report) -> str:
@@ -52,6 +53,18 @@ def told_of(r: Report) -> str:
 def note(reports: Sequence[Report]) -> str:
     """What the columns mean."""
     return NOTE + ("" if any(t.tower_ms for r in reports for t in r.timed) else NO_TOWER)
+
+
+def cut_note(r: Report) -> str:
+    """What a few layers do not show of the whole model; empty where all were timed."""
+    if r.whole_layers is None:
+        return ""
+    here, plans = r.geometry.layers, [t for t in r.timed if t.name != STOCK and t.whole_flops_kept is not None]
+    kept = ", ".join(f"{t.name} {t.whole_flops_kept:.1%}" for t in plans)
+    return (
+        f"One layer in {here} is the last here, and what visual tokens do in the last is read by nobody; in the whole "
+        f"model it is one in {r.whole_layers}." + (f" Kept of the whole model's FLOPs: {kept}." if kept else "")
+    )
 
 
 def cells(t: Timed) -> tuple[str, ...]:
@@ -75,7 +88,7 @@ def bench_tables(report: Report) -> tuple[Table, Table]:
     """Stock and plans, for a terminal: two tables, which fit in 80 columns where one would not."""
     rows = [cells(timed) for timed in report.timed]
     prefill = _table(HEADS[:SPLIT], (row[:SPLIT] for row in rows), title=title(report))
-    caption = f"{told_of(report)}\n{note([report])}"
+    caption = "\n".join(filter(None, (told_of(report), note([report]), cut_note(report))))
     rest = _table((HEADS[0], *HEADS[SPLIT:]), ((row[0], *row[SPLIT:]) for row in rows), caption=caption)
     return prefill, rest
 
@@ -94,7 +107,8 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def section(report: Report) -> str:
     """A heading, a sentence and a table."""
-    return "\n\n".join([f"### {title(report)}", told_of(report), markdown(HEADS, map(cells, report.timed))])
+    parts = [f"### {title(report)}", told_of(report), cut_note(report), markdown(HEADS, map(cells, report.timed))]
+    return "\n\n".join(filter(None, parts))
 
 
 def document(sweep: Sweep, figure: str) -> str:

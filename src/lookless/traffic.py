@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict
 
 from . import flops
 from .bench import STOCK, cut_name, processor
+from .configs import shape_named
 from .errors import ModelError, PlanError, first_line
 from .geometry import Geometry
 from .loading import looks_local
@@ -211,8 +212,8 @@ def of_geometry(name: str, folder: Path, *, layers: int | None, visual: int) -> 
     Raises:
         GeometryError, ModelError: no such geometry or number of layers, or an image of so many tokens is no square.
     """
-    preset = Geometry.preset(name)
-    side = skeleton(preset, folder, layers=layers, visual=visual)
+    shape = shape_named(name)
+    side = skeleton(shape.cut(layers), folder, whole=shape.geometry.layers, visual=visual)
     return Served(cut_name(name, layers), str(folder), _geometry(str(folder)), side, ("--load-format", "dummy"))
 
 
