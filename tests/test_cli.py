@@ -396,6 +396,50 @@ def test_what_was_there_stays(tmp_path, image):
     assert "cannot be written" in fails("plan", "v-skip", "--scores", scores, "--layers", 2, "--out", scores / "below")
 
 
+@pytest.mark.parametrize("number", ["nan", "inf", "-1", "1e300", "many"])
+def test_numbers_that_are_none_exit_with_two(number):
+    sizes = {"--visual": "5", "--text": "5"}
+    for option in sizes:
+        words = [word for pair in {**sizes, option: number}.items() for word in pair]
+        done = run("flops", "--geometry", "LLaVA-1.5-7B", *words)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert f"Invalid value for '{option}'" in done.output
+    done = run("table", "--budget", number)
+    assert done.exit_code == 2
+    assert "Invalid value for '--budget'" in done.output
+
+
+def test_a_reader_that_has_read_enough():
+    """What is left of a table goes nowhere, without a traceback and without a word."""
+    for words in (["methods"], ["methods", "--json"]):
+        command = [sys.executable, "-m", "lookless", *words]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        process.stderr.close()
+        assert process.wait() == 141
+
+
+def test_an_interrupt_is_one_sentence(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lookless.methods.all_methods", interrupted)
+    done = run("methods")
+    assert (done.exit_code, done.stderr) == (130, "lookless: interrupted.\n")
+
+
+@pytest.mark.parametrize(
+    "problem", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 5 bytes")]
+)
+def test_memory_that_runs_out_is_one_sentence(monkeypatch, problem):
+    def raised(*_):
+        raise problem
+
+    monkeypatch.setattr("lookless.methods.all_methods", raised)
+    assert "there is not enough memory (" in fails("methods")
+
+
 def test_typos_exit_with_two():
     assert run("calibrat").exit_code == 2
     assert run("flops", "--geometry", "LLaVA-1.5-7B", "--visual", "many", "--text", 3).exit_code == 2

@@ -327,7 +327,7 @@ def test_the_command_without_vllm(monkeypatch):
     monkeypatch.setattr("lookless.serving.launch.find_spec", lambda name: None)
     done = CliRunner().invoke(app, ["bench", "reference-qwen3-vl", "--engine", "vllm", "--method", "shortv"])
     assert done.exit_code == 2
-    assert done.stderr == "lookless: vLLM is not installed here: pip install 'lookless[vllm]'.\n"
+    assert done.stderr == "lookless: vLLM is not installed here: pip install '.[vllm]' in a checkout of lookless.\n"
 
 
 @pytest.mark.parametrize("name", ["LLaVA-1.5-7B", "Qwen2.5-VL-7B", "Qwen3-VL-8B"])

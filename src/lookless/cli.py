@@ -45,7 +45,15 @@ app = typer.Typer(
 #: Words that are no option of a command are read by the command: a method's knobs.
 OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-out, err = Console(), Console(stderr=True)
+
+class _Pipe(Console):
+    """A console that leaves a closed pipe to :func:`_telling`."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+out, err = _Pipe(), _Pipe(stderr=True)
 Command = TypeVar("Command", bound=Callable[..., None])
 
 Model = Annotated[
@@ -531,7 +539,9 @@ def table(
     work: Annotated[
         Path, typer.Option(help="Folder for scores and outcomes; a table that was cut off goes on from it.")
     ] = Path("lookless-table"),
-    budget: Annotated[list[float] | None, typer.Option(help="Share of FLOPs at which all are compared: 0.6.")] = None,
+    budget: Annotated[
+        list[float] | None, typer.Option(help="Share of FLOPs at which all are compared: 0.6.", min=0.01, max=1)
+    ] = None,
     only: Annotated[list[str] | None, typer.Option("--method", help="Only this method; may be repeated.")] = None,
     data: Annotated[list[str] | None, typer.Option(help="Tasks, as for eval; by default the shipped six.")] = None,
     questions: Annotated[int, typer.Option(help="Questions of each task.", min=2)] = 60,
@@ -836,8 +846,8 @@ def flops(
     geometry: Annotated[
         str, typer.Option(help="A preset such as LLaVA-1.5-7B, `reference`, or a folder; a wrong name lists them.")
     ],
-    visual: Annotated[float, typer.Option(help="Visual tokens of the prompt.", min=0)],
-    text: Annotated[float, typer.Option(help="Text tokens of the prompt.", min=0)],
+    visual: Annotated[float, typer.Option(help="Visual tokens of the prompt.", min=0, max=MOST_TOKENS)],
+    text: Annotated[float, typer.Option(help="Text tokens of the prompt.", min=0, max=MOST_TOKENS)],
     plan_dir: Annotated[str | None, typer.Option("--plan", help="Price this plan.")] = None,
     method: Annotated[
         str | None, typer.Option(help="Price a method instead of a plan; its knobs are options, such as --layers 19.")

@@ -43,7 +43,7 @@ def command(model: str, plan: str, options: Sequence[str]) -> list[str]:
 def check_installed() -> None:
     """Raises: ServingError: vLLM is not here."""
     if find_spec("vllm") is None:
-        raise ServingError("vLLM is not installed here: pip install 'lookless[vllm]'.")
+        raise ServingError("vLLM is not installed here: pip install '.[vllm]' in a checkout of lookless.")
 
 
 def _taken(options: list[str]) -> tuple[list[str], dict[str, object]]:
