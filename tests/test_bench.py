@@ -262,15 +262,17 @@ def test_files_of_a_bench(small, tmp_path):
     assert told["floor"][1] == pytest.approx(one.of("keep").floor_ms.median / one.of(STOCK).prefill_ms.median)
 
 
-@pytest.mark.long
-from lookless import PRESETS, Filter, Geometry, Plan, Skip, apply, load_data, measure, trace
+def test_the_command(tmp_path, monkeypatch):
+    """Two layers, a few rounds, a sweep of two lengths and two batches."""
+    monkeypatch.setitem(PRESETS, "Qwen2.5-VL-7B", SMALL.model_copy(update={"model_type": "qwen2_5_vl", "layers": 28}))
+    words = ["bench", "--geometry", "Qwen2.5-VL-7B", "--layers", "2", "--visual", "16", "--visual", "32", "--text", "8"]
     words += ["--batch", "2", "--batch", "1", "--method", "v-skip", "--repeats", "2", "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     sweep = Sweep.model_validate_json((tmp_path / "out" / "bench.json").read_text())
     assert [(r.visual, r.batch) for r in sweep.reports] == [(16, 1), (16, 2), (32, 1), (32, 2)]
     assert [t.name for t in sweep.reports[0].timed] == [STOCK, "v-skip"]
-    assert sweep.reports[0].geometry.hidden == 256
+    assert sweep.reports[0].geometry == SMALL.model_copy(update={"model_type": "llava", "layers": 2})
     assert "a plan is faster than stock from" in done.output
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"bench.json", "bench.md", "bench.png"}
 
