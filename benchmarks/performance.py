@@ -43,8 +43,8 @@ NO_PLAN = (
 )
 CUT = (
     "Three or four layers of each model ran, and one of them is its last, in which what visual tokens do is read by "
-    "nobody; in a whole model that is one layer of 28 to 36. So FLOPs kept are lower here than there, for every plan "
-    "and for liveness alone."
+    "nobody; in a whole model that is one layer of 28 to 36. So liveness spares a larger share here, and what a plan "
+    "keeps of these layers is not what it keeps of all."
 )
 #: (geometry, visual tokens, layers, rounds): as many layers and rounds as two cores do in minutes
 RUNS = (

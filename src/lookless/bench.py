@@ -309,7 +309,8 @@ def of_model(name: str, *, dtype: str, device: str, data: str | None = None) -> 
         DataError: there is no such data, or no image in it.
     """
     _dtype(dtype)
-    samples = [sample for sample in load_data(data or CHARTS, split="test", limit=MOST).items if sample.images]
+    given = load_data(data or CHARTS, split="test", limit=MOST)
+    samples = [sample for sample in given if sample.images]
     if not samples:
         raise DataError(f"no sample of {data} has an image, and without one no plan does anything.")
     loaded = load_model(name, dtype=dtype, device=device)
@@ -326,7 +327,7 @@ def of_model(name: str, *, dtype: str, device: str, data: str | None = None) -> 
         for length in sorted(lengths):
             yield loaded.inputs([samples[i] for i in lengths[length]])
 
-    return Subject(name, loaded.model, located.geometry, prompts, data or CHARTS)
+    return Subject(name, loaded.model, located.geometry, prompts, given.name)
 
 
 def _dtype(name: str) -> torch.dtype:
