@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -70,6 +71,7 @@ def prepare(monkeypatch):
     for folder in ("my-plan", "lookless-demo/chart/plan"):
         Plan.full(12).at([5], attention=Skip()).save_pretrained(folder)
     load_data("reference:chart", limit=1).items[0].images[0].save("photo.png")
+    Path("mine.jsonl").write_text('{"image": "photo.png", "question": "which bar is the tallest?", "answer": "red"}')
     monkeypatch.setitem(PRESETS, "LLaVA-1.5-7B", SMALL)
     monkeypatch.setattr(demo, "TASKS", ["chart"])
     monkeypatch.setattr(demo, "CALIBRATION_SAMPLES", 2)
