@@ -11,11 +11,12 @@ from transformers.cache_utils import DynamicLayer
 
 from families import FAMILIES, SPECIAL
 from lookless import Keep, Plan, apply
-from lookless.cache import PrunedLayer, cut, layer_of, store
+from lookless.cache import TEXT, PrunedLayer, cut, layer_of, store
 from maps import slow_logits
 from tiny import LAYERS
 
 PLACES = torch.tensor([[0, 2, 3], [1, 4, -1]])
+KINDS = torch.tensor([[0, 0, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]])
 
 
 def keys_of(places):
@@ -26,20 +27,29 @@ def keys_of(places):
 @pytest.fixture
 def layer():
     made = PrunedLayer()
-    made.append(keys_of(PLACES), -keys_of(PLACES), PLACES, 6)
+    made.append(keys_of(PLACES), -keys_of(PLACES), PLACES, 6, KINDS)
     return made
+
+
+def kinds_of(layer):
+    """Of each prompt, what is remembered of the tokens held."""
+    return [kinds[places >= 0].tolist() for kinds, places in zip(layer.kinds, layer.places, strict=True)]
 
 
 def test_it_is_as_long_as_the_sequence(layer):
     assert layer.get_seq_length() == 6
     assert layer.get_mask_sizes(2) == (8, 0)
+    layer.announce(2, TEXT)
     layer.update(torch.full((2, 1, 2, 1), 9.0), torch.zeros(2, 1, 2, 1))  # what a stock layer calls
     assert layer.get_seq_length() == 8
     assert layer.places.tolist() == [[0, 2, 3, 6, 7], [1, 4, -1, 6, 7]]
+    assert kinds_of(layer) == [[0, 1, 1, 0, 0], [1, 0, 0, 0]]
 
 
 def test_beams_and_batches(layer):
+    assert kinds_of(layer) == [[0, 1, 1], [1, 0]]
     layer.reorder_cache(torch.tensor([1, 1]))
+    assert kinds_of(layer) == [[1, 0]] * 2
     assert layer.places.tolist() == [[1, 4, -1]] * 2
     assert layer.keys[:, 0, :2, 0].tolist() == [[1.0, 4.0]] * 2
     layer.batch_repeat_interleave(2)
@@ -57,6 +67,7 @@ def test_cropping_is_by_the_sequence(layer, by, left):
         assert [p for p in places if p >= 0] == [p for p in PLACES[b].tolist() if 0 <= p < left]
     held = layer.places >= 0
     assert torch.equal(layer.keys[:, 0, :, 0][held], layer.places[held].float())
+    assert torch.equal(layer.kinds[held], KINDS.gather(1, layer.places.clamp_min(0))[held].to(torch.int8))
 
 
 def test_copies_and_resets(layer):
@@ -70,12 +81,14 @@ def test_copies_and_resets(layer):
 def test_a_plain_layer_goes_on_as_a_pruned_one():
     cache = DynamicCache()
     cache.update(torch.zeros(1, 1, 3, 1), torch.zeros(1, 1, 3, 1), 0)
-    store(cache, 0, torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.tensor([[1]]), 2)
+    store(
+        cache, 0, torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.tensor([[1]]), 2, torch.tensor([[True, False]])
+    )
     held = layer_of(cache, 0)
     assert isinstance(held, PrunedLayer)
     assert held.places.tolist() == [[0, 1, 2, 4]]
     assert cache.get_seq_length() == 5
-    store(cache, 2, torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.tensor([[0]]), 1)
+    store(cache, 2, torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.tensor([[0]]), 1, torch.tensor([[True]]))
     assert layer_of(cache, 2).get_seq_length() == 1
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cache import PrunedLayer, cut, layer_of, select, store
+from .cache import UNKNOWN, VISUAL, PrunedLayer, cut, layer_of, remember, select, store
 from .cells import Full, Neurons, Sink, Skip, Top, Window
 from .errors import ModelError
 from .plan import LayerPlan
@@ -37,11 +37,13 @@ class Past:
     Attributes:
         keys, values: ``[batch, kv_heads, slots, head_dim]``.
         places: which token of the sequence stands in each slot, -1 for none, int64 ``[batch, slots]``.
+        kinds: of those tokens, as in :class:`lookless.cache.PrunedLayer`; None where the cache does not remember.
     """
 
     keys: Tensor
     values: Tensor
     places: Tensor
+    kinds: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -164,12 +166,19 @@ def _past(module: Any, cache: Any) -> Past | None:
     held = None if cache is None else layer_of(cache, module.layer_idx)
     if held is None or held.get_seq_length() == 0:
         return None
+    kinds = None
     if isinstance(held, PrunedLayer):
         places: Tensor = held.places  # type: ignore[assignment]
+        kinds = held.kinds
     else:
         places = torch.arange(int(held.get_seq_length()), device=held.keys.device).expand(held.keys.shape[0], -1)
     slots = places.shape[1]  # a static cache has empty places behind
-    return Past(held.keys[:, :, :slots], held.values[:, :, :slots], places)
+    if held.keys.ndim != 4 or held.keys.shape[2] < slots:
+        raise ModelError(
+            f"a later turn under a plan reads the keys of earlier ones, and a {type(held).__name__} holds them in "
+            f"another form (quantised): use the default dynamic cache."
+        )
+    return Past(held.keys[:, :, :slots], held.values[:, :, :slots], places, kinds)
 
 
 def _attention(
@@ -188,6 +197,8 @@ def _attention(
     """
     module, readable, live = seen.module, seen.rows, prompts.rows("live")
     value = prompts.sunk(readable, seen.value) if cells.visible == Sink() else seen.value
+    if cache is not None and isinstance(cells.attention, Window):
+        remember(cache, module.layer_idx)
     wide = None if cache is None else _store(seen, value, prompts.cached(cells), cache, prompts)
     buffers = None if is_lasting else prompts.buffers
     may_add = is_ours and not torch.is_grad_enabled()
@@ -308,10 +319,12 @@ def _warm(
         places = torch.cat((past.places, places), dim=1)
     where = asks.places.expand(batch, -1).clamp_min(0)  # rows of this call that ask
     allowed = may_read(seen.mask, places, where, prompts.past)
-    is_visual = prompts.is_visual_place(places)
-    if reads is not rows:  # text that may not read this layer's visual keys
-        allowed = _only(allowed, ~is_visual[:, None, None])
+    mine = prompts.visual.to(coming.device).gather(1, coming.clamp_min(0)) & (coming >= 0)
+    if reads is not rows:  # text that may not read this layer's visual keys of this call; of others none is held
+        earlier = mine.new_zeros(batch, places.shape[1] - mine.shape[1])
+        allowed = _only(allowed, ~torch.cat((earlier, mine), dim=1)[:, None, None])
     elif isinstance(cells.attention, Window) and asks is prompts.rows("visual"):
+        is_visual = mine if past is None else torch.cat((_known_visual(seen.module, past), mine), dim=1)
         near = places[:, None] > where[..., None] + prompts.past - cells.attention.size
         allowed = _only(allowed, (near | ~is_visual[:, None])[:, None])
     wide = asks.rectangle(query).transpose(1, 2)
@@ -321,6 +334,20 @@ def _warm(
         .flatten(2)
     )
     return asks.compact(out)
+
+
+def _known_visual(module: Any, past: Past) -> Tensor:
+    """Which tokens of earlier turns are visual, bool ``[batch, slots]``.
+
+    Raises:
+        ModelError: it is not known of some.
+    """
+    if past.kinds is None or ((past.kinds == UNKNOWN) & (past.places >= 0)).any():
+        raise ModelError(
+            f"layer {module.layer_idx} of this plan reads through a window, and it is not known which tokens of "
+            f"earlier turns are visual: apply the plan from the first turn on, with the default dynamic cache."
+        )
+    return past.kinds == VISUAL
 
 
 def may_read(mask: Tensor | None, places: Tensor, rows: Tensor, past: int) -> Tensor:
@@ -353,7 +380,7 @@ def _store(seen: Seen, value: Tensor, held: Rows, cache: Any, prompts: Prompts) 
         inner = prompts.within(held, rows)
         key, val = (held.rectangle(inner.take(x)) for x in (seen.key, value))
         places, wide = held.places, Wide(held, key, val, held.places)
-    store(cache, index, key.transpose(1, 2), val.transpose(1, 2), places, prompts.length)
+    store(cache, index, key.transpose(1, 2), val.transpose(1, 2), places, prompts.length, prompts.visual)
     return wide
 
 
@@ -408,9 +435,15 @@ def _own_neurons(mlp: Any, cell: Neurons, h: Tensor) -> Tensor:
     return F.linear(inner, mlp.down_proj.weight[:, chosen], mlp.down_proj.bias)
 
 
-def stock_mask(mask: Tensor | None, cache: Any, index: int, new: int) -> Tensor | None:
-    """The mask of a call in which no token is visual, for a layer whose cache may hold fewer keys than there are."""
-    return mask if cache is None else cut(mask, layer_of(cache, index), new)
+def stock_mask(cells: LayerPlan, mask: Tensor | None, cache: Any, index: int, new: int, kind: int) -> Tensor | None:
+    """The mask of a stock call of ``new`` tokens of one kind, for a layer whose cache may hold fewer keys than there
+    are; the cache then knows what it is about to be given."""
+    if isinstance(cells.attention, Window):
+        remember(cache, index)
+    layer = layer_of(cache, index)
+    if isinstance(layer, PrunedLayer):
+        layer.announce(new, kind)
+    return cut(mask, layer, new)
 
 
 def project(module: Any, which: str, normed: Tensor, rotary: Rotary | None, buffers: Buffers | None = None) -> Tensor:

@@ -63,7 +63,6 @@ class Prompts:
         is_cold: the prompts begin the sequence and no mask but padding is asked for, so attention is causal over rows.
         is_padded: some rows are padding.
         buffers: memory that all layers share.
-        past_visual: bool ``[batch, past]``, which tokens of earlier turns are visual, as far as is known.
         end: where prompts end, and the beginning of an answer may follow: the first words of a draft.
     """
 
@@ -74,12 +73,10 @@ class Prompts:
         *,
         past: int = 0,
         is_cold: bool = True,
-        past_visual: Tensor | None = None,
         answered: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
         self.visual, self.past, self.is_cold = visual.cpu(), past, is_cold
-        self.past_visual = past_visual
         self.end = self.visual.shape[1] - answered
         self.device = torch.device(device)
         real = torch.ones_like(self.visual) if real is None else real.cpu()
@@ -233,13 +230,3 @@ class Prompts:
                     value[b, places] = value[b, places[0]].clone()
             at += len(mine)
         return value
-
-    def is_visual_place(self, places: Tensor) -> Tensor:
-        """Bool as ``places [batch, slots]``, which count from the beginning of the cache: visual tokens, of any
-        turn."""
-        past = self.past_visual
-        if past is None or past.shape[1] != self.past:
-            past = torch.zeros(len(self.visual), self.past, dtype=torch.bool)
-        whole = torch.cat((past, self.visual), dim=1).to(places.device)
-        wanted = places.clamp(0, whole.shape[1] - 1)
-        return whole.gather(1, wanted) & (places >= 0) & (places < whole.shape[1])

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import find_packed_sequence_indices
 from transformers.utils import ModelOutput
 
+from .cache import TEXT, UNKNOWN
 from .cells import RANKS, Full, Neurons, Window
 from .errors import ModelError
 from .models import Located, locate
@@ -124,7 +125,10 @@ class _PlannedForward(_Replaced):
             return self._run(running, hidden_states, *args, **kwargs)
         cache = kwargs.get("past_key_values")
         if cache is not None and "attention_mask" in kwargs:
-            mask = stock_mask(kwargs["attention_mask"], cache, self.index, hidden_states.shape[1])
+            new, cells = hidden_states.shape[1], self.handle.plan.layers[self.index]
+            # Under the break-even point the call may hold an image.
+            kind = TEXT if new == 1 or not self.handle.break_even else UNKNOWN
+            mask = stock_mask(cells, kwargs["attention_mask"], cache, self.index, new, kind)
             kwargs = {**kwargs, "attention_mask": mask}
         return self.stock(hidden_states, *args, **kwargs)
 
@@ -355,7 +359,6 @@ def prompts_of(located: Located, given: Mapping[str, Any], kept: int | Tensor = 
         return None
     visual = located.visual(ids)
     past = 0 if cache is None else int(cache.get_seq_length())
-    past_visual = _remember_visual(cache, past, visual)
     if not visual.any():
         return None
     mask = given.get("attention_mask")
@@ -373,7 +376,6 @@ def prompts_of(located: Located, given: Mapping[str, Any], kept: int | Tensor = 
         real,
         past=past,
         is_cold=is_plain and past == 0,
-        past_visual=past_visual,
         answered=answered,
         device=visual.device,
     )
@@ -406,19 +408,3 @@ def _rows_of_mask(mask: Tensor, past: int, shape: torch.Size) -> tuple[Tensor, b
     ignored = ~real[:, None, :, None]
     is_plain = all(((m[..., past : past + new] == causal) | ignored).all() for m in (is_open, is_free))
     return real.expand(batch, -1), is_plain
-
-
-def _remember_visual(cache: Any, past: int, visual: Tensor) -> Tensor | None:
-    """Which tokens of earlier turns are visual, bool ``[batch, past]``; kept on the cache itself, which is what lives
-    as long as the conversation. None where it is not known: the cache was filled without a plan, or decoded since."""
-    if cache is None:
-        return None
-    before: Tensor | None = getattr(cache, "_lookless_visual", None)
-    mine = visual.cpu()
-    if past == 0:
-        before = mine[:, :0]
-    if before is not None and before.shape[0] == mine.shape[0] and before.shape[1] <= past:
-        before = torch.nn.functional.pad(before, (0, past - before.shape[1]))  # decoded tokens are text
-        cache._lookless_visual = torch.cat((before, mine), dim=1)
-        return before
-    return None
