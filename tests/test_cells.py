@@ -287,6 +287,29 @@ def test_ranks_of_the_tower(name, rank):
     assert moved > 10 * TOLERANCE
 
 
+@pytest.mark.parametrize("rank", OF_TOWER)
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
+@torch.no_grad()
+def test_ranks_of_the_tower_with_a_video_before_an_image(name, rank):
+    """The tower sees images first, and the prompt has them in its own order."""
+    family, model = FAMILIES[name], FAMILIES[name].build("eager")
+    plan = FULL.at([0], keep=Keep(0.4, rank=rank))
+    for prompts in ([(3, "video", 2, "image", 5)], [(4, "video", 3), (2, "wide", 1, "video", 6), (5, "image", 2)]):
+        arguments = family.arguments(*prompts)
+        text = text_of(family, arguments)
+        videos = {"pixel_values": arguments["pixel_values_videos"], "image_grid_thw": arguments["video_grid_thw"]}
+        images, videos = (iter(tower_maps(name, model, a).tolist()) for a in (arguments, videos))
+        kinds = [i for i in arguments["input_ids"].flatten().tolist() if i in family.visual_ids]
+        tower = torch.tensor([next(images if i == family.visual_ids[0] else videos) for i in kinds])
+        slow = slow_logits(model, plan, arguments, family.visual_ids, tower=tower)[text]
+        with apply(model, plan):
+            fast = model(**arguments).logits[text]
+            answer = model.generate(**arguments, max_new_tokens=1, output_logits=True, return_dict_in_generate=True)
+        assert far(fast, slow) < TOLERANCE, prompts
+        if len(prompts) == 1:
+            assert far(answer.logits[0][0], slow[-1]) < TOLERANCE
+
+
 def tower_maps(name, model, arguments):
     if name == "llava":
         maps = model.model.vision_tower(arguments["pixel_values"], output_attentions=True).attentions[-1]

@@ -85,6 +85,10 @@ class Located:
         """Bool, as ``ids``: which tokens are visual placeholders."""
         return torch.isin(ids, torch.tensor(self.visual_ids, device=ids.device))
 
+    def modality(self, ids: Tensor) -> Tensor:
+        """Int, as ``ids``: which of the visual placeholders each token is; 0 where none."""
+        return torch.stack([ids == one for one in self.visual_ids]).int().argmax(0)
+
 
 def geometry_of(model: nn.Module) -> Geometry:
     """The geometry of a loaded model."""

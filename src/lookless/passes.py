@@ -27,7 +27,7 @@ class Pass:
     ) -> None:
         """``embedded`` is the first layer's input, for a pass that begins at a later one."""
         self.plan, self.prompts = plan, prompts
-        self.tower = tower or []  # of each call of the tower in this pass, [visual tokens]
+        self.tower = tower or []  # of each call of the tower in this pass, images before videos, [visual tokens]
         self._filtering = Filtering(len(prompts.text))
         self._seen: Seen | None = None
         self._embedded = embedded
@@ -95,7 +95,7 @@ class Pass:
                     f"ranking by {cell.rank if cell else ''} needs one attention score of the vision tower for each of "
                     f"the {sum(prompts.counts)} visual tokens, and the tower of this call gave {len(scores)}."
                 )
-            towers = list(scores.split(list(prompts.counts)))
+            towers = list(prompts.dealt(scores))
         device = x.device if seen is None else seen.key.device  # under a device map, of the layer before
         hidden, embedded = x.to(device), None if self._embedded is None else self._embedded.to(device)
         return [

@@ -62,6 +62,8 @@ class Prompts:
         past: tokens of earlier turns in the cache.
         is_cold: the prompts begin the sequence and no mask but padding is asked for, so attention is causal over rows.
         is_padded: some rows are padding.
+        modality: of the constructor, int ``[batch, sequence]``: of the visual tokens, in which turn the tower sees
+            them; images before videos.
         buffers: memory that all layers share.
         end: where prompts end, and the beginning of an answer may follow: the first words of a draft.
     """
@@ -74,10 +76,12 @@ class Prompts:
         past: int = 0,
         is_cold: bool = True,
         answered: int = 0,
+        modality: Tensor | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.visual, self.past, self.is_cold = visual.cpu(), past, is_cold
         self.end = self.visual.shape[1] - answered
+        self._modality = torch.zeros_like(self.visual, dtype=torch.int64) if modality is None else modality.cpu()
         self.device = torch.device(device)
         real = torch.ones_like(self.visual) if real is None else real.cpu()
         self.is_padded = not bool(real.all())
@@ -132,6 +136,12 @@ class Prompts:
         else:
             rows = self.visual.gather(1, kept.cpu())
         return bool(rows.any())
+
+    def dealt(self, scores: Tensor) -> tuple[Tensor, ...]:
+        """Of each prompt, its share of ``scores``, one for each visual token of the call in the order in which the
+        tower sees them: by modality, and within one in reading order."""
+        order = self._modality[self.visual].argsort(stable=True).to(scores.device)
+        return torch.empty_like(scores).index_copy(0, order, scores).split(list(self.counts))
 
     def keep(self, alive: tuple[Tensor, ...]) -> None:
         """From here on only these visual rows are alive."""

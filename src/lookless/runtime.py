@@ -203,8 +203,8 @@ class Applied:
             return None
         self._check_call(given)
         reads_visual = self._hands_out("hidden_states", given) or prompts.reads_visual(kept)
-        features = (given.get(FEATURES) or {}).values()
-        tower = [f.lookless_scores for f in features if hasattr(f, "lookless_scores")]
+        features = sorted((given.get(FEATURES) or {}).items())  # "image" before "video"
+        tower = [f.lookless_scores for _, f in features if hasattr(f, "lookless_scores")]
         return Pass(self.plan if reads_visual else self._live, prompts, tower)
 
     def _hands_out(self, what: str, given: Mapping[str, Any]) -> bool:
@@ -377,6 +377,7 @@ def prompts_of(located: Located, given: Mapping[str, Any], kept: int | Tensor = 
         past=past,
         is_cold=is_plain and past == 0,
         answered=answered,
+        modality=located.modality(ids),
         device=visual.device,
     )
 
