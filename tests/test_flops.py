@@ -9,11 +9,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lookless import PRESETS, Geometry, Plan, Skip, apply, methods
+from lookless import PRESETS, Geometry, Plan, Skip, apply, methods, trace
 from lookless.errors import GeometryError, PlanError
 from lookless.flops import layer, prefill
 from lookless.models import geometry_of
 from test_cells import STATIC
+from test_live import random_plans
 from tiny import LAYERS, VISUAL, batch, prompt, tiny_llava
 
 SEVEN = Geometry.preset("LLaVA-1.5-7B")
@@ -233,8 +234,7 @@ COUNTED = {
     "attention": Plan.full(LAYERS).at([0, 2, 3], attention=Skip()),
     "ffn": Plan.full(LAYERS).at([1, 4], ffn=Skip()),
     "mixed": Plan.full(LAYERS).at([0, 1], attention=Skip()).at([1, 3], ffn=Skip()),
-    # A window over tokens that were kept here and there is priced as if they stood together.
-    **{name: plan for name, plan in STATIC.items() if name != "keep, then window"},
+    **STATIC,
 }
 
 
@@ -259,6 +259,21 @@ def test_formula_is_pytorchs_own_count(variant, plan):
         plan=plan if plan.is_full else plan.live(),
     )
     assert decoder == expected.total
+
+
+@torch.no_grad()
+def test_formula_and_rows_are_what_is_counted_of_random_plans():
+    model = tiny_llava("clip-llama")
+    for number, plan in enumerate(random_plans(60, seed=3, static=True)):
+        before, after = (0, 3, 9)[number % 3], (1, 7)[number % 2]
+        arguments = batch(prompt(before, "image", after))
+        counter = FlopCounterMode(display=False)
+        with apply(model, plan), trace(model) as traced, sdpa_kernel(SDPBackend.MATH), counter:
+            model(**arguments, logits_to_keep=1)
+        counted = sum(counter.get_flop_counts()["LlavaForConditionalGeneration.model.language_model"].values())
+        expected = prefill(geometry_of(model), visual=VISUAL, text=before + after, before=before, plan=plan.as_run)
+        assert counted == expected.total, f"plan {number}\n{plan}"
+        assert tuple(traced.layers) == plan.as_run.rows(VISUAL, before + after), f"plan {number}\n{plan}"
 
 
 def test_before_changes_skipped_layers_only():

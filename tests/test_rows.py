@@ -24,6 +24,7 @@ LAYOUTS = {
     "padded alike": ["ptvvt", "ptvvt"],
     "one without": ["tttttt", "ttvvtt"],
     "all image": ["vvvv"],
+    "scattered": ["tvpvvptvpvvt", "vppvpvvpvptt"],
 }
 
 

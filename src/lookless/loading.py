@@ -162,8 +162,9 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu", revision:
     except LooklessError:
         raise
     except Exception as problem:  # what a folder may hold is endless, and so are the errors of those who read it
-        reason = " ".join(str(problem).split()).rstrip(".")
-        raise ModelError(f"{name} cannot be loaded: {type(problem).__name__}: {reason}.") from problem
+        said = " ".join(str(problem).split()).rstrip(".")
+        reason = f"{type(problem).__name__}: {said}" if said else type(problem).__name__
+        raise ModelError(f"{name} cannot be loaded: {reason}.") from problem
     locate(model)
     if getattr(processor, "tokenizer", None) is None:
         raise ModelError(f"{name} has no processor with a tokenizer and an image processor beside its weights.")

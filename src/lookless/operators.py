@@ -288,8 +288,8 @@ def _cold(
     def calls() -> list[Call]:
         if is_window:
             return window_calls(asks, reads, prompts.visual, cells.attention.blocks, window)  # type: ignore[union-attr]
-        found = causal_calls(asks, reads, scattered=isinstance(cells.attention, Top))
-        return [call.added(query.dtype) for call in found]
+        scattered = isinstance(cells.attention, Top) and asks is not prompts.rows("text")
+        return [call.added(query.dtype) for call in causal_calls(asks, reads, scattered=scattered)]
 
     return attend(query, key, value, prompts.remembered(key_of, calls), module.scaling, _dropout(module))
 

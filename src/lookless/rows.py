@@ -278,9 +278,12 @@ def window_calls(
 ) -> list[Call]:
     """The calls by which ``visual``'s rows read all text before them and the visual keys at most ``size - 1`` back.
 
+    Blocks are of living rows, wherever they are: what is at most ``size - 1`` places back is among the last
+    ``size - 1`` living ones. So scattered rows cost what the same number in one run does.
+
     Args:
         is_visual: bool ``[batch, sequence]`` on the CPU.
-        blocks: of :class:`lookless.cells.Window`, from a run of places to (first, end, first key).
+        blocks: of :class:`lookless.cells.Window`, from a run of rows to (first, end, first key).
     """
     calls: list[Call] = []
     q_start = k_start = 0
@@ -288,16 +291,15 @@ def window_calls(
     for b in groups:
         mine, keys = visual.prompts[b], key.prompts[b]
         kinds = is_visual[b, keys]
-        for start, end in runs_of(mine.tolist()):
-            for first, last, low in blocks(start, end):  # type: ignore[attr-defined]
-                queries = torch.arange(first, last)
-                wanted = (keys < last) & (~kinds | (keys >= low))
-                places = keys[wanted]
-                slices = tuple(slice(k_start + s, k_start + e) for s, e in runs_of(wanted.nonzero().flatten().tolist()))
-                mask = places[None, :] <= queries[:, None]
-                mask &= ~kinds[wanted][None, :] | (places[None, :] > queries[:, None] - size)
-                at = q_start + int(torch.searchsorted(mine, first))
-                calls.append(Call(slice(at, at + last - first), slices, mask.to(visual.device)))
+        number = kinds.cumsum(0) - 1  # of a visual key, among the living
+        for first, last, low in blocks(0, len(mine)):  # type: ignore[attr-defined]
+            queries = mine[first:last]
+            wanted = (keys <= queries[-1]) & (~kinds | (number >= low))
+            places = keys[wanted]
+            slices = tuple(slice(k_start + s, k_start + e) for s, e in runs_of(wanted.nonzero().flatten().tolist()))
+            mask = places[None, :] <= queries[:, None]
+            mask &= ~kinds[wanted][None, :] | (places[None, :] > queries[:, None] - size)
+            calls.append(Call(slice(q_start + first, q_start + last), slices, mask.to(visual.device)))
         q_start, k_start = q_start + len(mine), k_start + len(keys)
     return calls
 
