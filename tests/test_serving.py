@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from lookless import Keep, Plan, Skip, Window
 from lookless.errors import PlanError
 from lookless.serving.counters import Collector, Counter, read
 from lookless.serving.launch import command
-from lookless.serving.settings import ServingError, check_plan
+from lookless.serving.settings import ServingError, check_plan, check_request
 from lookless.serving.steps import ends_in_text, runs_of_text
 
 T, V = False, True
@@ -162,3 +163,13 @@ def test_serve_without_vllm(plan, monkeypatch):
     monkeypatch.setattr("lookless.serving.launch.find_spec", lambda name: None)
     with pytest.raises(ServingError, match="pip install"):
         command("some/model", plan, [])
+
+
+@pytest.mark.parametrize(("images", "wanted", "refused"), [(1, 0, True), (1, None, False), (0, 1, False)])
+def test_log_probabilities_of_a_prompt_with_an_image(images, wanted, refused):
+    request = SimpleNamespace(mm_features=[object()] * images, sampling_params=SimpleNamespace(prompt_logprobs=wanted))
+    if refused:
+        with pytest.raises(ServingError, match="prompt_logprobs of a prompt with an image"):
+            check_request(request)
+    else:
+        check_request(request)

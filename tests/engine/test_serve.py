@@ -7,6 +7,7 @@ import io
 import json
 import re
 import sys
+import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -130,3 +131,23 @@ def test_chats(served):
         skipped, computed = (rows[f'kind="{kind}",operator="{operator}"'] for kind in ("skipped", "computed"))
         assert skipped + computed == visual * LAYERS, "the rows of every engine were to be told"
         assert skipped >= visual * len(plan.skipped(operator))
+
+
+def test_log_probabilities_of_a_prompt_with_an_image_are_refused(served):
+    _, address, *_ = served
+
+    def status(content: list[dict[str, Any]]) -> tuple[int, str]:
+        body = {"messages": [{"role": "user", "content": content}], "max_tokens": 1, "prompt_logprobs": 1}
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{address}/v1/chat/completions", json.dumps(body).encode(), headers)
+        try:
+            answer = urllib.request.urlopen(request, timeout=IDLE_S)
+            return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as problem:
+            return problem.code, problem.read().decode()
+
+    code, text = status(_content(["What is it?", ""], [(56, 56, 5)]))
+    assert code == 400, text
+    assert "prompt_logprobs of a prompt with an image" in text
+    code, text = status(_content(["No image."], []))
+    assert code == 200, text

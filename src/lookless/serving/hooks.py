@@ -1,8 +1,8 @@
-"""Where the plug-in holds on to vLLM: two functions, wrapped once in each process, and checked to be what they were.
+"""Where the plug-in holds on to vLLM: three functions, wrapped once in each process, and checked to be what they were.
 
-Wrapped are ``VllmConfig.__post_init__``, where a wrong set-up is refused before any worker starts, and
-``BaseModelLoader.create_model``, where a model is built and its weights are not loaded yet. Neither does anything
-where no plan is named.
+Wrapped are ``VllmConfig.__post_init__``, where a wrong set-up is refused before any worker starts,
+``BaseModelLoader.create_model``, where a model is built and its weights are not loaded yet, and
+``InputProcessor.process_inputs``, where a request is refused. None does anything where no plan is named.
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ import inspect
 from typing import Any
 
 from .counters import Collector, folder
-from .settings import ServingError, Settings, resolve
+from .settings import ServingError, Settings, check_request, resolve
 
 _MARK = "_lookless"
 
 
 def install() -> None:
-    """Wrap both; a second call does nothing."""
+    """Wrap all three; a second call does nothing."""
     from vllm.config import VllmConfig
     from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+    from vllm.v1.engine.input_processor import InputProcessor
 
     if not hasattr(VllmConfig.__post_init__, _MARK):
         VllmConfig.__post_init__ = _after_config(VllmConfig.__post_init__)
     if not hasattr(BaseModelLoader.create_model, _MARK):
         BaseModelLoader.create_model = _after_creation(BaseModelLoader.create_model)
+    if not hasattr(InputProcessor.process_inputs, _MARK):
+        InputProcessor.process_inputs = _after_request(InputProcessor.process_inputs)
 
 
 def _after_config(stock: Any) -> Any:
@@ -60,6 +63,19 @@ def _after_creation(stock: Any) -> Any:
 
     setattr(create_model, _MARK, True)
     return create_model
+
+
+def _after_request(stock: Any) -> Any:
+    @functools.wraps(stock)
+    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        request = stock(self, *args, **kwargs)
+        settings = Settings.of(self.vllm_config)
+        if settings is not None and not settings.plan.is_full:
+            check_request(request)
+        return request
+
+    setattr(process_inputs, _MARK, True)
+    return process_inputs
 
 
 def _plain_graphs(vllm_config: Any) -> None:
@@ -97,11 +113,13 @@ def check_internals() -> None:
     from vllm.model_executor.layers.linear import ColumnParallelLinear, QKVParallelLinear
     from vllm.model_executor.model_loader.base_loader import BaseModelLoader
     from vllm.model_executor.models.interfaces import SupportsMultiModal
+    from vllm.v1.engine import EngineCoreRequest
 
     wanted = {
         SupportsMultiModal.embed_input_ids: {"input_ids", "multimodal_embeddings", "is_multimodal"},
         BaseModelLoader.create_model: {"vllm_config", "model_config"},
         unified_kv_cache_update: {"key", "value", "layer_name"},
+        EngineCoreRequest: {"mm_features", "sampling_params"},
         ForwardContext: {"attn_metadata", "slot_mapping", "skip_compiled", "additional_kwargs"},
         QKVParallelLinear: {"hidden_size", "head_size", "total_num_heads", "total_num_kv_heads", "quant_config"},
         ColumnParallelLinear: {"input_size", "output_size", "quant_config"},

@@ -114,6 +114,16 @@ def check_plan(plan: Plan) -> None:
                 )
 
 
+def check_request(request: Any) -> None:
+    """Raises: ServingError: a request with an image wants log-probabilities of its prompt. Visual rows are not finished
+    in the last layer, and the first text token after an image is predicted from one."""
+    if request.mm_features and getattr(request.sampling_params, "prompt_logprobs", None) is not None:
+        raise ServingError(
+            "prompt_logprobs of a prompt with an image are not the model's under a lookless plan: ask without "
+            "prompt_logprobs, or serve without the plan."
+        )
+
+
 def check_engine(plan: Plan, vllm_config: Any) -> None:
     """Raises: ServingError: the engine is set up in a way in which the plan would run wrong, or is not known to run."""
     import vllm
