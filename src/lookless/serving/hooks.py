@@ -71,7 +71,12 @@ def _after_request(stock: Any) -> Any:
         request = stock(self, *args, **kwargs)
         settings = Settings.of(self.vllm_config)
         if settings is not None and not settings.plan.is_full:
-            check_request(request)
+            try:
+                check_request(request)
+            except ServingError as problem:  # vLLM tells a client what is wrong in its own class alone
+                from vllm.exceptions import VLLMValidationError
+
+                raise VLLMValidationError(str(problem), parameter="prompt_logprobs") from problem
         return request
 
     setattr(process_inputs, _MARK, True)
