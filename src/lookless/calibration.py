@@ -26,7 +26,7 @@ from .errors import DataError, ModelError, ScoresError
 from .geometry import Geometry
 from .loading import Loaded
 from .models import Located, locate
-from .passes import Pass
+from .passes import Pass, steps_of
 from .plan import COLUMNS, LayerPlan, Plan
 from .progress import shown
 from .prompts import Prompts
@@ -197,7 +197,7 @@ def run_from(model: nn.Module, located: Located, dense: Dense, layer: int, plan:
         layer -= 1
     x, _ = dense.inputs[layer]
     prompts = dense.prompts()
-    running = Pass(plan.live() if prompts.end_in_text else plan, prompts, embedded=dense.inputs[0][0])
+    running = Pass(steps_of(plan.live() if prompts.end_in_text else plan), prompts, embedded=dense.inputs[0][0])
     steps = zip(located.layers, dense.inputs, dense.added, strict=True)
     for index, (module, (_, arguments), added) in list(enumerate(steps))[layer:]:
         x = running.run(module, index, x, **arguments)

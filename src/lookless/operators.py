@@ -23,7 +23,7 @@ from .cache import UNKNOWN, VISUAL, PrunedLayer, cut, layer_of, remember, select
 from .cells import Full, Neurons, Sink, Skip, Top, Window
 from .errors import ModelError
 from .plan import LayerPlan
-from .pointwise import Buffers, gated_ffn, is_own, linear, may_write, rms_norm, rotate
+from .pointwise import Buffers, gated_ffn, is_own, is_small, linear, may_write, rms_norm, rotate
 from .prompts import Prompts
 from .rows import Call, Rows, attend, causal_calls, scaled_dot_product, wide_mask, window_calls
 
@@ -90,7 +90,7 @@ def run_layer(
 
     The arguments are those Hugging Face gives a decoder layer; ``observed`` asks for the second result.
     """
-    if _is_stock(layer, cells, prompts, past_key_values) and not observed:
+    if not observed and _is_stock(layer, cells, prompts, x, past_key_values):
         attended, *_ = layer.self_attn(
             hidden_states=rms_norm(layer.input_layernorm, x),
             attention_mask=attention_mask,
@@ -117,17 +117,17 @@ def run_layer(
     return prompts.stream.leave(x, live, out, is_watched=is_watched), shown
 
 
-def _is_stock(layer: Any, cells: LayerPlan, prompts: Prompts, cache: Any) -> bool:
+def _is_stock(layer: Any, cells: LayerPlan, prompts: Prompts, x: Tensor, cache: Any) -> bool:
     """Whether the layer's own attention runs: nothing in it is spared, and it is another than the kernel called here,
-    or has a mask to heed."""
-    if cells.attention != Full() or cells.visible != Full() or cells.decode != Full():
+    has a mask to heed, or so little to do that ours would not pay."""
+    if not all(isinstance(cell, Full) for cell in (cells.attention, cells.visible, cells.decode)):
         return False
     if not prompts.rows("live").is_whole:
         return False
     held = None if cache is None else layer_of(cache, layer.self_attn.layer_idx)
     if isinstance(held, PrunedLayer):
         return False
-    return not (prompts.is_cold and layer.self_attn.config._attn_implementation == "sdpa")
+    return is_small(x) or not (prompts.is_cold and layer.self_attn.config._attn_implementation == "sdpa")
 
 
 def look(layer: nn.Module, prompts: Prompts, x: Tensor, mask: Tensor | None, rotary: Rotary, cache: Any) -> Seen:
@@ -226,12 +226,12 @@ def _parts(cells: LayerPlan, prompts: Prompts, value: Tensor, sunk: Tensor) -> l
     same."""
     chosen = cells.attention if isinstance(cells.attention, Top) else None
     text, live = prompts.rows("text"), prompts.rows("live")
-    if not (cells.attention == Skip() or isinstance(cells.attention, Window) or cells.visible != Full()):
+    if isinstance(cells.visible, Full) and not isinstance(cells.attention, Skip | Window):
         return [(prompts.rows("text", chosen) if chosen else live, live, sunk)]
-    parts = [(text, text if cells.visible == Skip() else live, sunk)]
+    parts = [(text, text if isinstance(cells.visible, Skip) else live, sunk)]
     if chosen:
         parts.append((prompts.rows("none", chosen), live, value))
-    elif cells.attention != Skip():
+    elif not isinstance(cells.attention, Skip):
         parts.append((prompts.rows("visual"), live, value))
     return parts
 
@@ -388,7 +388,7 @@ def _ffn(layer: nn.Module, cells: LayerPlan, prompts: Prompts, x: Tensor, *, is_
     """The compact living rows ``x`` with what the FFN adds; ``is_ours``: nobody else holds them, so that they may be
     added to in place."""
     cell, live = cells.ffn, prompts.rows("live")
-    rows = live if cell == Full() else prompts.rows("text", cell if isinstance(cell, Top) else None)
+    rows = live if isinstance(cell, Full) else prompts.rows("text", cell if isinstance(cell, Top) else None)
     parts: list[tuple[Rows, Tensor]] = []
     if rows.count:
         inner = prompts.within(rows, live)

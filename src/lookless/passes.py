@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .cells import RANKS, Filter, Keep, Top
+from .cells import RANKS, Filter, Full, Keep, Top
 from .errors import ModelError
 from .operators import Seen, look, run_layer
 from .plan import COLUMNS, LayerPlan, Plan
+from .pointwise import is_small
 from .prompts import Prompts
 from .ranks import Filtering, View, recycle, select
+
+
+@dataclass(frozen=True)
+class Step:
+    """One layer of a plan, with what is asked of it at every call.
+
+    Attributes:
+        row: of the plan.
+        narrows: some visual tokens are dropped or chosen at its input.
+        observed: a rank of the next layer reads what it computes.
+        is_full: nothing is planned in it.
+    """
+
+    row: LayerPlan
+    narrows: bool
+    observed: bool
+    is_full: bool
+
+
+def steps_of(plan: Plan) -> tuple[Step, ...]:
+    """Of a plan's layers; made once, as to look into a table takes longer than a small layer has."""
+    steps = []
+    for row, later in zip(plan.layers, [*plan.layers[1:], None], strict=True):
+        chooses = any(isinstance(getattr(row, column), Top) for column in COLUMNS)
+        read = later is not None and any(RANKS[rank].reads == "previous" for rank in later.ranks)
+        steps.append(Step(row, chooses or not isinstance(row.keep, Full), read, row.is_full))
+    return tuple(steps)
 
 
 class Pass:
@@ -20,31 +50,38 @@ class Pass:
 
     def __init__(
         self,
-        plan: Plan,
+        steps: Sequence[Step],
         prompts: Prompts,
         tower: list[Tensor] | None = None,
         embedded: Tensor | None = None,
     ) -> None:
         """``embedded`` is the first layer's input, for a pass that begins at a later one."""
-        self.plan, self.prompts = plan, prompts
+        self.steps, self.prompts = steps, prompts
         self.tower = tower or []  # of each call of the tower in this pass, images before videos, [visual tokens]
         self._filtering = Filtering(len(prompts.text))
         self._seen: Seen | None = None
         self._embedded = embedded
 
-    def run(self, layer: nn.Module, index: int, x: Tensor, **arguments: Any) -> Tensor:
-        """``layer``, which is number ``index``, on ``x`` ``[batch, sequence, hidden]``; ``arguments`` are its own."""
-        row = self.plan.layers[index]
+    def run(
+        self, layer: nn.Module, index: int, x: Tensor, *, stock: Callable[..., Tensor] | None = None, **arguments: Any
+    ) -> Tensor:
+        """``layer``, which is number ``index``, on ``x`` ``[batch, sequence, hidden]``; ``arguments`` are its own.
+
+        ``stock`` is its own forward, for a layer in which nothing is spared, and in which ours would gain nothing.
+        """
+        step = self.steps[index]
         if index == 0:
             self._embedded = x
         self.prompts.move(x.device)
-        if row.keep != LayerPlan().keep or any(isinstance(getattr(row, column), Top) for column in COLUMNS):
-            x = self._narrow(layer, index, row, x, arguments)
+        if step.narrows:
+            x = self._narrow(layer, index, step.row, x, arguments)
         self._seen = None  # ranks have read it, and it is not held while the layer runs
-        x, self._seen = run_layer(layer, row, self.prompts, x, observed=observed(self.plan, index), **arguments)
+        if step.is_full and not step.observed and stock is not None and self.prompts.is_untouched and is_small(x):
+            return stock(x, **arguments)
+        x, self._seen = run_layer(layer, step.row, self.prompts, x, observed=step.observed, **arguments)
         if self.prompts.chosen:
             self.prompts.forget_choices()
-        if index == len(self.plan.layers) - 1:
+        if index == len(self.steps) - 1:
             self.prompts.stream.release()
             self.prompts.buffers.release()  # before the final norm makes intermediates of its own
         return x
@@ -111,9 +148,3 @@ class Pass:
             )
             for b in range(len(prompts.text))
         ]
-
-
-def observed(plan: Plan, index: int) -> bool:
-    """Whether a rank of the next layer reads what this one computes."""
-    later = plan.layers[index + 1 : index + 2]
-    return any(RANKS[rank].reads == "previous" for row in later for rank in row.ranks)

@@ -103,6 +103,12 @@ class Prompts:
         return self._of_choices if self.chosen else self._lasting
 
     @property
+    def is_untouched(self) -> bool:
+        """No row is padding, none was dropped, and no cache may hold fewer keys than there are tokens: a layer in which
+        nothing is planned is the stock one."""
+        return self.is_cold and not self.is_padded and self.alive is self.first and not self.chosen
+
+    @property
     def length(self) -> int:
         return self.visual.shape[1]
 
@@ -219,7 +225,7 @@ class Prompts:
 
     def cached(self, cells: LayerPlan) -> Rows:
         """Rows whose keys stay in the cache of a layer."""
-        if cells.visible == Skip() or cells.decode == Skip():
+        if isinstance(cells.visible, Skip) or isinstance(cells.decode, Skip):
             return self.rows("text")
         return self.rows("text", cells.decode) if isinstance(cells.decode, Top) else self.rows("live")
 

@@ -34,7 +34,7 @@ from .cells import RANKS, Full, Neurons, Window
 from .errors import ModelError
 from .models import Located, locate
 from .operators import stock_mask
-from .passes import Pass
+from .passes import Pass, steps_of
 from .plan import COLUMNS, Plan
 from .prompts import Prompts
 
@@ -136,7 +136,7 @@ class _PlannedForward(_Replaced):
         """The pass's step; under a device map inside accelerate's hook, which the stock forward has in itself."""
         hook = getattr(self.module, "_hf_hook", None)
         if hook is None:
-            return running.run(self.module, self.index, *args, **kwargs)
+            return running.run(self.module, self.index, *args, stock=self.stock, **kwargs)
         args, kwargs = hook.pre_forward(self.module, *args, **kwargs)
         return hook.post_forward(self.module, running.run(self.module, self.index, *args, **kwargs))
 
@@ -159,7 +159,7 @@ class Applied:
         inner = self._located.inner
         if (getattr(inner, "_tp_size", None) or getattr(model, "_tp_size", None) or 1) > 1:
             _check_sharded(plan)
-        self._live = plan.live()
+        self._steps, self._live = steps_of(plan), steps_of(plan.live())
         self.signature = inspect.signature(inner.forward)  # once, and not at every decode step
         self._hooks = self._watch_tower()
         if self._located.head is not None:
@@ -205,7 +205,7 @@ class Applied:
         reads_visual = self._hands_out("hidden_states", given) or prompts.reads_visual(kept)
         features = sorted((given.get(FEATURES) or {}).items())  # "image" before "video"
         tower = [f.lookless_scores for _, f in features if hasattr(f, "lookless_scores")]
-        return Pass(self.plan if reads_visual else self._live, prompts, tower)
+        return Pass(self._steps if reads_visual else self._live, prompts, tower)
 
     def _hands_out(self, what: str, given: Mapping[str, Any]) -> bool:
         """Whether the call returns ``what`` (``hidden_states``, ``attentions``) of every layer."""
