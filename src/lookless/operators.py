@@ -460,7 +460,8 @@ def project(module: Any, which: str, normed: Tensor, rotary: Rotary | None, buff
 
 
 def _norm(module: Any, x: Tensor, buffers: Buffers | None) -> Tensor:
-    return rms_norm(module, x, None if buffers is None else buffers.take("normed", tuple(x.shape), x))
+    into = None if buffers is None or is_small(x) else buffers.take("normed", tuple(x.shape), x)
+    return rms_norm(module, x, into)
 
 
 def _heads(x: Tensor, head_dim: int) -> Tensor:

@@ -5,10 +5,9 @@ its prefill on a CPU: each of their many passes makes a fresh tensor of tens of 
 anew, 1 us for 4 KB. Here they run in place and by blocks, and what no layer hands on lies in buffers that all layers of
 a pass share. Values are the modules', the norm's to the bit.
 
-Of few numbers nothing is gained, and every step costs microseconds: there modules are called as they are. So they are
-where it is not allowed: where somebody has hooked, replaced or wrapped one, where
-weights are quantised or sharded, where gradients are asked for, under autocast or a compiler, and on a GPU, whose
-allocator keeps its pages.
+A norm of few numbers gains nothing, and every step costs microseconds: there the module is called as it is. So are all
+where that is not allowed: where somebody has hooked, replaced or wrapped one, where weights are quantised or sharded,
+where gradients are asked for, under autocast or a compiler, and on a GPU, whose allocator keeps its pages.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ def rms_norm(module: Any, x: Tensor, into: Tensor | None = None) -> Tensor:
     if not is_plain(module) or not hasattr(module, "variance_epsilon") or weight is None or weight.dtype != x.dtype:
         out: Tensor = module(x)
         return out
-    if is_small(x):
+    if into is None and is_small(x):
         small: Tensor = module(x)
         return small
     if not may_write(x):
@@ -113,7 +112,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, in_place: bool = False) -> Te
 
 def gated_ffn(mlp: Any, x: Tensor, buffers: Buffers) -> Tensor:
     """``mlp``, a gated FFN (``down(act(gate(x)) * up(x))``), on ``x [..., hidden]``."""
-    own = not is_small(x) and is_plain(mlp) and is_plain(mlp.act_fn) and is_own(mlp.gate_proj)
+    own = is_plain(mlp) and is_plain(mlp.act_fn) and is_own(mlp.gate_proj)
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or not own:
         out: Tensor = mlp(x)
         return out
@@ -131,8 +130,6 @@ def _rows_at_once(width: int) -> int:
 
 def may_write(x: Tensor) -> bool:
     """Whether results of work on ``x`` may be written into memory at hand, and it pays."""
-    if is_small(x):
-        return False
     return x.device.type == "cpu" and not (
         torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
     )
@@ -140,7 +137,7 @@ def may_write(x: Tensor) -> bool:
 
 def is_small(x: Tensor) -> bool:
     """Whether steps on ``x`` cost more than its numbers."""
-    return x.numel() < FEW and x.device.type == "cpu"
+    return bool(x.numel() < FEW and x.device.type == "cpu")
 
 
 def is_own(module: Any) -> bool:
