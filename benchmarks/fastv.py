@@ -19,7 +19,7 @@ from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from lookless import methods
-from lookless.geometry import Geometry
+from lookless.configs import shape_named
 from lookless.measure import Clock
 from lookless.runtime import applied
 from lookless.shapes import IMAGE, shaped
@@ -64,7 +64,7 @@ class Authors:
 @torch.no_grad()
 def compare(layers: int, visual: int, text: int, layer: int, rounds: int, dtype: torch.dtype) -> dict[str, list[float]]:
     """Milliseconds of the decoder's layers in each round."""
-    made = shaped(Geometry.preset("LLaVA-1.5-7B"), layers=layers, dtype=dtype)
+    made = shaped(shape_named("LLaVA-1.5-7B").cut(layers), dtype=dtype)
     inputs = made.inputs(visual=visual, before=text // 2, after=text - text // 2, batch=1)
     decoder = made.model.model.language_model
     assert int((inputs["input_ids"] == IMAGE).sum()) == visual
