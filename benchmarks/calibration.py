@@ -17,13 +17,13 @@ from pydantic import BaseModel, ConfigDict
 from torch.utils.flop_counter import FlopCounterMode
 
 from lookless import Loaded, Samples, Scores, apply, files, load_data, load_model
-from lookless.bench import processor
-from lookless.calibration import MEASURES, kl, one_row, sweep, visual_prompts, watched
-from lookless.diagnostics import lent, slopes
+from lookless.bench.prefill import processor
+from lookless.calibration.gradients import lent, slopes
+from lookless.calibration.screening import screen
+from lookless.calibration.sweep import MEASURES, kl, one_row, sweep, visual_prompts, watched
 from lookless.methods import METHODS
-from lookless.models import locate
 from lookless.reference import NAMES, TASKS
-from lookless.screening import screen
+from lookless.runtime.families import locate
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "calibration.md"

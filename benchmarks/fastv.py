@@ -19,10 +19,10 @@ from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from lookless import methods
+from lookless.bench.dummy_model import IMAGE, shaped
+from lookless.bench.timing import Clock
 from lookless.configs import shape_named
-from lookless.measure import Clock
-from lookless.runtime import applied
-from lookless.shapes import IMAGE, shaped
+from lookless.runtime.patching import applied
 
 
 class Authors:

@@ -17,14 +17,15 @@ import torch
 from transformers import DynamicCache
 
 import lookless
-from lookless import Plan, files, methods, timings
-from lookless.bench import Report, Whole, bench, of_geometry
+from lookless import Plan, files, methods
+from lookless.bench import prefill_report as timings
+from lookless.bench.dummy_model import IMAGE, WORD, shaped
+from lookless.bench.prefill import Report, Whole, bench, of_geometry
+from lookless.bench.timing import Clock
 from lookless.configs import shape_named
 from lookless.geometry import Geometry
-from lookless.measure import Clock
 from lookless.report import INK, MUTED, panels_of, save_figure
-from lookless.runtime import applied
-from lookless.shapes import IMAGE, WORD, shaped
+from lookless.runtime.patching import applied
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"

@@ -11,8 +11,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from lookless import files, methods, throughput
-from lookless.traffic import Served, Traffic, TrafficReport, compare, of_geometry, of_model
+from lookless import files, methods
+from lookless.bench import traffic_report as throughput
+from lookless.bench.traffic import Served, Traffic, TrafficReport, compare, of_geometry, of_model
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"

@@ -35,7 +35,7 @@ def ratios(model: str, batch: int, padded: bool, rounds: int) -> dict[str, float
 
     import lookless
     from lookless import Plan, methods
-    from lookless.runtime import applied
+    from lookless.runtime.patching import applied
 
     loaded = lookless.load_model(model)
     geometry = lookless.Geometry.from_config(loaded.model.config)

@@ -17,19 +17,29 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from families import FAMILIES
-from lookless import PRESETS, Filter, Geometry, Plan, Skip, apply, load_data, measure, trace
-from lookless.bench import STOCK, BreakEven, Sweep, bench, of_geometry
-from lookless.cli import app
+from lookless import PRESETS, Filter, Geometry, Plan, Skip, apply, load_data, trace
+from lookless.bench import timing as measure
+from lookless.bench.dummy_model import shaped
+from lookless.bench.lower_bound import floor_of
+from lookless.bench.prefill import STOCK, BreakEven, Sweep, bench, of_geometry
+from lookless.bench.prefill_report import (
+    HEADS,
+    bench_figure,
+    bench_tables,
+    break_even_table,
+    cells,
+    cut_note,
+    document,
+    save,
+)
+from lookless.bench.timing import peak_mib
+from lookless.cli.main import app
 from lookless.configs import Shape, shape_named
 from lookless.errors import GeometryError, ModelError, PlanError
-from lookless.floor import floor_of
 from lookless.flops import prefill
-from lookless.measure import peak_mib
 from lookless.methods import METHODS
-from lookless.models import locate
-from lookless.runtime import applied, prompts_of
-from lookless.shapes import shaped
-from lookless.timings import HEADS, bench_figure, bench_tables, break_even_table, cells, cut_note, document, save
+from lookless.runtime.families import locate
+from lookless.runtime.patching import applied, prompts_of
 from test_cells import STATIC
 from tiny import LAYERS
 
@@ -389,7 +399,7 @@ def test_what_cannot_be_timed_is_one_sentence(tmp_path, monkeypatch):
 
 def test_weights_that_do_not_fit_are_refused(monkeypatch):
     """Before any is made: where memory is lent that is not there, the process would end without a word."""
-    monkeypatch.setattr("lookless.measure._free", lambda: 2**30)
+    monkeypatch.setattr("lookless.bench.timing._free", lambda: 2**30)
     with pytest.raises(
         ModelError, match=r"32 layers of it, in torch.bfloat16, take 12.1 GiB of memory or more, and 1.0"
     ):

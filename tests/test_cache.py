@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer
 
 from families import FAMILIES, SPECIAL
 from lookless import Keep, Plan, apply
-from lookless.cache import TEXT, PrunedLayer, cut, layer_of, store
+from lookless.runtime.cache import TEXT, PrunedLayer, cut, layer_of, store
 from maps import slow_logits
 from tiny import LAYERS
 

@@ -23,11 +23,11 @@ from lookless import (
     screen,
     sweep,
 )
-from lookless.calibration import MEASURES, kl
-from lookless.diagnostics import diagnose
+from lookless.bench.timing import time_prefill
+from lookless.calibration.gradients import diagnose
+from lookless.calibration.sweep import MEASURES, kl
 from lookless.errors import DataError, ModelError, ScoresError
-from lookless.measure import time_prefill
-from lookless.models import geometry_of
+from lookless.runtime.families import geometry_of
 from maps import slow_logits
 from slow import slow
 from tiny import BATCHES, IMAGE, tiny_llava

@@ -11,10 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from lookless import Geometry, Plan, Scores, Skip, load_data
-from lookless.cli import app
+from lookless.cli.main import app
 from lookless.methods import METHODS
-from lookless.models import geometry_of
 from lookless.plan import FILE_NAME
+from lookless.runtime.families import geometry_of
 
 runner = CliRunner()
 

@@ -17,10 +17,10 @@ from PIL import Image
 from lookless import Plan, Scores, evaluate, load_data, reference, v_skip
 from lookless.data import Sample, Samples, SeenWarning, load_image
 from lookless.errors import DataError
-from lookless.models import geometry_of
 from lookless.reference.draw import draw
 from lookless.reference.questions import pose
 from lookless.reference.worlds import CHARACTERS, Scene
+from lookless.runtime.families import geometry_of
 
 
 @pytest.fixture

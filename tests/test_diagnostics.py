@@ -9,11 +9,11 @@ import torch
 
 import families
 from lookless import Plan, Scores, Skip, apply, data, methods, screen
-from lookless.calibration import calibrate
-from lookless.diagnostics import DIAGNOSTICS, diagnose, measured
+from lookless.calibration.gradients import DIAGNOSTICS, diagnose, measured
+from lookless.calibration.sweep import calibrate
 from lookless.errors import DataError, ScoresError
-from lookless.models import geometry_of, locate
-from lookless.runtime import prompts_of
+from lookless.runtime.families import geometry_of, locate
+from lookless.runtime.patching import prompts_of
 from tiny import BATCHES, next_batch, tiny_llava, tiny_llava_next
 
 PIXEL = data.Image.new("RGB", (4, 4))

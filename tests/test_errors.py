@@ -9,8 +9,8 @@ import transformers
 from typer.testing import CliRunner
 
 import lookless
-from lookless import traffic
-from lookless.cli import app
+from lookless.bench import traffic
+from lookless.cli.main import app
 from lookless.errors import ModelError, PlanError, first_line
 from lookless.plan import Plan
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from scipy import stats
 
-from lookless import Plan, Skip, evaluate, load_data, measure, time_prefill
+from lookless import Plan, Skip, evaluate, load_data, time_prefill
+from lookless.bench import timing as measure
 from lookless.data import Samples
 from lookless.evaluation import mean_estimate, normal, retention_estimate
-from lookless.models import geometry_of
+from lookless.runtime.families import geometry_of
 
 
 def test_what_is_compared():

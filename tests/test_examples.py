@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import fake_vllm
 from lookless import Geometry, Plan, Scores, Skip, demo, load_data
-from lookless.cli import app
+from lookless.cli.main import app
 from lookless.geometry import PRESETS
 from lookless.methods import METHODS
 from lookless.serving.launch import command
@@ -78,7 +78,7 @@ def prepare(monkeypatch):
     monkeypatch.setattr(demo, "run_demo", functools.partial(demo.run_demo, test_samples=8))
     fake = (sys.executable, fake_vllm.__file__)
     monkeypatch.setenv("FAKE_VLLM", os.path.abspath("calls"))
-    monkeypatch.setattr("lookless.traffic.VLLM", fake)
+    monkeypatch.setattr("lookless.bench.traffic.VLLM", fake)
     monkeypatch.setattr("lookless.serving.launch.find_spec", lambda name: name)
-    monkeypatch.setattr("lookless.traffic.command", lambda *words: [*fake, *command(*words)[3:]])
+    monkeypatch.setattr("lookless.bench.traffic.command", lambda *words: [*fake, *command(*words)[3:]])
     monkeypatch.setattr("os.execv", lambda *_: None)

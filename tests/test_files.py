@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lookless import Geometry, Plan, Scores
-from lookless.cli import app
+from lookless.cli.main import app
 from lookless.errors import LooklessError
 from lookless.files import check_out, write_bytes, write_text
 from lookless.plan import FILE_NAME

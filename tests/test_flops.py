@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lookless import PRESETS, Geometry, Plan, Skip, apply, methods, trace
 from lookless.errors import GeometryError, PlanError
 from lookless.flops import layer, prefill
-from lookless.models import geometry_of
+from lookless.runtime.families import geometry_of
 from test_cells import STATIC
 from test_live import random_plans
 from tiny import LAYERS, VISUAL, batch, prompt, tiny_llava

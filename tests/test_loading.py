@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from lookless import load_data, load_model
-from lookless.cli import app
+from lookless.cli.main import app
 from lookless.data import Sample
 from lookless.errors import DataError, ModelError
 from lookless.loading import images_only

@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from lookless import Filter, Full, Geometry, Keep, Neurons, Plan, Scores, Sink, Skip, Top, Window, methods
-from lookless.calibration import MEASURES
+from lookless.calibration.sweep import MEASURES
 from lookless.errors import PlanError, PlanMismatchError
 from lookless.flops import prefill
 from lookless.methods import METHODS, READY, Method, preset

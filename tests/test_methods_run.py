@@ -10,8 +10,8 @@ from families import FAMILIES
 from lookless import apply
 from lookless.cells import RANKS
 from lookless.methods import METHODS
-from lookless.models import FAMILIES as SUPPORTED
-from lookless.models import geometry_of
+from lookless.runtime.families import FAMILIES as SUPPORTED
+from lookless.runtime.families import geometry_of
 from maps import slow_logits
 from test_cells import TOLERANCE, far, model_of, text_of, tower_maps
 

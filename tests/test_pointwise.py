@@ -9,7 +9,7 @@ from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP, Llam
 
 from families import FAMILIES
 from lookless import Plan, Skip, apply
-from lookless.pointwise import BLOCK, Buffers, gated_ffn, linear, rms_norm, rotate
+from lookless.runtime.inplace import BLOCK, Buffers, gated_ffn, linear, rms_norm, rotate
 
 IDS = torch.tensor(FAMILIES["llava"].visual_ids)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

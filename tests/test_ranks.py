@@ -7,8 +7,8 @@ import torch
 
 from lookless import Keep
 from lookless.cells import RANKS
-from lookless.prompts import Prompts
-from lookless.ranks import RANKERS, View, recycle, select
+from lookless.runtime.prompts import Prompts
+from lookless.runtime.ranks import RANKERS, View, recycle, select
 
 VISUAL = 24
 

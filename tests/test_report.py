@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 import lookless.demo
-from lookless import Geometry, Plan, Scores, Skip, cli, load_data, v_skip
+from lookless import Geometry, Plan, Scores, Skip, load_data, v_skip
+from lookless.cli import main as cli
 from lookless.demo import Demo, Row, demo_table, run_demo, spans
 from lookless.evaluation import Answer, Estimate
 from lookless.methods import METHODS

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lookless import Window
-from lookless.prompts import Prompts
-from lookless.rows import attend, causal_calls, runs_of, scaled_dot_product, wide_mask, window_calls
+from lookless.runtime.prompts import Prompts
+from lookless.runtime.rows import attend, causal_calls, runs_of, scaled_dot_product, wide_mask, window_calls
 
 HEADS, WIDTH = 2, 4
 

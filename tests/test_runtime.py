@@ -8,7 +8,7 @@ from transformers import DynamicCache, StaticCache
 
 from lookless import Geometry, LayerPlan, Plan, Skip, apply, trace
 from lookless.errors import ModelError, PlanMismatchError
-from lookless.models import geometry_of
+from lookless.runtime.families import geometry_of
 from slow import slow
 from tiny import BATCHES, IMAGE, LAYERS, VARIANTS, VISUAL, batch, next_batch, prompt, tiny_llava, tiny_llava_next
 

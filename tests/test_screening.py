@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from lookless import Scores, calibrate, load_data, screen
-from lookless.calibration import MEASURES
+from lookless.calibration.screening import SCREENED, _in_doubt
+from lookless.calibration.sweep import MEASURES
 from lookless.errors import ScoresError
-from lookless.models import locate
-from lookless.runtime import prompts_of
-from lookless.screening import SCREENED, _in_doubt
+from lookless.runtime.families import locate
+from lookless.runtime.patching import prompts_of
 from test_diagnostics import ONE, loaded_of, made
 
 VIG, FFN = "visual_information_gain", "ffn_effect"

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from lookless import Filter, Keep, LayerPlan, Neurons, Plan, Sink, Skip, Top, Window, apply, calibrate, data, load_data
-from lookless.calibration import kl
-from lookless.choices import ACTIONS, DepthChoice, Repaired, depthwise_plan, dop, repair
+from lookless.calibration.sweep import kl
 from lookless.errors import DataError, PlanError, PlanMismatchError
-from lookless.objective import Objective, joint_distance
-from lookless.search import Move, Order, greedy_order, gsop_order, redundancylens_order
+from lookless.search.depthwise import ACTIONS, DepthChoice, Repaired, depthwise_plan, dop, repair
+from lookless.search.greedy import Move, Order, greedy_order, gsop_order, redundancylens_order
+from lookless.search.objective import Objective, joint_distance
 from tiny import BATCHES, LAYERS, tiny_llava
 
 PIXEL = data.Image.new("RGB", (4, 4))

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from lookless import Plan, Window, apply, evaluate, load_data, trace
+from lookless.comparison.document import BEGIN, END, document, retention_figure
+from lookless.comparison.run import DRAWS, NEAR, STRENGTH, Bench, accuracy, retention, run_table
 from lookless.errors import PlanError
 from lookless.evaluation import paired_difference
 from lookless.flops import prefill
 from lookless.methods import METHODS, Method
-from lookless.models import geometry_of
 from lookless.report import save_figure
-from lookless.results import BEGIN, END, document, retention_figure
-from lookless.table import DRAWS, NEAR, STRENGTH, Bench, accuracy, retention, run_table
+from lookless.runtime.families import geometry_of
 
 TASKS = ["reference:chart", "reference:counting"]
 CHOSEN = {
@@ -190,7 +190,7 @@ def test_a_table_goes_on_where_it_stopped(table, reference, monkeypatch):
     cut["times"] = {}
     path.write_text(json.dumps(cut))
     ran = []
-    monkeypatch.setattr("lookless.table.evaluate", lambda *a, **k: ran.append(1) or evaluate(*a, **k))
+    monkeypatch.setattr("lookless.comparison.run.evaluate", lambda *a, **k: ran.append(1) or evaluate(*a, **k))
     again = run_table(reference, CHOSEN, folder, **options)
     assert len(ran) == 2 * (1 + len(TASKS))  # two settings on two tasks, and the dense answers of each task once
     assert sorted(o.model_dump_json() for o in again.outcomes) == sorted(o.model_dump_json() for o in results.outcomes)

@@ -18,18 +18,8 @@ from typer.testing import CliRunner
 
 import fake_vllm
 from lookless import Geometry, Plan, Skip
-from lookless.cli import app
-from lookless.errors import GeometryError, ModelError, PlanError
-from lookless.flops import prefill
-from lookless.loading import load_model
-from lookless.reference import MODEL, question
-from lookless.serving import launch, server
-from lookless.serving.counters import parsed
-from lookless.serving.server import running, tail
-from lookless.serving.settings import ServingError
-from lookless.serving.shipped import servable
-from lookless.throughput import HEADS, rows, save, section, traffic_table, verdict
-from lookless.traffic import (
+from lookless.bench import vllm_server as server
+from lookless.bench.traffic import (
     HALF,
     Level,
     Load,
@@ -42,6 +32,17 @@ from lookless.traffic import (
     of_geometry,
     of_model,
 )
+from lookless.bench.traffic_report import HEADS, rows, save, section, traffic_table, verdict
+from lookless.bench.vllm_server import running, tail
+from lookless.cli.main import app
+from lookless.errors import GeometryError, ModelError, PlanError
+from lookless.flops import prefill
+from lookless.loading import load_model
+from lookless.reference import MODEL, question
+from lookless.serving import launch
+from lookless.serving.counters import parsed
+from lookless.serving.settings import ServingError
+from lookless.serving.shipped import servable
 
 FAKE = (sys.executable, fake_vllm.__file__)
 
@@ -50,10 +51,10 @@ FAKE = (sys.executable, fake_vllm.__file__)
 def fake(tmp_path, monkeypatch):
     """The play, and a plan for it."""
     monkeypatch.setenv("FAKE_VLLM", str(tmp_path / "told"))
-    monkeypatch.setattr("lookless.traffic.VLLM", FAKE)
+    monkeypatch.setattr("lookless.bench.traffic.VLLM", FAKE)
     monkeypatch.setattr("lookless.serving.launch.find_spec", lambda name: name)
     stock = launch.command
-    monkeypatch.setattr("lookless.traffic.command", lambda *words: [*FAKE, *stock(*words)[3:]])
+    monkeypatch.setattr("lookless.bench.traffic.command", lambda *words: [*FAKE, *stock(*words)[3:]])
     (tmp_path / "told").touch()
     Plan.full(12).at([2, 5, 7], attention=Skip()).save_pretrained(tmp_path / "plan")
     return tmp_path
@@ -166,7 +167,7 @@ def test_a_server_that_is_never_ready(fake, monkeypatch):
 def test_sigterm_ends_the_servers(fake):
     """As Ctrl-C does, with all that they started."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom lookless.serving.server import running\n"
+        "import sys\nfrom pathlib import Path\nfrom lookless.bench.vllm_server import running\n"
         f"with running('stock', {[*FAKE, 'serve', 'm']!r}, Path({str(fake / 'log')!r})):\n"
         "    print('ready', flush=True)\n    input()"
     )

@@ -17,8 +17,8 @@ from families import FAMILIES
 from lookless import Plan
 from lookless.geometry import Geometry
 from lookless.methods import METHODS
-from lookless.models import locate
-from lookless.runtime import applied
+from lookless.runtime.families import locate
+from lookless.runtime.patching import applied
 
 PLANS = ("v-skip", "shortv", "ffn-skip", "operator-skipping", "vtw")
 ROWS = 8

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from lookless import LayerPlan, Loaded, Plan, Skip, evaluate, load_data, load_model, reference, sweep
-from lookless.models import geometry_of
+from lookless.runtime.families import geometry_of
 
 SAMPLES, QUESTIONS = 20, 100
 EDITS = {

@@ -30,46 +30,46 @@ from .scores import Scores
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .calibration import calibrate, sweep
-    from .choices import dop, repair
+    from .bench.timing import time_prefill
+    from .calibration.gradients import diagnose
+    from .calibration.screening import screen
+    from .calibration.sweep import calibrate, sweep
     from .data import Sample, Samples, load_data
-    from .diagnostics import diagnose
     from .evaluation import Evaluation, evaluate
     from .loading import Loaded, load_model
-    from .measure import time_prefill
-    from .objective import Objective, joint_distance
-    from .runtime import Applied, apply
-    from .screening import screen
-    from .search import Move, Order, greedy_order, gsop_order, redundancylens_order
-    from .tracing import Trace, trace
+    from .runtime.patching import Applied, apply
+    from .runtime.tracing import Trace, trace
+    from .search.depthwise import dop, repair
+    from .search.greedy import Move, Order, greedy_order, gsop_order, redundancylens_order
+    from .search.objective import Objective, joint_distance
 
 # name -> module; no module is called like what it holds, or importing the one would hide the other
 _LATER = {
-    "Applied": "runtime",
+    "Applied": "runtime.patching",
     "Evaluation": "evaluation",
     "Loaded": "loading",
-    "Move": "search",
-    "Objective": "objective",
-    "Order": "search",
+    "Move": "search.greedy",
+    "Objective": "search.objective",
+    "Order": "search.greedy",
     "Sample": "data",
     "Samples": "data",
-    "Trace": "tracing",
-    "apply": "runtime",
-    "calibrate": "calibration",
-    "diagnose": "diagnostics",
-    "dop": "choices",
+    "Trace": "runtime.tracing",
+    "apply": "runtime.patching",
+    "calibrate": "calibration.sweep",
+    "diagnose": "calibration.gradients",
+    "dop": "search.depthwise",
     "evaluate": "evaluation",
-    "greedy_order": "search",
-    "gsop_order": "search",
-    "joint_distance": "objective",
+    "greedy_order": "search.greedy",
+    "gsop_order": "search.greedy",
+    "joint_distance": "search.objective",
     "load_data": "data",
     "load_model": "loading",
-    "redundancylens_order": "search",
-    "repair": "choices",
-    "screen": "screening",
-    "sweep": "calibration",
-    "time_prefill": "measure",
-    "trace": "tracing",
+    "redundancylens_order": "search.greedy",
+    "repair": "search.depthwise",
+    "screen": "calibration.screening",
+    "sweep": "calibration.sweep",
+    "time_prefill": "bench.timing",
+    "trace": "runtime.tracing",
 }
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from .cli import app
+from .cli.main import app
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 @dataclass(frozen=True)
 class Rank:
-    """An order of visual tokens, computed inside the forward pass (:mod:`lookless.ranks`); the best are kept.
+    """An order of visual tokens, computed inside the forward pass (:mod:`lookless.runtime.ranks`); the best are kept.
 
     Attributes:
         what: highest first, in words.

@@ -13,15 +13,15 @@ from rich import box
 from rich.table import Table
 
 from . import files, flops, report
-from .calibration import calibrate
+from .bench.timing import time_prefill
+from .calibration.sweep import calibrate
 from .data import Samples, load_data
 from .evaluation import Estimate, evaluate
 from .loading import Loaded, load_model
-from .measure import time_prefill
 from .methods import v_skip
-from .models import locate
 from .plan import Plan
 from .reference import TASKS
+from .runtime.families import locate
 from .scores import Scores
 from .version import __version__
 

@@ -13,7 +13,7 @@ from .data import Samples, SeenWarning, overlap
 from .loading import Loaded
 from .plan import Plan
 from .progress import shown
-from .runtime import applied
+from .runtime.patching import applied
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from . import reference
 from .data import Sample
 from .errors import DataError, LooklessError, ModelError, first_line
-from .models import family_of, locate
+from .runtime.families import family_of, locate
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

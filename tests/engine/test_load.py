@@ -24,9 +24,9 @@ from PIL import Image
 
 from engines import IDLE_S, environment
 from lookless import Plan, Skip
+from lookless.bench.vllm_server import HOST, Server, running
 from lookless.reference import TASKS, question
 from lookless.serving.launch import command
-from lookless.serving.server import HOST, Server, running
 from lookless.serving.shipped import servable
 
 LONGEST = 512

@@ -17,7 +17,7 @@ import torch
 
 from checkpoints import CHECKPOINTS, IMAGE, LAYERS, VOCABULARY, WORDS
 from engines import IDLE_S, TOKENS, environment
-from lookless.serving.server import running
+from lookless.bench.vllm_server import running
 from prompts import Prompt, noise
 from stock import Reference
 from test_families import CLOSE, mixed_plan

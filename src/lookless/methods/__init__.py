@@ -20,11 +20,11 @@ from .pyramiddrop import pyramiddrop
 from .random_layers import random_layers
 from .random_tokens import random_tokens
 from .redundancylens import redundancylens
+from .registry import METHODS, Method, PluginWarning, all_methods, find
 from .shortv import shortv
 from .sparsevlm import sparsevlm
 from .st3 import st3
 from .state_cosine import state_cosine
-from .table import METHODS, Method, PluginWarning, all_methods, find
 from .v2drop import v2drop
 from .v_skip import v_skip
 from .v_skip_universal import v_skip_universal

@@ -19,7 +19,7 @@ from ..plan import Plan
 from .halfv import halfv
 from .halfv_llava import halfv_llava
 from .published import Setting
-from .table import METHODS, Method
+from .registry import METHODS, Method
 from .vica import vica
 
 #: model -> layers frozen, in the order they were chosen

@@ -65,7 +65,7 @@ def resolve(vllm_config: Any) -> Settings | None:
         return None
     plan = Plan.from_pretrained(where)
     check_plan(plan)
-    from ..models import family_of
+    from ..runtime.families import family_of
 
     family_of(model.hf_config)
     plan.check(Geometry.from_config(model.hf_config))

@@ -22,16 +22,16 @@ from rich.measure import Measurement
 from rich.table import Table
 from typer.core import TyperGroup
 
-from .errors import LooklessError, PlanError, first_line, is_out_of_memory
-from .version import __version__
+from ..errors import LooklessError, PlanError, first_line, is_out_of_memory
+from ..version import __version__
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from .geometry import Geometry
-    from .methods import Method
-    from .plan import Plan
-    from .traffic import Traffic
+    from ..bench.traffic import Traffic
+    from ..geometry import Geometry
+    from ..methods import Method
+    from ..plan import Plan
 
 app = typer.Typer(
     help="Make multimodal language models look less, at the right depth: measure which decoder layers' visual work "
@@ -127,7 +127,7 @@ def _print_json(record: BaseModel | dict[str, Any]) -> None:
 
 def _writable(path: Path, *, folder: bool) -> Path:
     """As :func:`lookless.files.check_out`."""
-    from .files import check_out
+    from ..files import check_out
 
     return check_out(path, folder=folder)
 
@@ -166,7 +166,7 @@ def demo(
 
     Example: lookless demo --out my-first-look
     """
-    from . import demo as demonstration
+    from .. import demo as demonstration
 
     _writable(out_dir, folder=True)
     with err.status("starting") as status:
@@ -218,12 +218,12 @@ def calibrate(
 
     For a plan that skips 7 layers: lookless calibrate reference --data reference:chart --screen 7 --out scores.json
     """
-    from . import report
-    from .calibration import MEASURES
-    from .data import SeenWarning, load_data
-    from .diagnostics import DIAGNOSTICS, measured
-    from .loading import load_model
-    from .screening import check_screened, screen
+    from .. import report
+    from ..calibration.gradients import DIAGNOSTICS, measured
+    from ..calibration.screening import check_screened, screen
+    from ..calibration.sweep import MEASURES
+    from ..data import SeenWarning, load_data
+    from ..loading import load_model
 
     _writable(out_path, folder=False)
     if position not in ("last", "answer"):
@@ -250,7 +250,7 @@ def calibrate(
         _print_json(scores)
         return
     _print_whole(report.scores_table(scores))
-    from .methods import METHODS
+    from ..methods import METHODS
 
     next_step = next((m.name for m in METHODS.values() if m.measures == (measure,)), None)
     then = f"; next: lookless plan {next_step} --scores {out_path} --out PLAN_DIR" if next_step else ""
@@ -263,13 +263,13 @@ class _Methods(TyperGroup):
     """`lookless plan`: a command for every method there is, made from its signature when it is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        from .methods import all_methods
+        from ..methods import all_methods
 
         with _telling():
             return [*super().list_commands(ctx), *all_methods()]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        from .methods import find
+        from ..methods import find
 
         with _telling():
             return super().get_command(ctx, cmd_name) or _method_command(find(cmd_name))
@@ -297,7 +297,7 @@ def plan_preset(
 
     Example: lookless plan preset shortv/LLaVA-1.5-7B --out my-plan
     """
-    from .methods import preset
+    from ..methods import preset
 
     _writable(out_dir, folder=True)
     plan = preset(name)
@@ -318,8 +318,8 @@ def _method_command(method: Method) -> Any:
         as_json: bool = False,
         **words: str | None,
     ) -> None:
-        from .configs import geometry_named
-        from .scores import Scores
+        from ..configs import geometry_named
+        from ..scores import Scores
 
         _writable(out_dir, folder=True)
         knobs = _knobs(method, {k: v for k, v in words.items() if v is not None}, ctx.args)
@@ -370,7 +370,7 @@ def _method_command(method: Method) -> Any:
 
 
 def _paper_setting(method: Method, knob: Any) -> str:
-    from .methods.knobs import told
+    from ..methods.knobs import told
 
     if knob.is_required and knob.name not in method.at:
         return "Found by search."
@@ -406,8 +406,8 @@ def list_methods(as_json: Json = False) -> None:
 
     Example: lookless methods --json
     """
-    from . import report
-    from .methods import all_methods
+    from .. import report
+    from ..methods import all_methods
 
     methods = all_methods()
     if as_json:
@@ -426,13 +426,13 @@ def show(
 
     Example: lookless show lookless-demo/chart/plan
     """
-    from .plan import Plan
+    from ..plan import Plan
 
     _show(Plan.from_pretrained(plan_dir), as_json)
 
 
 def _show(plan: Plan, as_json: bool) -> None:
-    from . import report
+    from .. import report
 
     if as_json:
         _print_json(plan)
@@ -466,12 +466,12 @@ def evaluate(
 
     Example: lookless eval reference --data reference:chart --plan lookless-demo/chart/plan
     """
-    from . import report
-    from .data import SeenWarning, load_data
-    from .evaluation import evaluate as measure
-    from .loading import load_model
-    from .models import geometry_of
-    from .plan import Plan
+    from .. import report
+    from ..data import SeenWarning, load_data
+    from ..evaluation import evaluate as measure
+    from ..loading import load_model
+    from ..plan import Plan
+    from ..runtime.families import geometry_of
 
     plan = None if plan_dir is None else Plan.from_pretrained(plan_dir)
     seen = () if plan is None or include_seen else plan.provenance.sample_hashes or ()
@@ -510,10 +510,10 @@ def generate(
 
     Example: lookless generate reference --image photo.png --prompt "what colour is the star?"
     """
-    from .data import Sample, load_image
-    from .loading import load_model
-    from .plan import Plan
-    from .runtime import applied
+    from ..data import Sample, load_image
+    from ..loading import load_model
+    from ..plan import Plan
+    from ..runtime.patching import applied
 
     plan = None if plan_dir is None else Plan.from_pretrained(plan_dir)
     sample = Sample(tuple(load_image(path) for path in image or ()), prompt, "")
@@ -554,10 +554,11 @@ def table(
 
     Over an hour on two cores for both shipped models. Example: lookless table reference --method v-skip --method fastv
     """
-    from . import files, reference, report, results
-    from .loading import load_model
-    from .methods import all_methods
-    from .table import check_budgets, run_table
+    from .. import files, reference, report
+    from ..comparison import document as results
+    from ..comparison.run import check_budgets, run_table
+    from ..loading import load_model
+    from ..methods import all_methods
 
     check_budgets(budget or [])
     figure = out_path.parent / "images" / f"{out_path.stem}.png"
@@ -671,11 +672,11 @@ def bench(
 
     Under traffic: lookless bench reference --engine vllm --plan my-plan --concurrency 1 --concurrency 16
     """
-    from . import bench as benchmark
-    from . import timings
-    from .configs import shape_named
-    from .methods import find
-    from .plan import Plan
+    from ..bench import prefill as benchmark
+    from ..bench import prefill_report as timings
+    from ..configs import shape_named
+    from ..methods import find
+    from ..plan import Plan
 
     if out_dir is not None:
         _writable(out_dir, folder=True)
@@ -691,7 +692,7 @@ def bench(
         raise LooklessError("--data is for a MODEL: a geometry has no processor, so its prompts are random.")
     _check_engine(ctx, engine)
     if engine == "vllm":
-        from .traffic import Traffic
+        from ..bench.traffic import Traffic
 
         levels = tuple(sorted({*(concurrency or Traffic.concurrency)}))
         _bench_vllm(
@@ -778,10 +779,10 @@ def _bench_vllm(
     import shlex
     import tempfile
 
-    from . import throughput
-    from . import traffic as measuring
-    from .methods import find
-    from .serving.launch import check_installed
+    from ..bench import traffic as measuring
+    from ..bench import traffic_report as throughput
+    from ..methods import find
+    from ..serving.launch import check_installed
 
     named = len(plans) + len(methods)
     if named != 1:
@@ -833,7 +834,7 @@ def serve(
 
     Example: lookless serve llava-hf/llava-1.5-7b-hf --plan my-plan --port 8000 --max-model-len 4096
     """
-    from .serving.launch import command
+    from ..serving.launch import command
 
     words = command(model, plan_dir, ctx.args)
     os.execv(words[0], words)
@@ -860,10 +861,10 @@ def flops(
 
     Example: lookless flops --geometry LLaVA-1.5-7B --visual 576 --text 66.6 --method v-skip --layers 19
     """
-    from .configs import geometry_named
-    from .flops import prefill
-    from .methods import find
-    from .plan import Plan
+    from ..configs import geometry_named
+    from ..flops import prefill
+    from ..methods import find
+    from ..plan import Plan
 
     chosen = geometry_named(geometry)
     if plan_dir is not None and method is not None:

@@ -29,13 +29,13 @@ from torch import Tensor, nn
 from transformers.masking_utils import find_packed_sequence_indices
 from transformers.utils import ModelOutput
 
+from ..cells import RANKS, Full, Neurons, Window
+from ..errors import ModelError
+from ..plan import COLUMNS, Plan
 from .cache import TEXT, UNKNOWN
-from .cells import RANKS, Full, Neurons, Window
-from .errors import ModelError
-from .models import Located, locate
-from .operators import stock_mask
-from .passes import Pass, steps_of
-from .plan import COLUMNS, Plan
+from .families import Located, locate
+from .forward import Pass, steps_of
+from .layer import stock_mask
 from .prompts import Prompts
 
 #: The keyword by which the model tells the one inside it which rows' logits are kept.

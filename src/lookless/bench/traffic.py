@@ -21,21 +21,21 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from . import flops
-from .bench import STOCK, cut_name, processor
-from .configs import shape_named
-from .errors import ModelError, PlanError, first_line
-from .geometry import Geometry
-from .loading import looks_local
-from .plan import Plan
-from .reference import NAMES
-from .serving.counters import Rows
-from .serving.launch import VLLM, command
-from .serving.server import PATIENCE_S, Server, running, tail
-from .serving.settings import ServingError
-from .serving.shipped import servable
-from .skeleton import skeleton
-from .version import __version__
+from .. import flops
+from ..configs import shape_named
+from ..errors import ModelError, PlanError, first_line
+from ..geometry import Geometry
+from ..loading import looks_local
+from ..plan import Plan
+from ..reference import NAMES
+from ..serving.counters import Rows
+from ..serving.launch import VLLM, command
+from ..serving.settings import ServingError
+from ..serving.shipped import servable
+from ..version import __version__
+from .dummy_checkpoint import skeleton
+from .prefill import STOCK, cut_name, processor
+from .vllm_server import PATIENCE_S, Server, running, tail
 
 PLAN = "plan"
 Say = Callable[[str], None]

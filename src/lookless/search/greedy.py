@@ -1,7 +1,7 @@
 """Greedy search: changes made one after the other, each the one that hurts least given those before it.
 
 The order it gives serves every budget, from one layer to all. GSOP sorts operations so, RedundancyLens layers. The
-distance of a plan is an :class:`~lookless.objective.Objective`'s, in nats, of all its changes together.
+distance of a plan is an :class:`~lookless.search.objective.Objective`'s, in nats, of all its changes together.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from . import files
-from .cells import Cell, Full, Neurons, Skip, Window
-from .errors import PlanError
+from .. import files
+from ..cells import Cell, Full, Neurons, Skip, Window
+from ..errors import PlanError
+from ..plan import COLUMNS, LayerPlan, Plan, Provenance
+from ..progress import shown
 from .objective import Objective, share_kept
-from .plan import COLUMNS, LayerPlan, Plan, Provenance
-from .progress import shown
 
 SCHEMA_VERSION = 1
 SLACK = 1e-9  # of prices of one plan, summed in another order

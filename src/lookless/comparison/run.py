@@ -18,26 +18,26 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from . import files, flops
-from .calibration import sweep
-from .cells import Window
-from .choices import dop
-from .data import Samples, load_data
-from .diagnostics import measured
-from .errors import LooklessError, PlanError, first_line
-from .evaluation import Estimate, evaluate, mean_estimate, normal, retention_estimate
-from .geometry import Geometry
-from .loading import Loaded
-from .measure import time_prefill
-from .methods import Method
-from .models import geometry_of, locate
-from .objective import Objective
-from .plan import LayerPlan, Plan
-from .progress import shown
-from .runtime import apply, prompts_of
-from .scores import Scores
-from .search import gsop_order
-from .tracing import trace
+from .. import files, flops
+from ..bench.timing import time_prefill
+from ..calibration.gradients import measured
+from ..calibration.sweep import sweep
+from ..cells import Window
+from ..data import Samples, load_data
+from ..errors import LooklessError, PlanError, first_line
+from ..evaluation import Estimate, evaluate, mean_estimate, normal, retention_estimate
+from ..geometry import Geometry
+from ..loading import Loaded
+from ..methods import Method
+from ..plan import LayerPlan, Plan
+from ..progress import shown
+from ..runtime.families import geometry_of, locate
+from ..runtime.patching import apply, prompts_of
+from ..runtime.tracing import trace
+from ..scores import Scores
+from ..search.depthwise import dop
+from ..search.greedy import gsop_order
+from ..search.objective import Objective
 
 SCHEMA_VERSION = 2
 PAPER = "paper"

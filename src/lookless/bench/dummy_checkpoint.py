@@ -1,6 +1,6 @@
 """A checkpoint of real layer shapes and no weights, for engines that make up weights of their own.
 
-It is LLaVA's wrapping over the decoder block of a geometry's kind, as in :mod:`lookless.shapes`, with a CLIP tower of
+It is LLaVA's wrapping over the decoder block of a geometry's kind, as in :mod:`lookless.bench.dummy_model`, with a CLIP tower of
 real widths, cut as deep as the decoder is, and with the words of the shipped model: a small vocabulary, so that the
 head of a few layers does not weigh as much as they do.
 """
@@ -13,11 +13,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from . import files
-from .configs import Shape
-from .errors import ModelError
-from .reference import MODEL
-from .shapes import decoder
+from .. import files
+from ..configs import Shape
+from ..errors import ModelError
+from ..reference import MODEL
+from .dummy_model import decoder
 
 PATCH = 14
 TOWER = {

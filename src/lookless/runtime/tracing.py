@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .models import locate
+from .families import locate
 
 #: operator -> the module whose input rows are its rows
 OPERATORS = {"query": "self_attn.q_proj", "key": "self_attn.k_proj", "ffn": "mlp"}

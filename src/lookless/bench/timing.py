@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .errors import ModelError
-from .loading import Loaded
-from .models import locate
-from .plan import Plan
-from .runtime import applied
+from ..errors import ModelError
+from ..loading import Loaded
+from ..plan import Plan
+from ..runtime.families import locate
+from ..runtime.patching import applied
 
 
 @dataclass(frozen=True)

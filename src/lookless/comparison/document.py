@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .evaluation import Estimate, paired_difference
-from .methods import Method
-from .report import INK, KEPT, MUTED, SKIPPED, panels_of
-from .table import LIVENESS, PAPER, Outcome, Results, accuracy, by_question, retention
+from ..evaluation import Estimate, paired_difference
+from ..methods import Method
+from ..report import INK, KEPT, MUTED, SKIPPED, panels_of
+from .run import LIVENESS, PAPER, Outcome, Results, accuracy, by_question, retention
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from . import files
-from .bench import STOCK
-from .timings import markdown
+from .. import files
+from .prefill import STOCK
+from .prefill_report import markdown
 from .traffic import PLAN, Level, Load, TrafficReport
 
 HEADS = ("at once", "", "requests a second", "tokens a second", "first token ms", "95 % below ms", "ms a token")

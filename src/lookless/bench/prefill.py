@@ -5,7 +5,7 @@ runtime is worth:
 
 * **realised / promised**: share of the prefill's time saved, by the share of its FLOPs saved;
 * **time / floor**: the prefill's time, by that of its unavoidable matrix products and attention calls alone, timed in
-  the same rounds (:mod:`lookless.floor`).
+  the same rounds (:mod:`lookless.bench.lower_bound`).
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 from transformers import DynamicCache
 
-from . import flops
-from .configs import shape_named
-from .data import load_data
-from .errors import DataError, ModelError, PlanError
-from .floor import floor_of
-from .geometry import Geometry
-from .loading import DTYPES, check_device, load_model
-from .measure import Clock, peak_mib, synchronise
-from .models import Located, locate
-from .plan import Plan
-from .progress import shown
-from .prompts import Prompts
-from .runtime import applied, prompts_of
-from .shapes import shaped
-from .version import __version__
+from .. import flops
+from ..configs import shape_named
+from ..data import load_data
+from ..errors import DataError, ModelError, PlanError
+from ..geometry import Geometry
+from ..loading import DTYPES, check_device, load_model
+from ..plan import Plan
+from ..progress import shown
+from ..runtime.families import Located, locate
+from ..runtime.patching import applied, prompts_of
+from ..runtime.prompts import Prompts
+from ..version import __version__
+from .dummy_model import shaped
+from .lower_bound import floor_of
+from .timing import Clock, peak_mib, synchronise
 
 STOCK = "stock"
 Axis = Literal["visual", "batch"]

@@ -23,7 +23,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .calibration import (
+from ..data import Samples
+from ..errors import ScoresError
+from ..loading import Loaded
+from ..runtime.families import Located, locate
+from ..scores import Scores
+from .sweep import (
     MEASURES,
     Position,
     VisualPrompt,
@@ -35,11 +40,6 @@ from .calibration import (
     visual_prompts,
     watched,
 )
-from .data import Samples
-from .errors import ScoresError
-from .loading import Loaded
-from .models import Located, locate
-from .scores import Scores
 
 #: name of the scores -> their unit
 DIAGNOSTICS = {
@@ -148,7 +148,7 @@ def lent(model: nn.Module) -> Iterator[None]:
 def measured(
     loaded: Loaded, samples: Samples, name: str, *, position: Position = "last", progress: bool = True
 ) -> Scores:
-    """Scores by name: one of :data:`lookless.calibration.MEASURES`, or of :data:`DIAGNOSTICS`.
+    """Scores by name: one of :data:`lookless.calibration.sweep.MEASURES`, or of :data:`DIAGNOSTICS`.
 
     Raises:
         ScoresError: no such name.

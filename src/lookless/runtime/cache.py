@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from .errors import ModelError
+from ..errors import ModelError
 
 TEXT, VISUAL, UNKNOWN = 0, 1, -1
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from . import files
-from .bench import STOCK, BreakEven, Report, Spread, Sweep, Timed
-from .report import INK, KEPT, MUTED, SKIPPED, panels_of, save_figure
+from .. import files
+from ..report import INK, KEPT, MUTED, SKIPPED, panels_of, save_figure
+from .prefill import STOCK, BreakEven, Report, Spread, Sweep, Timed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .counters import Rows, parsed
-from .settings import ServingError
+from ..serving.counters import Rows, parsed
+from ..serving.settings import ServingError
 
 HOST = "127.0.0.1"
 PATIENCE_S = 1800.0  # a large model is loaded and compiled for minutes

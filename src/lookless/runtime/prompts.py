@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .cells import Skip, Top
-from .plan import LayerPlan
-from .pointwise import Buffers
+from ..cells import Skip, Top
+from ..plan import LayerPlan
+from .inplace import Buffers
 from .rows import Rows, is_one_call
 
 Kind = Literal["text", "visual", "live", "none"]
@@ -213,7 +213,7 @@ class Prompts:
         return found[1]
 
     def is_one_call(self, query: Rows, key: Rows) -> bool:
-        """See :func:`lookless.rows.is_one_call`."""
+        """See :func:`lookless.runtime.rows.is_one_call`."""
         one: bool = self.remembered(("one call", id(query), id(key)), lambda: is_one_call(query, key))
         return one
 

@@ -20,18 +20,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cells import RANKS, Keep, Neurons, Skip, Window
-from .data import Sample, Samples
-from .errors import DataError, ModelError, ScoresError
-from .geometry import Geometry
-from .loading import Loaded
-from .models import Located, locate
-from .passes import Pass, steps_of
-from .plan import COLUMNS, LayerPlan, Plan
-from .progress import shown
-from .prompts import Prompts
-from .runtime import check_stock, prompts_of
-from .scores import Scores
+from ..cells import RANKS, Keep, Neurons, Skip, Window
+from ..data import Sample, Samples
+from ..errors import DataError, ModelError, ScoresError
+from ..geometry import Geometry
+from ..loading import Loaded
+from ..plan import COLUMNS, LayerPlan, Plan
+from ..progress import shown
+from ..runtime.families import Located, locate
+from ..runtime.forward import Pass, steps_of
+from ..runtime.patching import check_stock, prompts_of
+from ..runtime.prompts import Prompts
+from ..scores import Scores
 
 Position = Literal["last", "answer"]
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from . import flops
-from .calibration import Dense, Distance, Position, kl, moved, run_dense, visual_prompts
-from .cells import RANKS
-from .data import Samples
-from .errors import PlanError
-from .geometry import Geometry
-from .loading import Loaded
-from .models import locate
-from .plan import LayerPlan, Plan, Provenance
+from .. import flops
+from ..calibration.sweep import Dense, Distance, Position, kl, moved, run_dense, visual_prompts
+from ..cells import RANKS
+from ..data import Samples
+from ..errors import PlanError
+from ..geometry import Geometry
+from ..loading import Loaded
+from ..plan import LayerPlan, Plan, Provenance
+from ..runtime.families import locate
 
 
 class Objective:

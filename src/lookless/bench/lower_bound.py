@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .cells import Full, Neurons, Skip, Top, Window
-from .errors import PlanError
-from .models import Located
-from .plan import Plan
-from .prompts import Prompts
-from .rows import Call, Rows, attend, causal_calls, scaled_dot_product, window_calls
+from ..cells import Full, Neurons, Skip, Top, Window
+from ..errors import PlanError
+from ..plan import Plan
+from ..runtime.families import Located
+from ..runtime.prompts import Prompts
+from ..runtime.rows import Call, Rows, attend, causal_calls, scaled_dot_product, window_calls
 
 
 def floor_of(located: Located, prompts: Prompts, plan: Plan | None) -> Callable[[], None]:

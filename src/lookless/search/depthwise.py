@@ -2,7 +2,7 @@
 
 Both approximate the joint distance by a sum of distances of one change at a time. How much that loses is measured here,
 not assumed. Distances are in nats; every ``kept`` is the share of the dense prefill's FLOPs that is kept, by
-:meth:`lookless.objective.Objective.kept`.
+:meth:`lookless.search.objective.Objective.kept`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from itertools import product
 
 import numpy as np
 
-from .cells import Keep, Skip
-from .errors import PlanError
-from .geometry import Geometry
+from ..cells import Keep, Skip
+from ..errors import PlanError
+from ..geometry import Geometry
+from ..plan import LayerPlan, Plan
+from ..progress import shown
+from .greedy import SLACK, Found
 from .objective import Objective
-from .plan import LayerPlan, Plan
-from .progress import shown
-from .search import SLACK, Found
 
 
 class DepthChoice(Found):

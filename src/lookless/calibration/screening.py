@@ -32,7 +32,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .calibration import (
+from ..cells import Full, Skip
+from ..data import Samples
+from ..errors import ScoresError
+from ..loading import Loaded
+from ..plan import LayerPlan
+from ..progress import shown
+from ..runtime.families import Located, locate
+from ..scores import Scores
+from .gradients import lent, pulls, slopes
+from .sweep import (
     MEASURES,
     Dense,
     Measure,
@@ -48,15 +57,6 @@ from .calibration import (
     visual_prompts,
     watched,
 )
-from .cells import Full, Skip
-from .data import Samples
-from .diagnostics import lent, pulls, slopes
-from .errors import ScoresError
-from .loading import Loaded
-from .models import Located, locate
-from .plan import LayerPlan
-from .progress import shown
-from .scores import Scores
 
 #: divergences when what an operator adds is taken away, which is what can be estimated
 SCREENED = tuple(

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .cells import Filter, Keep, Top
-from .operators import Seen, may_read, project
+from ..cells import Filter, Keep, Top
+from .layer import Seen, may_read, project
 from .prompts import Prompts
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from .configs import Shape
-from .geometry import Geometry
-from .measure import check_memory
+from ..configs import Shape
+from ..geometry import Geometry
+from .timing import check_memory
 
 IMAGE, WORD = 0, 1
 VOCABULARY = 8  # the head is not timed

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..cells import Full, Neurons, Sink, Skip, Top, Window
+from ..errors import ModelError
+from ..plan import LayerPlan
 from .cache import UNKNOWN, VISUAL, PrunedLayer, cut, layer_of, remember, select, store
-from .cells import Full, Neurons, Sink, Skip, Top, Window
-from .errors import ModelError
-from .plan import LayerPlan
-from .pointwise import Buffers, gated_ffn, is_own, is_small, linear, may_write, rms_norm, rotate
+from .inplace import Buffers, gated_ffn, is_own, is_small, linear, may_write, rms_norm, rotate
 from .prompts import Prompts
 from .rows import Call, Rows, attend, causal_calls, scaled_dot_product, wide_mask, window_calls
 
@@ -37,7 +37,7 @@ class Past:
     Attributes:
         keys, values: ``[batch, kv_heads, slots, head_dim]``.
         places: which token of the sequence stands in each slot, -1 for none, int64 ``[batch, slots]``.
-        kinds: of those tokens, as in :class:`lookless.cache.PrunedLayer`; None where the cache does not remember.
+        kinds: of those tokens, as in :class:`lookless.runtime.cache.PrunedLayer`; None where the cache does not remember.
     """
 
     keys: Tensor

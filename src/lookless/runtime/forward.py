@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .cells import RANKS, Filter, Full, Keep, Top
-from .errors import ModelError
-from .operators import Seen, look, run_layer
-from .plan import COLUMNS, LayerPlan, Plan
-from .pointwise import is_small
+from ..cells import RANKS, Filter, Full, Keep, Top
+from ..errors import ModelError
+from ..plan import COLUMNS, LayerPlan, Plan
+from .inplace import is_small
+from .layer import Seen, look, run_layer
 from .prompts import Prompts
 from .ranks import Filtering, View, recycle, select
 

@@ -1,0 +1,1 @@
+"""Where does looking matter? Scores of layers, from sweeps of one-row plans and from gradients."""

@@ -1,0 +1,1 @@
+"""Methods side by side at one price: the tables of docs/results.md."""

@@ -1,0 +1,1 @@
+"""Plans found by trying plans."""
