@@ -1,8 +1,8 @@
 """A checkpoint of real layer shapes and no weights, for engines that make up weights of their own.
 
-It is LLaVA's wrapping over the decoder block of a geometry's kind, as in :mod:`lookless.bench.dummy_model`, with a CLIP tower of
-real widths, cut as deep as the decoder is, and with the words of the shipped model: a small vocabulary, so that the
-head of a few layers does not weigh as much as they do.
+It is LLaVA's wrapping over the decoder block of a geometry's kind, as in :mod:`lookless.bench.dummy_model`, with a CLIP
+tower of real widths, cut as deep as the decoder is, and with the words of the shipped model: a small vocabulary, so
+that the head of a few layers does not weigh as much as they do.
 """
 
 from __future__ import annotations

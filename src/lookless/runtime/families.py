@@ -23,7 +23,7 @@ REFUSED = {
     "gemma3": f"it {NOT_CAUSAL}, and its decoder slides windows and norms each branch twice",
     "gemma3n": f"it {NOT_CAUSAL}, and its decoder has other operators",
     "mllama": "its images are read by cross-attention layers and are no tokens of the decoder",
-    "idefics2": "its resampler and Mistral decoder would need a row in lookless.runtime.families.FAMILIES and a test",
+    "idefics2": "its resampler and Mistral decoder would need a row in lookless.runtime.families and a test",
     "qwen3_vl_moe": "its feed-forward networks are mixtures of experts, which need their own row selection and price",
     "internvl_chat": "it is remote code; convert it to transformers' own InternVL (model_type 'internvl')",
 }

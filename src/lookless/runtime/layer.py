@@ -37,7 +37,8 @@ class Past:
     Attributes:
         keys, values: ``[batch, kv_heads, slots, head_dim]``.
         places: which token of the sequence stands in each slot, -1 for none, int64 ``[batch, slots]``.
-        kinds: of those tokens, as in :class:`lookless.runtime.cache.PrunedLayer`; None where the cache does not remember.
+        kinds: of those tokens, as in :class:`lookless.runtime.cache.PrunedLayer`; None where the cache does not
+            remember.
     """
 
     keys: Tensor
