@@ -18,8 +18,8 @@ from lookless import Plan, Scores, evaluate, load_data, reference, v_skip
 from lookless.data import Sample, Samples, SeenWarning, load_image
 from lookless.errors import DataError
 from lookless.reference.draw import draw
-from lookless.reference.questions import pose
-from lookless.reference.worlds import CHARACTERS, Scene
+from lookless.reference.questions import HARDER, TASKS, pose
+from lookless.reference.worlds import CHARACTERS, COLOURS, SHAPES, Scene
 from lookless.runtime.families import geometry_of
 
 
@@ -240,15 +240,16 @@ def test_hash_sees_every_pixel_and_word():
     assert len({Samples("s", (Sample((i,), q, a),)).hash for i, q, a in variants}) == 4
 
 
-@pytest.mark.parametrize("task", reference.TASKS)
+@pytest.mark.parametrize("task", TASKS | HARDER)
 def test_tasks_are_open_to_no_guess(task):
     """The most common answer is right no oftener than chance and a margin says."""
     answers = Counter(pose(task, random.Random(f"balance:{i}"))[2] for i in range(600))
     ceiling = {"existence": 0.55, "counting": 0.25, "spatial": 0.35, "attribute": 0.2, "chart": 0.25, "text": 0.02}
+    ceiling |= {"relation": 0.1, "comparison": 0.1, "table": 0.1, "listing": 0.02}
     assert answers.most_common(1)[0][1] / 600 < ceiling[task]
 
 
-@pytest.mark.parametrize("task", reference.TASKS)
+@pytest.mark.parametrize("task", TASKS | HARDER)
 def test_images_are_drawn_alike_and_answers_have_their_lengths(task):
     for i in range(20):
         world, question, answer = pose(task, random.Random(f"again:{i}"))
@@ -259,8 +260,58 @@ def test_images_are_drawn_alike_and_answers_have_their_lengths(task):
         if task == "text":
             assert 2 <= len(answer) <= 5
             assert set(answer) <= set(CHARACTERS)
+        elif task == "listing":
+            assert len(answer.split(", ")) == len(world.things)
         else:
             assert " " not in answer
+
+
+def beside(scene: Scene, thing, side: str):
+    """The nearest of those that share the row or the column of a 4 x 4 lattice, by a search of all of them."""
+    row, column = thing.y // 24, thing.x // 24
+    if side in ("above", "below"):
+        line = [
+            t for t in scene.things if t.x // 24 == column and (t.y < thing.y if side == "above" else t.y > thing.y)
+        ]
+        return min(line, key=lambda t: abs(t.y - thing.y)) if line else None
+    line = [t for t in scene.things if t.y // 24 == row and (t.x < thing.x if side == "left" else t.x > thing.x)]
+    return min(line, key=lambda t: abs(t.x - thing.x)) if line else None
+
+
+def test_chains_lead_where_they_say():
+    hops = Counter()
+    for i in range(200):
+        scene, question, answer = pose("relation", random.Random(f"chain:{i}"))
+        words = question.rstrip("?").split()
+        [thing] = [t for t in scene.things if {t.shape, t.colour} & set(words)]
+        sides = [w for w in words if w in ("left", "right", "above", "below")]
+        for side in reversed(sides):  # the last one said is the first one gone
+            thing = beside(scene, thing, side)
+        assert answer == (thing.colour if words[1] == "colour" else thing.shape)
+        hops[len(sides)] += 1
+    assert min(hops[1], hops[2]) > 60
+
+
+def test_comparisons_count_everything():
+    for i in range(200):
+        scene, question, answer = pose("comparison", random.Random(f"most:{i}"))
+        counts = Counter(t.colour if answer in COLOURS else t.shape for t in scene.things)
+        words = question.rstrip("?").split()
+        rivals = [w for w in words if w in COLOURS or w in SHAPES] or list(counts)
+        assert all(counts[answer] > counts[rival] for rival in rivals if rival != answer)
+
+
+def test_tables_are_read_at_the_crossing():
+    for i in range(200):
+        table, question, answer = pose("table", random.Random(f"cell:{i}"))
+        cells = {
+            (shape, colour, table.cells[row][column])
+            for row, shape in enumerate(table.rows)
+            for column, colour in enumerate(table.columns)
+        }
+        words = question.rstrip("?").split()
+        [found] = [cell for cell in cells if len(set(cell) & set(words)) == (1 if "heads" in words else 2)]
+        assert answer in set(found) - set(words)
 
 
 def test_existence_negatives_are_adversarial():

@@ -10,12 +10,14 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .worlds import COLOURS, IMAGE_SIZE, Chart, Scene, Sign, Thing, World
+from .worlds import CELL, COLOURS, IMAGE_SIZE, Chart, Scene, Sign, Table, Thing, World
 
 SCALE = 2  # drawn this many times larger and averaged down, which smooths the edges
 BASELINE = 88  # y of the bottom of every bar, pixels
 UNIT = 8  # height of one unit of a bar, pixels
 AXIS = 8  # x of the value axis, pixels
+HEAD = 8  # half the side of what heads a table's row or column, pixels
+LETTER = 18  # size of a table's characters, pixels
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, right and bottom excluded
 
@@ -52,6 +54,19 @@ def bar_boxes(chart: Chart) -> tuple[Box, ...]:
         left = round(AXIS + 4 + i * pitch + (pitch - chart.width) / 2)
         boxes.append((left, BASELINE - value * UNIT, left + chart.width, BASELINE))
     return tuple(boxes)
+
+
+def cell_centre(table: Table, row: int, column: int) -> tuple[int, int]:
+    """x, y in pixels; row 0 holds the column heads, column 0 the row heads."""
+    return table.x + CELL * column + CELL // 2, table.y + CELL * row + CELL // 2
+
+
+def letter_box(table: Table, row: int, column: int) -> Box:
+    """The inked box of the character in that cell; rows and columns as in :func:`cell_centre`."""
+    x, y = cell_centre(table, row, column)
+    face = _font(table.font, LETTER)
+    left, top, right, bottom = face.getbbox(table.cells[row - 1][column - 1], anchor="mm")
+    return round(x + left), round(y + top), round(x + right), round(y + bottom)
 
 
 def _outline(shape: str) -> list[tuple[float, float]]:
@@ -102,16 +117,40 @@ def _outline(shape: str) -> list[tuple[float, float]]:
 _OUTLINES = {s: _outline(s) for s in ("square", "triangle", "star", "diamond", "cross", "heart")}
 
 
-def _draw_thing(pen: ImageDraw.ImageDraw, thing: Thing, background: tuple[int, int, int]) -> None:
-    fill = COLOURS[thing.colour]
-    x, y, r = SCALE * thing.x, SCALE * thing.y, SCALE * thing.radius
-    if thing.shape in ("circle", "ring"):
+def _draw_shape(
+    pen: ImageDraw.ImageDraw,
+    shape: str,
+    at: tuple[int, int],
+    radius: int,
+    fill: tuple[int, int, int],
+    background: tuple[int, int, int],
+) -> None:
+    x, y, r = SCALE * at[0], SCALE * at[1], SCALE * radius
+    if shape in ("circle", "ring"):
         pen.ellipse((x - r, y - r, x + r, y + r), fill=fill)
-        if thing.shape == "ring":
+        if shape == "ring":
             inner = r * 0.5
             pen.ellipse((x - inner, y - inner, x + inner, y + inner), fill=background)
     else:
-        pen.polygon([(x + r * a, y + r * b) for a, b in _OUTLINES[thing.shape]], fill=fill)
+        pen.polygon([(x + r * a, y + r * b) for a, b in _OUTLINES[shape]], fill=fill)
+
+
+def _draw_thing(pen: ImageDraw.ImageDraw, thing: Thing, background: tuple[int, int, int]) -> None:
+    _draw_shape(pen, thing.shape, (thing.x, thing.y), thing.radius, COLOURS[thing.colour], background)
+
+
+def _draw_table(pen: ImageDraw.ImageDraw, table: Table) -> None:
+    for column, colour in enumerate(table.columns, start=1):
+        x, y = cell_centre(table, 0, column)
+        box = (x - HEAD, y - HEAD, x + HEAD, y + HEAD)
+        pen.rectangle([SCALE * edge for edge in box], fill=COLOURS[colour])
+    for row, shape in enumerate(table.rows, start=1):
+        _draw_shape(pen, shape, cell_centre(table, row, 0), HEAD, table.ink, table.background)
+    for row, characters in enumerate(table.cells, start=1):
+        for column, character in enumerate(characters, start=1):
+            x, y = cell_centre(table, row, column)
+            face = _font(table.font, SCALE * LETTER)
+            pen.text((SCALE * x, SCALE * y), character, font=face, fill=table.ink, anchor="mm")
 
 
 def draw(world: World) -> Image.Image:
@@ -130,6 +169,8 @@ def draw(world: World) -> Image.Image:
         pen.line((SCALE * AXIS, SCALE * BASELINE, SCALE * 94, SCALE * BASELINE), fill=axis, width=SCALE)
         for (colour, _), (left, top, right, bottom) in zip(world.bars, bar_boxes(world), strict=True):
             pen.rectangle((SCALE * left, SCALE * top, SCALE * right - 1, SCALE * bottom - 1), fill=COLOURS[colour])
+    elif isinstance(world, Table):
+        _draw_table(pen, world)
     image = image.reduce(SCALE)
     if isinstance(world, Sign):
         pen = ImageDraw.Draw(image)

@@ -1,4 +1,4 @@
-"""Questions about a world, in six tasks that need different things from vision.
+"""Questions about a world, in tasks that need different things from vision: six of one look, four of several.
 
 ========== ======================================== ==========================
 task       what it asks                             mirrors
@@ -9,6 +9,11 @@ counting   how many of a colour or a shape          VQA, TallyQA
 spatial    how two objects stand to each other      GQA
 text       2 to 5 characters, several fonts, sizes  OCRBench, TextVQA
 chart      values and comparisons of bars           ChartQA
+
+relation   what is next to an object, once or twice GQA
+comparison which of a set there is most of          NLVR2
+table      a cell by its row and column, or back    TableVQA
+listing    every object in words, a long answer     captioning
 ========== ======================================== ==========================
 """
 
@@ -17,18 +22,23 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from itertools import product
+from typing import TypeAlias
 
 from .worlds import (
     COLOURS,
     SHAPES,
+    SIDES,
     Chart,
     Scene,
     Sign,
+    Table,
     Thing,
     World,
     sample_chart,
     sample_scene,
     sample_sign,
+    sample_table,
 )
 
 QA = tuple[str, str]  # question, answer
@@ -162,13 +172,89 @@ def ask_chart(chart: Chart, rng: random.Random) -> QA:
     return f"is the {c1} bar {'taller' if taller else 'shorter'} than the {c2} bar?", _yes((v1 > v2) == taller)
 
 
-TASKS: dict[str, tuple[Callable[[random.Random], World], Callable[..., QA | None]]] = {
+def ask_relation(scene: Scene, rng: random.Random) -> QA | None:
+    """What is next to the only object of its shape or colour; half of the questions go on from there once more."""
+    kind, asked = rng.choice((("shape", "colour"), ("colour", "shape")))
+    counts = Counter(getattr(t, kind) for t in scene.things)
+    hops = rng.choice((1, 2))
+    chains = [
+        (start, sides, end)
+        for start in scene.things
+        if counts[getattr(start, kind)] == 1
+        for sides in product(SIDES, repeat=hops)
+        if (end := _follow(scene, start, sides)) not in (None, start)
+    ]
+    if not chains:
+        return None
+    start, sides, end = rng.choice(chains)
+    place = f"{sides[0]} the {getattr(start, kind)}"
+    if kind == "colour":
+        place += " object"
+    if hops == 2:
+        place = f"{sides[1]} what is {place}"
+    return f"what {asked} is next {place}?", getattr(end, asked)
+
+
+def _follow(scene: Scene, thing: Thing, sides: tuple[str, ...]) -> Thing | None:
+    """Where steps to the next object on each side in turn lead to."""
+    for side in sides:
+        following = scene.next_to(thing, side)
+        if following is None:
+            return None
+        thing = following
+    return thing
+
+
+def ask_comparison(scene: Scene, rng: random.Random) -> QA | None:
+    """Over all objects: which colour or shape is most common, or which of two."""
+    kind = rng.choice(("colour", "shape"))
+    (first, most), *others = Counter(getattr(t, kind) for t in scene.things).most_common()
+    fewer = [name for name, count in others if count < most]
+    if rng.random() < 0.4:
+        if not fewer:
+            return None
+        pair = [first, rng.choice(fewer)]
+        rng.shuffle(pair)
+        wording = rng.choice(("are more objects {} or {}?", "is {} or {} more common?"))
+        return wording.format(*pair), first
+    if len(fewer) < len(others) or most == 1:
+        return None
+    return rng.choice(("which {} is most common?", "what {} do most objects have?")).format(kind), first
+
+
+def ask_table(table: Table, rng: random.Random) -> QA:
+    row, column = rng.randrange(len(table.rows)), rng.randrange(len(table.columns))
+    shape, colour, character = table.rows[row], table.columns[column], table.cells[row][column]
+    kind = rng.random()
+    if kind < 0.6:
+        wording = rng.choice(("what is in row {} under {}?", "what does row {} say under {}?"))
+        return wording.format(shape, colour), character
+    if kind < 0.8:
+        return f"which colour heads the column of {character}?", colour
+    return f"which shape heads the row of {character}?", shape
+
+
+def ask_listing(scene: Scene, rng: random.Random) -> QA:
+    wording = rng.choice(("list all objects.", "name every object.", "which objects are there?"))
+    return wording, ", ".join(t.phrase for t in scene.things)
+
+
+Task: TypeAlias = "tuple[Callable[[random.Random], World], Callable[..., QA | None]]"
+#: The tasks of the shipped models.
+TASKS: dict[str, Task] = {
     "existence": (sample_scene, ask_existence),
     "attribute": (sample_scene, ask_attribute),
     "counting": (sample_scene, ask_counting),
     "spatial": (sample_scene, ask_spatial),
     "text": (sample_sign, ask_text),
     "chart": (sample_chart, ask_chart),
+}
+#: Tasks that need several looks or a long answer. The shipped models have not been trained on them.
+HARDER: dict[str, Task] = {
+    "relation": (sample_scene, ask_relation),
+    "comparison": (sample_scene, ask_comparison),
+    "table": (sample_table, ask_table),
+    "listing": (sample_scene, ask_listing),
 }
 
 
@@ -179,7 +265,7 @@ def _answers(task: str) -> tuple[str, ...]:
 
 def pose(task: str, rng: random.Random) -> tuple[World, str, str]:
     """One world with one question about it: (world, question, answer), answers balanced where the task is closed."""
-    sample, ask = TASKS[task]
+    sample, ask = (TASKS | HARDER)[task]
     wanted = rng.choice(_answers(task)) if _answers(task) else None
     while True:
         world = sample(rng)

@@ -1,9 +1,9 @@
 """What an image of the reference tasks shows, before a pixel is drawn.
 
 A *world* is plain frozen data: a :class:`Scene` of coloured shapes, a :class:`Sign` with a few
-characters, or a :class:`Chart` of bars. :mod:`lookless.reference.draw` turns a world into an image,
-:mod:`lookless.reference.questions` asks about it. Everything is drawn from one ``random.Random``, so an
-image is its seed, and splits are disjoint because their seeds are.
+characters, a :class:`Chart` of bars, or a :class:`Table` of characters. :mod:`lookless.reference.draw` turns a
+world into an image, :mod:`lookless.reference.questions` asks about it. Everything is drawn from one
+``random.Random``, so an image is its seed, and splits are disjoint because their seeds are.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ FONTS = (
 LIGHT = ((250, 250, 248), (232, 236, 240), (245, 238, 225), (225, 240, 230))
 DARK = ((38, 42, 50), (20, 20, 24), (30, 45, 60))
 GRID = 4  # objects stand on a jittered GRID x GRID lattice, so they never overlap
+CELL = IMAGE_SIZE // GRID  # of that lattice, and of a table; pixels
+SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}  # steps on the lattice: down, right
 MOST_OBJECTS = 6
 TOP_VALUE = 9  # bars are 1 .. TOP_VALUE units tall
 
@@ -59,12 +61,27 @@ class Thing:
     def phrase(self) -> str:
         return f"{self.colour} {self.shape}"
 
+    @property
+    def cell(self) -> tuple[int, int]:
+        """Row and column on the lattice."""
+        return self.y // CELL, self.x // CELL
+
 
 @dataclass(frozen=True)
 class Scene:
     things: tuple[Thing, ...]
     background: tuple[int, int, int]
     grain: int  # seed of the background noise
+
+    def next_to(self, thing: Thing, side: str) -> Thing | None:
+        """The nearest object on that side (a key of :data:`SIDES`) in the same row or column of the lattice."""
+        down, right = SIDES[side]
+        row, column = thing.cell
+        for step in range(1, GRID):
+            for other in self.things:
+                if other.cell == (row + step * down, column + step * right):
+                    return other
+        return None
 
 
 @dataclass(frozen=True)
@@ -92,7 +109,25 @@ class Chart:
     grain: int
 
 
-World: TypeAlias = "Scene | Sign | Chart"
+@dataclass(frozen=True)
+class Table:
+    """Characters in cells of ``CELL`` pixels. A colour heads each column, a shape each row; no entry appears twice.
+
+    ``x, y`` is the upper left corner, in pixels, of the empty cell that row heads and column heads leave.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+    cells: tuple[str, ...]  # a string of characters per row, one a column
+    font: str
+    x: int
+    y: int
+    ink: tuple[int, int, int]
+    background: tuple[int, int, int]
+    grain: int
+
+
+World: TypeAlias = "Scene | Sign | Chart | Table"
 
 
 def shade(rng: random.Random, rgb: tuple[int, int, int], by: int = 14) -> tuple[int, int, int]:
@@ -106,17 +141,16 @@ def sample_scene(rng: random.Random) -> Scene:
     count = rng.randint(2, MOST_OBJECTS)
     colours = rng.sample(list(COLOURS), rng.randint(2, 5))
     shapes = rng.sample(SHAPES, rng.randint(2, 5))
-    cell = IMAGE_SIZE // GRID
     things = []
     for place in sorted(rng.sample(range(GRID * GRID), count)):
         radius = rng.randint(8, 10)
-        slack = cell // 2 - radius
+        slack = CELL // 2 - radius
         things.append(
             Thing(
                 colour=rng.choice(colours),
                 shape=rng.choice(shapes),
-                x=place % GRID * cell + cell // 2 + rng.randint(-slack, slack),
-                y=place // GRID * cell + cell // 2 + rng.randint(-slack, slack),
+                x=place % GRID * CELL + CELL // 2 + rng.randint(-slack, slack),
+                y=place // GRID * CELL + CELL // 2 + rng.randint(-slack, slack),
                 radius=radius,
             )
         )
@@ -155,6 +189,23 @@ def sample_chart(rng: random.Random) -> Chart:
     return Chart(
         bars=tuple(zip(rng.sample(list(COLOURS), count), values, strict=True)),
         width=rng.randint(10, 14),
+        background=shade(rng, rng.choice(LIGHT), 4),
+        grain=rng.getrandbits(32),
+    )
+
+
+def sample_table(rng: random.Random) -> Table:
+    """Two or three rows and columns, anywhere in the image."""
+    columns, rows = rng.randint(2, GRID - 1), rng.randint(2, GRID - 1)
+    characters = rng.sample(CHARACTERS, rows * columns)
+    return Table(
+        columns=tuple(rng.sample(list(COLOURS), columns)),
+        rows=tuple(rng.sample(SHAPES, rows)),
+        cells=tuple("".join(characters[row * columns : (row + 1) * columns]) for row in range(rows)),
+        font=rng.choice(("DejaVuSans-Bold", "DejaVuSansMono-Bold")),
+        x=rng.randint(0, IMAGE_SIZE - CELL * (columns + 1)),
+        y=rng.randint(0, IMAGE_SIZE - CELL * (rows + 1)),
+        ink=shade(rng, rng.choice(DARK), 6),
         background=shade(rng, rng.choice(LIGHT), 4),
         grain=rng.getrandbits(32),
     )
