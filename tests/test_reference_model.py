@@ -100,7 +100,7 @@ def test_training_computes_what_the_stock_model_computes(shipped):
     model = load(MODELS[shipped.name], attn_implementation="eager")  # as in training
     b = talk_batch(random.Random("stock"), words, 2, describing=0.0, facts=0.0, stating=0.0)
     trained = model.lm_head(
-        model.model.language_model.norm(hidden_states(model, b, architecture.visual(model, b.pixels)))
+        model.model.language_model.norm(hidden_states(model, b, architecture.visual(model, b.pixels))[-1])
     )
     for i in range(2):
         drawn = Image.fromarray((b.pixels[i].permute(1, 2, 0) * 127.5 + 127.5).round().byte().numpy())

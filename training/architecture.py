@@ -50,7 +50,7 @@ class Llava:
     prompt = LLAVA
     card = (
         "LLaVA's architecture as stock `transformers` has it (`LlavaForConditionalGeneration`: CLIP tower\n"
-        "of 4 layers, two-layer projector, Llama decoder of 12 layers, width 192)"
+        "of one layer, two-layer projector, Llama decoder of 12 layers, width 192)"
     )
     bridge = "projector"  # what stands between tower and decoder, in words
     features_width = WIDTH
@@ -59,7 +59,7 @@ class Llava:
         vision = CLIPVisionConfig(
             hidden_size=WIDTH,
             intermediate_size=512,
-            num_hidden_layers=4,
+            num_hidden_layers=1,  # the decoder is to do the seeing
             num_attention_heads=6,
             image_size=IMAGE_SIZE,
             patch_size=PATCH,
@@ -106,11 +106,9 @@ class Llava:
     def visual(self, model, pixels: torch.Tensor) -> list[torch.Tensor]:
         """What the decoder is given of each visual token: as its embedding, then behind each of its first layers.
 
-        Each is ``[batch, VISUAL, WIDTH]``. The tower gets no gradient.
+        Each is ``[batch, VISUAL, WIDTH]``.
         """
-        with torch.no_grad():
-            features = self.features(model, pixels)
-        return [model.model.multi_modal_projector(features)]
+        return [model.model.multi_modal_projector(self.features(model, pixels))]
 
     def processor(self, tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
         size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
@@ -136,11 +134,11 @@ class Qwen3VL:
     prompt = QWEN
     card = (
         "Qwen3-VL's architecture as stock `transformers` has it (`Qwen3VLForConditionalGeneration`:\n"
-        "tower of 4 layers whose patches of 4 x 4 pixels are merged two by two, DeepStack into the first 3 of 12\n"
+        "tower of 2 layers whose patches of 4 x 4 pixels are merged two by two, DeepStack into the first 2 of 12\n"
         "decoder layers, interleaved M-RoPE, 6 query and 2 key-value heads, width 192)"
     )
     bridge = "mergers"
-    merge, frames, tower_width, tower_layers = 2, 2, 96, 4
+    merge, frames, tower_width, tower_layers = 2, 2, 96, 2
     features_width = tower_width * merge**2
 
     def build(self, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGeneration:
@@ -154,7 +152,7 @@ class Qwen3VL:
             "temporal_patch_size": self.frames,
             "out_hidden_size": WIDTH,
             "num_position_embeddings": VISUAL * self.merge**2,
-            "deepstack_visual_indexes": [0, 1, 2],
+            "deepstack_visual_indexes": [0, 1],
         }
         text = {
             "vocab_size": len(tokenizer),
@@ -234,8 +232,7 @@ class Qwen3VL:
     def visual(self, model, pixels: torch.Tensor) -> list[torch.Tensor]:
         """As :meth:`Llava.visual`."""
         tower = self.tower(model)
-        with torch.no_grad():
-            layers = self.layers(model, pixels)
+        layers = self.layers(model, pixels)
         read = [tower.merger(layers[-1])]
         read += [m(layers[i]) for m, i in zip(tower.deepstack_merger_list, tower.deepstack_visual_indexes, strict=True)]
         return [x.reshape(len(pixels), VISUAL, WIDTH) for x in read]

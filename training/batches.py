@@ -8,29 +8,37 @@ read off an earlier one.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from describe import DESCRIBE, converse, describe, sample_world, state
-from labels import HEADS, VISUAL, dense_labels
+from labels import LABELS, VISUAL, dense_labels
 from lookless.reference.draw import draw
-from lookless.reference.worlds import World, sample_chart, sample_scene, sample_sign
+from lookless.reference.worlds import World, sample_chart, sample_scene, sample_sign, sample_table
 from tokens import Words
 
 MEAN, STD = 127.5, 127.5  # the processor's image_mean and image_std of 0.5
 TALK = 128  # tokens of questions and answers behind one prefix
 TARGETS = 40  # answer tokens that are scored behind one prefix, at most; describing needs most
-SHARED, NOWHERE = 0, -1  # segments: seen by every question; padding
+# Segments: seen by every question; padding; a patch that no question reads, and later patches do.
+SHARED, NOWHERE, UNREAD = 0, -1, -2
 
 
 @dataclass
 class Batch:
-    """``ids, segments`` int64 ``[batch, sequence]``; ``positions`` int64 ``[axes, batch, sequence]``;
-    ``where, targets`` int64 ``[batch, TARGETS]``, target -100 where unused; ``pixels`` float ``[batch, 3, 96, 96]``;
-    ``visual_at`` is where the visual tokens begin; ``shown`` int64 ``[batch, patches]`` are the patches shown, None for
-    all of them."""
+    """What one step sees.
+
+    Attributes:
+        ids, segments: int64 ``[batch, sequence]``.
+        positions: int64 ``[axes, batch, sequence]``.
+        where, targets: int64 ``[batch, TARGETS]``, the target -100 where unused.
+        pixels: float ``[batch, 3, 96, 96]``.
+        labels: int64 ``[batch, VISUAL, len(LABELS)]``.
+        visual_at: where the visual tokens begin.
+    """
 
     ids: torch.Tensor
     positions: torch.Tensor
@@ -38,8 +46,11 @@ class Batch:
     where: torch.Tensor
     targets: torch.Tensor
     pixels: torch.Tensor
+    labels: torch.Tensor
     visual_at: int
-    shown: torch.Tensor | None
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(v.to(device) if isinstance(v, torch.Tensor) else v for v in vars(self).values()))
 
 
 def pixels_of(worlds: list[World]) -> torch.Tensor:
@@ -47,18 +58,14 @@ def pixels_of(worlds: list[World]) -> torch.Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().sub_(MEAN).div_(STD)
 
 
-def patch_batch(rng: random.Random, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels and dense labels ``[batch, VISUAL, heads]``; text is the slow one to learn and is shown most."""
-    worlds = [rng.choices((sample_scene, sample_sign, sample_chart), (3, 6, 1))[0](rng) for _ in range(size)]
-    return pixels_of(worlds), torch.from_numpy(np.stack([dense_labels(w) for w in worlds]))
+def labels_of(worlds: list[World]) -> torch.Tensor:
+    return torch.from_numpy(np.stack([dense_labels(w) for w in worlds]))
 
 
-def focus_on(world: World, rng: random.Random, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """``count`` patches in reading order, and which of them are not random: those at which things are counted."""
-    centres = np.flatnonzero(dense_labels(world)[:, list(HEADS).index("centre")]).tolist()
-    others = [patch for patch in range(VISUAL) if patch not in centres]
-    patches = np.array(sorted(centres + rng.sample(others, count - len(centres))))
-    return patches, np.isin(patches, centres)
+def sample_to_see(rng: random.Random) -> World:
+    """Text is the slow one to learn and is shown most."""
+    kinds = (sample_scene, sample_sign, sample_table, sample_chart)
+    return rng.choices(kinds, (4, 4, 3, 1))[0](rng)
 
 
 def _talk(
@@ -80,6 +87,11 @@ def _said(words: Words, answer: str) -> list[int]:
     return words.words(f" {answer}") if len(answer) > 12 else words(f" {answer}")
 
 
+def image_batch(rng: random.Random, words: Words, size: int) -> Batch:
+    """Images, and nothing said about them."""
+    return talk_batch(rng, words, size, describing=0.0, facts=0.0, stating=0.0, room=0, sample=sample_to_see)
+
+
 def talk_batch(
     rng: random.Random,
     words: Words,
@@ -88,40 +100,37 @@ def talk_batch(
     describing: float,
     facts: float,
     stating: float,
-    focus: int = VISUAL,
-    extras: bool = True,
+    focus: bool = False,
     room: int = TALK,
+    sample: Callable[[random.Random], World] = sample_world,
 ) -> Batch:
     """``size`` worlds with as many questions as fit in ``room`` tokens; a share ``describing`` is described first,
-    a share ``stating`` gets statements and no questions. Of each image ``focus`` patches are shown; without ``extras``
-    only those at which something is."""
+    a share ``stating`` gets statements and no questions. With ``focus`` the talk reads only the patches at which
+    something is; the other patches are there, and patches read them.
+    """
     head, tail = words(words.prompt.before), words(words.prompt.after)
-    behind = len(head) + focus  # the visual tokens
+    behind = len(head) + VISUAL  # the visual tokens
     prefix = behind + len(tail)
-    offsets, resumed = words.prompt.offsets, len(head) + words.prompt.span
+    resumed = len(head) + words.prompt.span
     start = resumed + len(tail)  # where questions begin at test time, whatever stands before them
     length = prefix + room
     ids = np.full((size, length), words.pad)
-    positions = np.zeros((len(offsets), size, length), dtype=np.int64)
+    ids[:, :prefix] = [*head, *[words.image] * VISUAL, *tail]
+    positions = np.zeros((len(words.prompt.offsets), size, length), dtype=np.int64)
+    positions[..., : len(head)] = range(len(head))
+    positions[..., len(head) : behind] = (len(head) + words.prompt.offsets)[:, None]
+    positions[..., behind:prefix] = range(resumed, start)
     segments = np.full((size, length), NOWHERE)
+    segments[:, :prefix] = SHARED
     where = np.zeros((size, TARGETS), dtype=np.int64)
     targets = np.full((size, TARGETS), -100)
-    patches = np.tile(np.arange(focus), (size, 1))
-    worlds = []
-    for b in range(size):
-        world = sample_world(rng)
-        worlds.append(world)
-        ids[b, :prefix] = [*head, *[words.image] * focus, *tail]
-        segments[b, :prefix] = SHARED
-        if focus < VISUAL:
-            patches[b], centres = focus_on(world, rng, focus)
-            if not extras:
-                segments[b, len(head) : behind] = np.where(centres, SHARED, NOWHERE)
-        positions[:, b, : len(head)] = range(len(head))
-        positions[:, b, len(head) : behind] = len(head) + offsets[:, patches[b]]
-        positions[:, b, behind:prefix] = range(resumed, start)
+    worlds = [sample(rng) for _ in range(size)]
+    labels = labels_of(worlds)
+    if focus:
+        segments[:, len(head) : behind][~labels[..., LABELS.index("centre")].bool().numpy()] = UNREAD
+    for b, world in enumerate(worlds):
         at, scored = prefix, 0
-        talk = _talk(world, rng, words, describing, facts, stating)
+        talk = _talk(world, rng, words, describing, facts, stating) if room else ()
         for turn, (asked, answered) in enumerate(talk, start=1):
             tokens = asked + answered
             if at + len(tokens) > length or scored + len(answered) > TARGETS:
@@ -135,9 +144,5 @@ def talk_batch(
             targets[b, scored : scored + len(answered)] = answered
             at += len(tokens)
             scored += len(answered)
-    return Batch(
-        *(torch.from_numpy(a.astype(np.int64)) for a in (ids, positions, segments, where, targets)),
-        pixels_of(worlds),
-        len(head),
-        torch.from_numpy(patches) if focus < VISUAL else None,
-    )
+    arrays = (ids, positions, segments, where, targets)
+    return Batch(*(torch.from_numpy(a.astype(np.int64)) for a in arrays), pixels_of(worlds), labels, len(head))

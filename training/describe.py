@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import random
 
-from lookless.reference.questions import FRUIT, TASKS, WARMTH, pose
-from lookless.reference.worlds import Chart, Scene, Sign, World, sample_chart, sample_scene, sample_sign
+from lookless.reference.questions import FRUIT, HARDER, TASKS, WARMTH, pose
+from lookless.reference.worlds import (
+    SIDES,
+    Chart,
+    Scene,
+    Sign,
+    Table,
+    World,
+    sample_chart,
+    sample_scene,
+    sample_sign,
+    sample_table,
+)
 
 PATCH = 8  # pixels; the tower's patch, so that rows and columns in words are rows and columns of visual tokens
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
@@ -19,6 +30,9 @@ def describe(world: World) -> str:
         return "scene: " + ", ".join(things)
     if isinstance(world, Sign):
         return "sign: " + ", ".join(f"{o} {c}" for o, c in zip(ORDINALS, world.text, strict=False))
+    if isinstance(world, Table):
+        rows = (f"row {shape} {' '.join(cells)}" for shape, cells in zip(world.rows, world.cells, strict=True))
+        return "table: " + ", ".join([" ".join(world.columns), *rows])
     return "chart: " + ", ".join(f"{colour} bar {value}" for colour, value in world.bars)
 
 
@@ -31,11 +45,12 @@ def fact(rng: random.Random) -> tuple[str, str]:
 
 
 def sample_world(rng: random.Random) -> World:
-    """Scenes carry four of the six tasks and are drawn most often."""
-    kind = rng.choices(("scene", "crowd", "sign", "chart"), weights=(3, 6, 2, 3))[0]
+    """Scenes carry most of the tasks and are drawn most often."""
+    kind = rng.choices(("scene", "crowd", "sign", "chart", "table"), weights=(4, 4, 2, 2, 2))[0]
     if kind == "crowd":  # one count is as common as another, as in the test; scenes at random seldom hold four alike
         return pose("counting", rng)[0]
-    return {"scene": sample_scene, "sign": sample_sign, "chart": sample_chart}[kind](rng)
+    samples = {"scene": sample_scene, "sign": sample_sign, "chart": sample_chart, "table": sample_table}
+    return samples[kind](rng)
 
 
 def state(world: World, rng: random.Random) -> tuple[str, str]:
@@ -50,7 +65,19 @@ def state(world: World, rng: random.Random) -> tuple[str, str]:
     if isinstance(world, Chart):
         colour, value = rng.choice(world.bars)
         return (f"the {colour} bar is", str(value)) if rng.random() < 0.7 else (f"the bar of value {value} is", colour)
+    if isinstance(world, Table):
+        row, column = rng.randrange(len(world.rows)), rng.randrange(len(world.columns))
+        shape, colour, character = world.rows[row], world.columns[column], world.cells[row][column]
+        if rng.random() < 0.6:
+            return f"in row {shape} under {colour} is", character
+        return (f"above {character} is", colour) if rng.random() < 0.5 else (f"the row of {character} is", shape)
     thing, kind = rng.choice(world.things), rng.random()
+    if kind < 0.3:
+        side = rng.choice(list(SIDES))
+        beside = world.next_to(thing, side)
+        if beside is not None and sum(t.phrase == thing.phrase for t in world.things) == 1:
+            return f"next {side} the {thing.phrase} is a", beside.phrase
+    kind = rng.random()
     if kind < 0.45 and sum(t.shape == thing.shape for t in world.things) == 1:
         return f"the {thing.shape} is", thing.colour
     if kind < 0.8 and sum(t.colour == thing.colour for t in world.things) == 1:
@@ -62,7 +89,11 @@ def state(world: World, rng: random.Random) -> tuple[str, str]:
 
 
 _ASKS = {
-    Scene: [(TASKS[t][1], w) for t, w in (("existence", 1), ("attribute", 1), ("counting", 8), ("spatial", 3))],
+    Scene: [
+        *((TASKS[t][1], w) for t, w in (("existence", 2), ("attribute", 2), ("counting", 8), ("spatial", 3))),
+        *((HARDER[t][1], w) for t, w in (("relation", 6), ("comparison", 3), ("listing", 1))),
+    ],
+    Table: [(HARDER["table"][1], 1)],
     Sign: [(TASKS["text"][1], 1)],
     Chart: [(TASKS["chart"][1], 1)],
 }

@@ -17,16 +17,17 @@ from architecture import ARCHITECTURES
 from lookless import evaluate, load_data, reference
 from lookless.loading import Loaded
 from tokens import build_tokenizer
+from train import STAGES
 
 QUESTIONS = 500
 SPLIT = "card"  # images that no choice was made by, as those of "test" were looked at while training
 TARGETS = {"existence": 0.95, "attribute": 0.95, "counting": 0.9, "spatial": 0.95, "text": 0.85, "chart": 0.9}
 
 
-def write_model(architecture, runs: Path, folder: Path) -> None:
+def write_model(architecture, runs: Path, folder: Path, stage: str = "joint") -> None:
     tokenizer = build_tokenizer(architecture.prompt)
     model = architecture.build(tokenizer)
-    model.load_state_dict(torch.load(runs / "joint.pt", weights_only=True)["modules"]["model"])
+    model.load_state_dict(torch.load(runs / f"{stage}.pt", weights_only=True, map_location="cpu")["modules"]["model"])
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.generation_config = GenerationConfig(**ids)
     model.to(torch.bfloat16).save_pretrained(folder)
@@ -42,7 +43,7 @@ def load(folder: Path) -> Loaded:
 def stages(runs: Path) -> list[dict]:
     """Steps and seconds of each stage, from its log."""
     told = []
-    for stage in ("tower", "focus", "joint"):
+    for stage in STAGES:
         log = runs / f"{stage}.jsonl"
         if log.exists():
             last = json.loads(log.read_text().splitlines()[-1])

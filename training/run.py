@@ -13,6 +13,10 @@ import torch
 from torch import nn
 
 SEED = 2026
+MINUTES = 2  # between checkpoints
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# On a CPU without bfloat16, compiling won nothing either: 2.3 s a step of 16 images, as without.
+FAST = DEVICE.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
 
 
 def optimizers(parts: list[nn.Module], muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
@@ -65,16 +69,17 @@ class Run:
         return min(1.0, (self.step + 1) / 50, max(0.02, (1 - self.step / self.steps) / 0.4))
 
     def train(self, batch_of: Callable[[random.Random, int], object], loss_of: Callable) -> None:
-        compiled = torch.compile(loss_of, dynamic=False)
+        loss_of = torch.compile(loss_of, dynamic=False) if FAST else loss_of
         parameters = [p for m in self.modules.values() for p in m.parameters() if p.requires_grad]
-        started, mean = time.time(), None
+        started = saved = time.time()
+        mean, rights = None, []
         for batch in ahead(batch_of, self.stage, self.step, self.steps):
             scale = self.schedule()
             for opt, rates in zip(self.opts, self.rates, strict=True):
                 for group, rate in zip(opt.param_groups, rates, strict=True):
                     group["lr"] = rate * scale
-            with torch.autocast("cpu", torch.bfloat16):
-                loss, right = compiled(batch)
+            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=FAST):
+                loss, right = loss_of(batch.to(DEVICE))
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             for opt in self.opts:
@@ -82,15 +87,19 @@ class Run:
                 opt.zero_grad(set_to_none=True)
             self.step += 1
             mean = loss.item() if mean is None else 0.95 * mean + 0.05 * loss.item()
+            rights.append(right)
             if self.step % 25 == 0 or self.step == self.steps:
                 now = time.time()
                 self.seconds, started = self.seconds + now - started, now
-                line = {"step": self.step, "loss": round(mean, 4), "right": right.tolist(), "s": round(self.seconds)}
+                shares = [round(x, 3) for x in torch.stack(rights).mean(0).tolist()]
+                rights.clear()
+                line = {"step": self.step, "loss": round(mean, 4), "right": shares, "s": round(self.seconds)}
                 print(self.stage, json.dumps(line), flush=True)
                 with self.log.open("a") as log:
                     log.write(json.dumps(line) + "\n")
-            if self.step % 100 == 0 or self.step == self.steps:
+            if time.time() - saved > 60 * MINUTES or self.step == self.steps:
                 self.save()
+                saved = time.time()
 
 
 def ahead(batch_of: Callable, stage: str, step: int, steps: int) -> Iterator:

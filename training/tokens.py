@@ -10,9 +10,9 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from describe import DESCRIBE, ORDINALS, describe, fact
+from describe import DESCRIBE, ORDINALS, describe, fact, state
 from labels import SIDE, VISUAL
-from lookless.reference.questions import FRUIT, TASKS, WARMTH
+from lookless.reference.questions import FRUIT, HARDER, TASKS, WARMTH
 from lookless.reference.worlds import CHARACTERS
 
 
@@ -109,14 +109,14 @@ def corpus(prompt: Prompt) -> list[str]:
         *["the first character is a bar of value is at the number of objects is"] * 50,
     ]
     for _ in range(3000):
-        for sample, ask in TASKS.values():
+        for sample, ask in (TASKS | HARDER).values():
             world = sample(rng)
             asked = ask(world, rng)
             words = describe(world)
             if words.startswith("sign"):  # the characters of a sign must not be merged into words
                 lines += ["sign:", asked[0]]
             else:
-                lines += [words, " ".join(asked or ())]
+                lines += [words, " ".join(asked or ()), " ".join(state(world, rng))]
         lines.append(" ".join(fact(rng)))
     lines += [f" {c}" for c in CHARACTERS for _ in range(50)]
     lines += [f" {w}" for w in (*FRUIT.values(), *WARMTH.values(), *ORDINALS, *map(str, range(12))) for _ in range(50)]

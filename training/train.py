@@ -1,15 +1,17 @@
 """Trains a reference model from nothing: ``python training/train.py all``; each stage resumes where it stopped.
 
-===== ================= ============================================ ===============================
-stage trains            on                                           in LLaVA
-===== ================= ============================================ ===============================
-tower tower             what each patch shows                        CLIP's pretraining
-focus projector and     the patches at which something is:           feature alignment; and it
-      decoder           statements, then questions                   stands in for a trained decoder
-joint projector and     whole images: questions, statements,         visual instruction tuning
-      decoder           descriptions, facts
-===== ================= ============================================ ===============================
+===== ====================== ======================================== ===============================
+stage trains                 on                                       in LLaVA
+===== ====================== ======================================== ===============================
+see   tower, projector, two  dense labels, read off the visual rows   CLIP's pretraining
+      thirds of the decoder  behind a third and behind two thirds
+focus projector and decoder  statements, then questions, that read    feature alignment; and it
+                             only the patches at which something is   stands in for a trained decoder
+joint projector and decoder  questions, statements, descriptions,     visual instruction tuning
+                             facts, that read the whole image
+===== ====================== ======================================== ===============================
 
+``graft`` stands in for ``see`` and ``focus`` where time is short: it begins from an earlier model (``graft.py``).
 ``--model qwen3_vl`` trains the second model by the same recipe; its mergers, DeepStack's among them, are the projector.
 The tower is frozen after its stage, as LLaVA's is. Unlike LLaVA's, the decoder has read no text before it sees;
 README.md in this folder says why, and what that changes.
@@ -21,69 +23,94 @@ import argparse
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from architecture import ARCHITECTURES
-from batches import patch_batch, talk_batch
-from losses import Reader, image_loss
-from run import SEED, Run, optimizers
+from architecture import ARCHITECTURES, WIDTH
+from batches import image_batch, sample_to_see, talk_batch
+from graft import KEPT, graft, grafting_loss
+from lookless.reference import MODELS
+from losses import readers, seeing_loss, talking_loss
+from run import DEVICE, FAST, SEED, Run, optimizers
 from tokens import Words, build_tokenizer
 
-FOCUS = 8  # patches shown in the stage of that name; no image has more than six things
-STATING_STEPS = 500  # of that stage: statements alone and no other patch, until looking up has appeared
+STATING_STEPS = 500  # of the stage "focus": statements alone, until looking up has appeared
+DENSE = 0.1  # weight of the dense labels beside answers
 
 
-def stage_tower(architecture, model, words, folder, steps):
-    reader = Reader(architecture.features_width)
-    tower = architecture.tower(model)
-    run = Run(folder, "tower", steps, {"tower": tower, "reader": reader}, optimizers([tower, reader], 4e-3, 2e-3))
-    run.train(lambda rng, step: patch_batch(rng, 32), lambda b: reader(architecture.features(model, b[0]), b[1]))
+def stage_see(architecture, model, heads, words, folder, steps):
+    layers = model.model.language_model.layers
+    model.lm_head.requires_grad_(False)
+    layers[max(map(int, heads)) :].requires_grad_(False)
+    run = Run(folder, "see", steps, {"model": model, "heads": heads}, optimizers([model, heads], 4e-3, 2e-3))
+    run.train(
+        lambda rng, step: image_batch(rng, words, 32),
+        lambda b: seeing_loss(architecture, model, heads, b),
+    )
 
 
-def stage_focus(architecture, model, words, folder, steps):
+def stage_graft(architecture, model, heads, words, folder, steps):
+    earlier = graft(model, words.tokenizer, MODELS["llava"]).to(DEVICE)
+    decoder = model.model.language_model
+    new = len(decoder.layers) - len(KEPT)
+    for part in (model.lm_head, decoder.embed_tokens, decoder.norm, decoder.layers[new:]):
+        part.requires_grad_(False)
+    run = Run(folder, "graft", steps, {"model": model, "heads": heads}, optimizers([model, heads], 4e-3, 2e-3))
+    run.train(
+        lambda rng, step: talk_batch(
+            rng, words, 16, describing=0.0, facts=0.0, stating=0.5, room=32, sample=sample_to_see
+        ),
+        lambda b: grafting_loss(architecture, model, earlier, heads, b, new),
+    )
+
+
+def stage_focus(architecture, model, heads, words, folder, steps):
     architecture.freeze(model)
-    run = Run(folder, "focus", steps, {"model": model}, optimizers([model], 3e-3, 2e-3))
+    run = Run(folder, "focus", steps, {"model": model, "heads": heads}, optimizers([model, heads], 3e-3, 2e-3))
     run.train(
         lambda rng, step: talk_batch(
             rng,
             words,
-            32,
+            16,
             describing=0.0,
             facts=0.03,
             stating=1.0 if step < STATING_STEPS else 0.25,
-            focus=FOCUS,
-            extras=step >= STATING_STEPS,
-            room=64,
+            focus=True,
         ),
-        lambda b: image_loss(architecture, model, b),
+        lambda b: talking_loss(architecture, model, heads, b, DENSE),
     )
 
 
-def stage_joint(architecture, model, words, folder, steps):
+def stage_joint(architecture, model, heads, words, folder, steps):
     architecture.freeze(model)
-    run = Run(folder, "joint", steps, {"model": model}, optimizers([model], 2e-3, 1e-3))
+    run = Run(folder, "joint", steps, {"model": model, "heads": heads}, optimizers([model, heads], 2e-3, 1e-3))
     run.train(
-        lambda rng, step: talk_batch(rng, words, 16, describing=0.05, facts=0.03, stating=0.1),
-        lambda b: image_loss(architecture, model, b),
+        lambda rng, step: talk_batch(rng, words, 16, describing=0.05, facts=0.03, stating=0.2),
+        lambda b: talking_loss(architecture, model, heads, b, DENSE),
     )
 
 
-STAGES = {"tower": (stage_tower, 2000), "focus": (stage_focus, 1500), "joint": (stage_joint, 3400)}
-NEEDS = {"tower": None, "focus": "tower", "joint": "focus"}
+STAGES = {
+    "see": (stage_see, 2000),
+    "focus": (stage_focus, 2000),
+    "graft": (stage_graft, 1000),
+    "joint": (stage_joint, 4000),
+}
+FROM_NOTHING = ("see", "focus", "joint")
+#: The stages that one builds on: the first that has been run.
+NEEDS = {"see": (), "graft": (), "focus": ("see",), "joint": ("focus", "graft")}
 
 
-def load_earlier(architecture, model, folder: Path, stage: str) -> None:
+def load_earlier(model: nn.Module, heads: nn.Module, folder: Path, stage: str) -> None:
     """The weights of the stage that ``stage`` builds on."""
-    earlier = NEEDS[stage]
-    if earlier is None:
+    if not NEEDS[stage]:
         return
-    path = folder / f"{earlier}.pt"
-    if not path.exists():
+    found = [folder / f"{earlier}.pt" for earlier in NEEDS[stage] if (folder / f"{earlier}.pt").exists()]
+    if not found:
+        earlier = NEEDS[stage][0]
         raise SystemExit(f"stage {stage} builds on stage {earlier}: run `python training/train.py {earlier}` first")
-    modules = torch.load(path, weights_only=True)["modules"]
-    if "model" in modules:
-        model.load_state_dict(modules["model"])
-    else:
-        architecture.tower(model).load_state_dict(modules["tower"])
+    modules = torch.load(found[0], weights_only=True, map_location="cpu")["modules"]
+    model.load_state_dict(modules["model"])
+    heads.load_state_dict(modules["heads"])
 
 
 def main() -> None:
@@ -96,15 +123,16 @@ def main() -> None:
     architecture = ARCHITECTURES[arguments.model]
     out = arguments.out or Path("training/runs") / arguments.model
     out.mkdir(parents=True, exist_ok=True)
-    for stage in STAGES if arguments.stage == "all" else (arguments.stage,):
+    for stage in FROM_NOTHING if arguments.stage == "all" else (arguments.stage,):
         torch.manual_seed(SEED)
         words = Words(build_tokenizer(architecture.prompt), architecture.prompt)
         model = architecture.build(words.tokenizer).train()
-        # On CPU the compiler fuses eager attention; its flash kernel took half of a step at head size 32.
-        model.set_attn_implementation("eager")
-        load_earlier(architecture, model, out, stage)
+        heads = readers(len(model.model.language_model.layers), WIDTH)
+        # Compiled, eager attention is fused, and the faster one on a CPU; not compiled, a step takes a quarter longer.
+        model.set_attn_implementation("eager" if FAST else "sdpa")
+        load_earlier(model, heads, out, stage)
         run, steps = STAGES[stage]
-        run(architecture, model, words, out, arguments.steps or steps)
+        run(architecture, model.to(DEVICE), heads.to(DEVICE), words, out, arguments.steps or steps)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,159 @@
+"""The recipe of the reference models: what a step sees, what is labelled, and how one model begins from another."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from architecture import ARCHITECTURES, WIDTH
+from batches import SHARED, UNREAD, talk_batch
+from describe import PATCH
+from graft import KEPT, graft
+from labels import COLOUR, CONTENT, LABELS, SIDE, VISUAL, dense_labels
+from lookless.reference import MODELS
+from lookless.reference.worlds import Chart, Scene, Sign, Table, sample_chart, sample_scene, sample_sign, sample_table
+from losses import dense_loss, hidden_states, readers, talking_loss, visible, visual_rows
+from tokens import Words, build_tokenizer
+
+QUIET = {"describing": 0.0, "facts": 0.0, "stating": 0.5}
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def begun(request):
+    """Each architecture before its first step, with random branches, so that every layer does something."""
+    torch.manual_seed(0)
+    architecture = ARCHITECTURES[request.param]
+    words = Words(build_tokenizer(architecture.prompt), architecture.prompt)
+    model = architecture.build(words.tokenizer)
+    for layer in model.model.language_model.layers:
+        layer.self_attn.o_proj.weight.data.normal_(std=0.05)
+        layer.mlp.down_proj.weight.data.normal_(std=0.05)
+    return architecture, words, model
+
+
+def test_a_question_reads_its_image_and_itself(begun):
+    _, words, _ = begun
+    segments = talk_batch(random.Random("mask"), words, 1, focus=True, room=24, **QUIET).segments
+    [seen] = visible(segments)[:, 0].tolist()
+    row = segments[0].tolist()
+    for query, mine in enumerate(row):
+        for key, its in enumerate(row):
+            image = its == SHARED or (its == UNREAD and mine <= SHARED)
+            if mine == -1 or its == -1:
+                image = False
+            assert seen[query][key] == (query == key or (key < query and (image or (mine == its and mine > 0))))
+
+
+@torch.no_grad()
+def test_focus_hides_patches_from_the_talk_alone(begun):
+    """Patches see each other as ever; what is said no longer depends on those at which nothing is."""
+    architecture, words, model = begun
+    whole, focused = (talk_batch(random.Random("focus"), words, 2, focus=f, room=24, **QUIET) for f in (False, True))
+    visual = architecture.visual(model, whole.pixels)
+    one, other = (hidden_states(model, b, visual) for b in (whole, focused))
+    assert torch.equal(visual_rows(whole, one[-1]), visual_rows(focused, other[-1]))
+    talk = focused.segments > 0
+    assert not torch.allclose(one[-1][talk], other[-1][talk], atol=1e-2)
+    centres = focused.labels[..., LABELS.index("centre")] == 1
+    read = focused.segments[:, focused.visual_at : focused.visual_at + VISUAL] == SHARED
+    assert torch.equal(centres, read)
+
+
+@pytest.mark.parametrize("sample", [sample_scene, sample_sign, sample_chart, sample_table])
+def test_far_labels(sample):
+    """Against the world itself, read a second way."""
+    for i in range(30):
+        world = sample(random.Random(f"far:{i}"))
+        labels = dense_labels(world)
+        named = {name: labels[:, column] for column, name in enumerate(LABELS)}
+        centres = np.flatnonzero(named["centre"])
+        assert (named["ordinal"][named["centre"] == 0] == -100).all()
+        if isinstance(world, Scene):
+            things = {t.y // PATCH * SIDE + t.x // PATCH: t for t in world.things}
+            assert set(things) == set(centres)
+            for n, (at, thing) in enumerate(things.items(), start=1):
+                earlier = world.things[:n]
+                assert named["ordinal"][at] == n
+                assert named["ordinal of colour"][at] == sum(t.colour == thing.colour for t in earlier)
+                assert named["ordinal of content"][at] == sum(t.shape == thing.shape for t in earlier)
+                left = [t for t in earlier[:-1] if t.y // 24 == thing.y // 24]
+                above = [t for t in earlier[:-1] if t.x // 24 == thing.x // 24]
+                for side, line in (("left", left), ("above", above)):
+                    wanted = (CONTENT.index(line[-1].shape), COLOUR.index(line[-1].colour)) if line else (0, 0)
+                    assert (named[f"{side} content"][at], named[f"{side} colour"][at]) == wanted
+        elif isinstance(world, Sign):
+            places = sorted(centres, key=lambda at: named["ordinal"][at])
+            assert "".join(CONTENT[named["content"][at]] for at in places) == world.text
+            assert [CONTENT[named["left content"][at]] for at in places[1:]] == list(world.text[:-1])
+        elif isinstance(world, Chart):
+            ranked = sorted(world.bars, key=lambda bar: -bar[1])
+            for at in centres:
+                assert COLOUR[named["colour"][at]] == ranked[named["ordinal"][at] - 1][0]
+        elif isinstance(world, Table):
+            cells = [at for at in centres if named["left content"][at] and named["above colour"][at]]
+            read = {
+                (CONTENT[named["left content"][at]], COLOUR[named["above colour"][at]]): CONTENT[named["content"][at]]
+                for at in cells
+            }
+            assert read == {
+                (shape, colour): world.cells[r][c]
+                for r, shape in enumerate(world.rows)
+                for c, colour in enumerate(world.columns)
+            }
+
+
+def test_dense_labels_reach_the_layers_before_their_heads(begun):
+    """And not those after: what is far is read after two thirds, what is near after one."""
+    architecture, words, model = begun
+    heads = readers(12, WIDTH)
+    b = talk_batch(random.Random("reach"), words, 2, room=24, **QUIET)
+    losses, right = dense_loss(heads, b, hidden_states(model, b, architecture.visual(model, b.pixels)))
+    losses.backward()
+    assert len(right) == len(LABELS)
+    touched = [layer.mlp.down_proj.weight.grad is not None for layer in model.model.language_model.layers]
+    assert touched == [True] * 8 + [False] * 4
+    model.zero_grad()
+    loss, right = talking_loss(architecture, model, heads, b, 0.1)
+    loss.backward()
+    assert all(layer.mlp.down_proj.weight.grad is not None for layer in model.model.language_model.layers)
+    assert len(right) == 1 + len(LABELS)
+    model.zero_grad()
+
+
+@torch.no_grad()
+def test_a_graft_given_what_the_earlier_decoder_was_given_answers_as_it():
+    """Before a step is made the new layers do nothing: the rest is the earlier decoder without the layers left out."""
+    architecture = ARCHITECTURES["llava"]
+    words = Words(build_tokenizer(architecture.prompt), architecture.prompt)
+    model = architecture.build(words.tokenizer)
+    earlier = graft(model, words.tokenizer, MODELS["llava"])
+    b = talk_batch(random.Random("graft"), words, 2, room=24, **QUIET)
+    handed = architecture.visual(earlier, b.pixels)
+    mine = model.lm_head(model.model.language_model.norm(hidden_states(model, b, handed)[-1]))
+
+    stock = AutoModelForImageTextToText.from_pretrained(MODELS["llava"], dtype=torch.float32).eval()
+    decoder = stock.model.language_model
+    decoder.layers = torch.nn.ModuleList(decoder.layers[i] for i in KEPT)
+    old = Words(earlier_tokenizer(), architecture.prompt).tokenizer.get_vocab()
+    new = words.tokenizer.get_vocab()
+    known = {new[token]: old[token] for token in new if token in old}
+    shared = torch.tensor([int(id) in known for id in b.ids.flatten()]).reshape(b.ids.shape)
+    b.ids = torch.tensor([known.get(int(id), 0) for id in b.ids.flatten()]).reshape(b.ids.shape)
+    its = stock.lm_head(decoder.norm(hidden_states(stock, b, handed)[-1]))
+    # rows that no new word comes before, in the words that both have
+    alike = [shared[i, : int((~shared[i]).float().argmax()) or None] for i in range(2)]
+    columns = list(known), list(known.values())
+    for i, rows in enumerate(alike):
+        n = len(rows)
+        assert n > VISUAL
+        assert torch.allclose(mine[i, :n][:, columns[0]], its[i, :n][:, columns[1]], atol=1e-4)
+
+
+def earlier_tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(MODELS["llava"])
