@@ -17,6 +17,7 @@ from labels import COLOUR, CONTENT, LABELS, SIDE, VISUAL, dense_labels
 from lookless.reference import MODELS
 from lookless.reference.worlds import Chart, Scene, Sign, Table, sample_chart, sample_scene, sample_sign, sample_table
 from losses import dense_loss, hidden_states, readers, talking_loss, visible, visual_rows
+from muon import Muon
 from tokens import Words, build_tokenizer
 
 QUIET = {"describing": 0.0, "facts": 0.0, "stating": 0.5}
@@ -157,3 +158,20 @@ def earlier_tokenizer():
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(MODELS["llava"])
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (24, 24)])
+def test_muon_steps_as_torchs(shape):
+    """But for bfloat16, in which torch computes."""
+    torch.manual_seed(1)
+    start = torch.randn(shape)
+    mine, its = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    how = {"lr": 0.05, "weight_decay": 0.1}
+    steppers = Muon([mine], **how), torch.optim.Muon([its], adjust_lr_fn="match_rms_adamw", **how)
+    for _ in range(4):
+        grad = torch.randn(shape)
+        for p, opt in zip((mine, its), steppers, strict=True):
+            p.grad = grad.clone()
+            opt.step()
+    moved = its - start
+    assert (mine - its).norm() < 0.02 * moved.norm()

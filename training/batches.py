@@ -21,8 +21,8 @@ from lookless.reference.worlds import World, sample_chart, sample_scene, sample_
 from tokens import Words
 
 MEAN, STD = 127.5, 127.5  # the processor's image_mean and image_std of 0.5
-TALK = 128  # tokens of questions and answers behind one prefix
-TARGETS = 40  # answer tokens that are scored behind one prefix, at most; describing needs most
+TALK = 192  # tokens of questions and answers behind one prefix
+TARGETS = 60  # answer tokens that are scored behind one prefix, at most; describing needs most
 # Segments: seen by every question; padding; a patch that no question reads, and later patches do.
 SHARED, NOWHERE, UNREAD = 0, -1, -2
 
@@ -76,7 +76,7 @@ def _talk(
     if rng.random() < stating:
         stated = (state(world, rng) for _ in range(25))
         return [(words(prompt.statement.format(beginning)), words(f" {end}")) for beginning, end in stated]
-    talk = converse(world, rng, turns=9, facts=facts)
+    talk = converse(world, rng, turns=16, facts=facts)
     if rng.random() < describing:
         talk.insert(0, (rng.choice(DESCRIBE), describe(world)))
     return [(words(prompt.question.format(q)), [*_said(words, a), *words(prompt.end)]) for q, a in talk]

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from muon import Muon
+
 SEED = 2026
 MINUTES = 2  # between checkpoints
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -31,7 +33,7 @@ def optimizers(parts: list[nn.Module], muon_lr: float, adam_lr: float) -> list[t
     if tokens:  # they are of size one, and move accordingly
         groups.append({"params": tokens, "lr": 5 * adam_lr})
     return [
-        torch.optim.Muon(muon, lr=muon_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        Muon(muon, lr=muon_lr, weight_decay=0.01),
         torch.optim.AdamW(groups, lr=adam_lr, weight_decay=0.0, betas=(0.9, 0.98)),
     ]
 

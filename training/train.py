@@ -49,6 +49,8 @@ def stage_see(architecture, model, heads, words, folder, steps):
 
 
 def stage_graft(architecture, model, heads, words, folder, steps):
+    if architecture is not ARCHITECTURES["llava"]:
+        raise SystemExit("stage graft is for --model llava: new layers cannot hand on what DeepStack adds behind them")
     earlier = graft(model, words.tokenizer, MODELS["llava"]).to(DEVICE)
     decoder = model.model.language_model
     new = len(decoder.layers) - len(KEPT)
@@ -84,7 +86,7 @@ def stage_joint(architecture, model, heads, words, folder, steps):
     architecture.freeze(model)
     run = Run(folder, "joint", steps, {"model": model, "heads": heads}, optimizers([model, heads], 2e-3, 1e-3))
     run.train(
-        lambda rng, step: talk_batch(rng, words, 16, describing=0.05, facts=0.03, stating=0.2),
+        lambda rng, step: talk_batch(rng, words, 8, describing=0.05, facts=0.03, stating=0.2),
         lambda b: talking_loss(architecture, model, heads, b, DENSE),
     )
 
