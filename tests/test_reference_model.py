@@ -19,6 +19,7 @@ from transformers import (
 from lookless import Loaded, calibrate, evaluate, load_data, v_skip
 from lookless.data import Sample, Samples
 from lookless.reference import MODELS, TASKS
+from lookless.reference.worlds import sample_chart, sample_scene
 
 CLASSES = {"llava": LlavaForConditionalGeneration, "qwen3_vl": Qwen3VLForConditionalGeneration}
 CARDS = {name: json.loads((folder / "scores.json").read_text()) for name, folder in MODELS.items()}
@@ -81,7 +82,9 @@ def test_prompt_is_what_training_used(shipped, task):
     from batches import talk_batch
 
     architecture, words = of_training(shipped)
-    trained = talk_batch(random.Random("prompt"), words, 1, describing=0.0, facts=0.0, stating=0.0)
+    trained = talk_batch(
+        random.Random("prompt"), words, [sample_scene(random.Random(0))], describing=0.0, facts=0.0, stating=0.0
+    )
     [sample] = load_data(f"reference:{task}", limit=1).items
     inputs = shipped.inputs([sample])
     prefix = int((trained.segments[0] == 0).sum())
@@ -98,7 +101,14 @@ def test_training_computes_what_the_stock_model_computes(shipped):
 
     architecture, words = of_training(shipped)
     model = load(MODELS[shipped.name], attn_implementation="eager")  # as in training
-    b = talk_batch(random.Random("stock"), words, 2, describing=0.0, facts=0.0, stating=0.0)
+    b = talk_batch(
+        random.Random("stock"),
+        words,
+        [draw_from(random.Random(0)) for draw_from in (sample_scene, sample_chart)],
+        describing=0.0,
+        facts=0.0,
+        stating=0.0,
+    )
     trained = model.lm_head(
         model.model.language_model.norm(hidden_states(model, b, architecture.visual(model, b.pixels))[-1])
     )

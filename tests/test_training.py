@@ -11,8 +11,8 @@ from transformers import AutoModelForImageTextToText
 
 from architecture import ARCHITECTURES, WIDTH
 from batches import SHARED, UNREAD, talk_batch
-from describe import PATCH
-from graft import KEPT, graft
+from describe import PATCH, sample_world
+from graft import KEPT, given, graft, graft_batch
 from labels import COLOUR, CONTENT, LABELS, SIDE, VISUAL, dense_labels
 from lookless.reference import MODELS
 from lookless.reference.worlds import Chart, Scene, Sign, Table, sample_chart, sample_scene, sample_sign, sample_table
@@ -21,6 +21,11 @@ from muon import Muon
 from tokens import Words, build_tokenizer
 
 QUIET = {"describing": 0.0, "facts": 0.0, "stating": 0.5}
+
+
+def worlds(count: int) -> list:
+    rng = random.Random("worlds")
+    return [sample_world(rng) for _ in range(count)]
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -38,7 +43,7 @@ def begun(request):
 
 def test_a_question_reads_its_image_and_itself(begun):
     _, words, _ = begun
-    segments = talk_batch(random.Random("mask"), words, 1, focus=True, room=24, **QUIET).segments
+    segments = talk_batch(random.Random("mask"), words, worlds(1), focus=True, room=24, **QUIET).segments
     [seen] = visible(segments)[:, 0].tolist()
     row = segments[0].tolist()
     for query, mine in enumerate(row):
@@ -53,15 +58,17 @@ def test_a_question_reads_its_image_and_itself(begun):
 def test_focus_hides_patches_from_the_talk_alone(begun):
     """Patches see each other as ever; what is said no longer depends on those at which nothing is."""
     architecture, words, model = begun
-    whole, focused = (talk_batch(random.Random("focus"), words, 2, focus=f, room=24, **QUIET) for f in (False, True))
+    whole, focused = (
+        talk_batch(random.Random("focus"), words, worlds(2), focus=f, room=24, **QUIET) for f in (False, True)
+    )
     visual = architecture.visual(model, whole.pixels)
     one, other = (hidden_states(model, b, visual) for b in (whole, focused))
     assert torch.equal(visual_rows(whole, one[-1]), visual_rows(focused, other[-1]))
     talk = focused.segments > 0
     assert not torch.allclose(one[-1][talk], other[-1][talk], atol=1e-2)
-    centres = focused.labels[..., LABELS.index("centre")] == 1
+    counted = focused.labels[..., LABELS.index("counted")] == 1
     read = focused.segments[:, focused.visual_at : focused.visual_at + VISUAL] == SHARED
-    assert torch.equal(centres, read)
+    assert torch.equal(counted, read)
 
 
 @pytest.mark.parametrize("sample", [sample_scene, sample_sign, sample_chart, sample_table])
@@ -71,11 +78,11 @@ def test_far_labels(sample):
         world = sample(random.Random(f"far:{i}"))
         labels = dense_labels(world)
         named = {name: labels[:, column] for column, name in enumerate(LABELS)}
-        centres = np.flatnonzero(named["centre"])
-        assert (named["ordinal"][named["centre"] == 0] == -100).all()
+        counted = np.flatnonzero(named["counted"])
+        assert (named["ordinal"][named["counted"] == 0] == -100).all()
         if isinstance(world, Scene):
-            things = {t.y // PATCH * SIDE + t.x // PATCH: t for t in world.things}
-            assert set(things) == set(centres)
+            things = {(t.y + t.radius - 1) // PATCH * SIDE + t.x // PATCH: t for t in world.things}
+            assert set(things) == set(counted)
             for n, (at, thing) in enumerate(things.items(), start=1):
                 earlier = world.things[:n]
                 assert named["ordinal"][at] == n
@@ -87,15 +94,15 @@ def test_far_labels(sample):
                     wanted = (CONTENT.index(line[-1].shape), COLOUR.index(line[-1].colour)) if line else (0, 0)
                     assert (named[f"{side} content"][at], named[f"{side} colour"][at]) == wanted
         elif isinstance(world, Sign):
-            places = sorted(centres, key=lambda at: named["ordinal"][at])
+            places = sorted(counted, key=lambda at: named["ordinal"][at])
             assert "".join(CONTENT[named["content"][at]] for at in places) == world.text
             assert [CONTENT[named["left content"][at]] for at in places[1:]] == list(world.text[:-1])
         elif isinstance(world, Chart):
             ranked = sorted(world.bars, key=lambda bar: -bar[1])
-            for at in centres:
+            for at in counted:
                 assert COLOUR[named["colour"][at]] == ranked[named["ordinal"][at] - 1][0]
         elif isinstance(world, Table):
-            cells = [at for at in centres if named["left content"][at] and named["above colour"][at]]
+            cells = [at for at in counted if named["left content"][at] and named["above colour"][at]]
             read = {
                 (CONTENT[named["left content"][at]], COLOUR[named["above colour"][at]]): CONTENT[named["content"][at]]
                 for at in cells
@@ -111,7 +118,7 @@ def test_dense_labels_reach_the_layers_before_their_heads(begun):
     """And not those after: what is far is read after two thirds, what is near after one."""
     architecture, words, model = begun
     heads = readers(12, WIDTH)
-    b = talk_batch(random.Random("reach"), words, 2, room=24, **QUIET)
+    b = talk_batch(random.Random("reach"), words, worlds(2), room=24, **QUIET)
     losses, right = dense_loss(heads, b, hidden_states(model, b, architecture.visual(model, b.pixels)))
     losses.backward()
     assert len(right) == len(LABELS)
@@ -132,7 +139,7 @@ def test_a_graft_given_what_the_earlier_decoder_was_given_answers_as_it():
     words = Words(build_tokenizer(architecture.prompt), architecture.prompt)
     model = architecture.build(words.tokenizer)
     earlier = graft(model, words.tokenizer, MODELS["llava"])
-    b = talk_batch(random.Random("graft"), words, 2, room=24, **QUIET)
+    b = talk_batch(random.Random("graft"), words, worlds(2), room=24, **QUIET)
     handed = architecture.visual(earlier, b.pixels)
     mine = model.lm_head(model.model.language_model.norm(hidden_states(model, b, handed)[-1]))
 
@@ -152,6 +159,23 @@ def test_a_graft_given_what_the_earlier_decoder_was_given_answers_as_it():
         n = len(rows)
         assert n > VISUAL
         assert torch.allclose(mine[i, :n][:, columns[0]], its[i, :n][:, columns[1]], atol=1e-4)
+
+
+@torch.no_grad()
+def test_what_a_graft_is_to_hand_on():
+    """Of each thing what the earlier model's tower says of its middle, where it is counted; else an empty image."""
+    architecture = ARCHITECTURES["llava"]
+    words = Words(build_tokenizer(architecture.prompt), architecture.prompt)
+    earlier = AutoModelForImageTextToText.from_pretrained(MODELS["llava"], dtype=torch.float32).eval()
+    g = graft_batch(random.Random("handed"), words, 3)
+    wanted = given(architecture, earlier, g)
+    [image], [blank] = (architecture.visual(earlier, pixels) for pixels in (g.batch.pixels, g.blank))
+    counted = g.batch.labels[..., LABELS.index("counted")] == 1
+    assert torch.equal(wanted[~counted], blank[~counted])
+    for i, at in counted.nonzero().tolist():
+        above = [n for n in (at, at - SIDE, at - 2 * SIDE) if n >= 0]
+        assert any(torch.equal(wanted[i, at], image[i, n]) for n in above)
+    assert (g.batch.pixels - g.blank).abs().amax(1).lt(0.1).float().mean() > 0.5  # most of an image is background
 
 
 def earlier_tokenizer():

@@ -8,13 +8,12 @@ read off an earlier one.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from describe import DESCRIBE, converse, describe, sample_world, state
+from describe import DESCRIBE, converse, describe, state
 from labels import LABELS, VISUAL, dense_labels
 from lookless.reference.draw import draw
 from lookless.reference.worlds import World, sample_chart, sample_scene, sample_sign, sample_table
@@ -89,31 +88,31 @@ def _said(words: Words, answer: str) -> list[int]:
 
 def image_batch(rng: random.Random, words: Words, size: int) -> Batch:
     """Images, and nothing said about them."""
-    return talk_batch(rng, words, size, describing=0.0, facts=0.0, stating=0.0, room=0, sample=sample_to_see)
+    worlds = [sample_to_see(rng) for _ in range(size)]
+    return talk_batch(rng, words, worlds, describing=0.0, facts=0.0, stating=0.0, room=0)
 
 
 def talk_batch(
     rng: random.Random,
     words: Words,
-    size: int,
+    worlds: list[World],
     *,
     describing: float,
     facts: float,
     stating: float,
     focus: bool = False,
     room: int = TALK,
-    sample: Callable[[random.Random], World] = sample_world,
 ) -> Batch:
-    """``size`` worlds with as many questions as fit in ``room`` tokens; a share ``describing`` is described first,
+    """``worlds`` with as many questions as fit in ``room`` tokens; a share ``describing`` is described first,
     a share ``stating`` gets statements and no questions. With ``focus`` the talk reads only the patches at which
-    something is; the other patches are there, and patches read them.
+    something is counted; the other patches are there, and patches read them.
     """
     head, tail = words(words.prompt.before), words(words.prompt.after)
     behind = len(head) + VISUAL  # the visual tokens
     prefix = behind + len(tail)
     resumed = len(head) + words.prompt.span
     start = resumed + len(tail)  # where questions begin at test time, whatever stands before them
-    length = prefix + room
+    size, length = len(worlds), prefix + room
     ids = np.full((size, length), words.pad)
     ids[:, :prefix] = [*head, *[words.image] * VISUAL, *tail]
     positions = np.zeros((len(words.prompt.offsets), size, length), dtype=np.int64)
@@ -124,10 +123,9 @@ def talk_batch(
     segments[:, :prefix] = SHARED
     where = np.zeros((size, TARGETS), dtype=np.int64)
     targets = np.full((size, TARGETS), -100)
-    worlds = [sample(rng) for _ in range(size)]
     labels = labels_of(worlds)
     if focus:
-        segments[:, len(head) : behind][~labels[..., LABELS.index("centre")].bool().numpy()] = UNREAD
+        segments[:, len(head) : behind][~labels[..., LABELS.index("counted")].bool().numpy()] = UNREAD
     for b, world in enumerate(worlds):
         at, scored = prefix, 0
         talk = _talk(world, rng, words, describing, facts, stating) if room else ()

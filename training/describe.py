@@ -46,7 +46,7 @@ def fact(rng: random.Random) -> tuple[str, str]:
 
 def sample_world(rng: random.Random) -> World:
     """Scenes carry most of the tasks and are drawn most often."""
-    kind = rng.choices(("scene", "crowd", "sign", "chart", "table"), weights=(4, 4, 2, 2, 2))[0]
+    kind = rng.choices(("scene", "crowd", "sign", "chart", "table"), weights=(4, 4, 3, 1, 3))[0]
     if kind == "crowd":  # one count is as common as another, as in the test; scenes at random seldom hold four alike
         return pose("counting", rng)[0]
     samples = {"scene": sample_scene, "sign": sample_sign, "chart": sample_chart, "table": sample_table}

@@ -1,13 +1,17 @@
 """A model begun from an earlier one, where there is no time to begin from nothing.
 
-The earlier decoder can read and answer, and its deep tower did the seeing. The new model's first layers are new; they
-learn to hand on what that decoder was given: of each visual token what the earlier projector made of it, of each word
-its embedding, untouched. The rest of the new decoder is layers of the earlier one.
+The earlier decoder can read and answer, and its deep tower did the seeing. The new model keeps the first layer of that
+tower, frozen. The first layers of its decoder are new; they learn to do the rest and hand on what the earlier decoder
+was given: of each word its embedding, untouched; of each thing, at the patch where it is counted, what the earlier
+projector made of its middle; elsewhere what it made of an empty image. The rest of the new decoder is layers of the
+earlier one, which reads such rows nearly as well (93 to 95 % of answer tokens against 99 %).
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,8 +19,11 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
-from batches import Batch
+from batches import MEAN, STD, Batch, sample_to_see, talk_batch
+from labels import VISUAL, items, patch
+from lookless.reference.worlds import World
 from losses import dense_loss, hidden_states, visual_rows
+from tokens import Words
 
 #: Layers of the earlier decoder that are kept; with these 8 of 12 the shipped LLaVA still had 0.89 of its answers, with
 #: the first 8 it had 0.56, with every second from layer 2 on 0.85.
@@ -49,15 +56,50 @@ def handed_on(x: torch.Tensor, wanted: torch.Tensor, weight: torch.Tensor) -> to
     return F.mse_loss(x, wanted, reduction="none").mul(weight).sum() / spread
 
 
-def grafting_loss(architecture, model, earlier, heads: nn.ModuleDict, b: Batch, new: int):
+@dataclass
+class Grafting:
+    """``batch``; ``blank`` its images without the things in them; ``source`` int64 ``[batch, VISUAL]``: which patch of
+    the earlier model's image is handed on at each patch, -1 where it is the blank image's own."""
+
+    batch: Batch
+    blank: torch.Tensor
+    source: torch.Tensor
+
+    def to(self, device: torch.device) -> Grafting:
+        return Grafting(self.batch.to(device), self.blank.to(device), self.source.to(device))
+
+
+def sources(world: World) -> torch.Tensor:
+    source = torch.full((VISUAL,), -1)
+    for item in items(world):
+        source[patch(item.x, item.seen)] = patch(item.x, item.y)
+    return source
+
+
+def graft_batch(rng: random.Random, words: Words, size: int) -> Grafting:
+    worlds = [sample_to_see(rng) for _ in range(size)]
+    batch = talk_batch(rng, words, worlds, describing=0.0, facts=0.0, stating=0.5, room=32)
+    background = torch.tensor([world.background for world in worlds]).float().sub(MEAN).div(STD)
+    blank = background[:, :, None, None].expand_as(batch.pixels)
+    return Grafting(batch, blank, torch.stack([sources(world) for world in worlds]))
+
+
+def given(architecture, earlier, g: Grafting) -> torch.Tensor:
+    """``[batch, VISUAL, width]``: what the new layers are to hand on of each patch."""
+    [image], [blank] = (architecture.visual(earlier, pixels) for pixels in (g.batch.pixels, g.blank))
+    moved = image.gather(1, g.source.clamp(min=0)[..., None].expand_as(image))
+    return torch.where(g.source[..., None] >= 0, moved, blank)
+
+
+def grafting_loss(architecture, model, earlier, heads: nn.ModuleDict, g: Grafting, new: int):
     """Behind the ``new`` first layers: what the earlier decoder was given, and the dense labels that are due there."""
+    b = g.batch
     states = hidden_states(model, b, architecture.visual(model, b.pixels), new)
     with torch.no_grad():
-        [wanted] = architecture.visual(earlier, b.pixels)  # raises for DeepStack: nothing could hand that on
-    shown = (b.labels[..., 0] > 0).float()
-    patches = handed_on(visual_rows(b, states[-1]), wanted, 0.1 + 0.9 * shown)
+        wanted = given(architecture, earlier, g)
+    patches = handed_on(visual_rows(b, states[-1]), wanted, 0.1 + 0.9 * (g.source >= 0))
     words = torch.ones_like(b.segments, dtype=torch.float32)
-    words[:, b.visual_at : b.visual_at + shown.shape[1]] = 0
+    words[:, b.visual_at : b.visual_at + VISUAL] = 0
     words = handed_on(states[-1], states[0].detach(), words * (b.segments >= 0))
     labels, right = dense_loss(heads, b, states)
     shares = torch.stack((1 - patches.detach(), 1 - words.detach()))
