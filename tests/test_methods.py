@@ -408,8 +408,8 @@ def squint(model: Geometry | int, *, layer: methods.Layer = 1) -> Plan:
 
 
 def test_another_packages_method(monkeypatch):
-    point = EntryPoint("squint", "anywhere:METHOD", methods.table.GROUP)
-    monkeypatch.setattr(methods.table, "entry_points", lambda group: [point])
+    point = EntryPoint("squint", "anywhere:METHOD", methods.registry.GROUP)
+    monkeypatch.setattr(methods.registry, "entry_points", lambda group: [point])
     monkeypatch.setattr(EntryPoint, "load", lambda self: Method(squint, "0000.00000", "Squint", of=4))
     assert methods.find("squint").at_paper(of(12)).layers[3].keep == Keep(0)
     assert "squint" not in METHODS
@@ -431,8 +431,8 @@ def gone(model: Geometry | int) -> Plan:
 )
 def test_a_broken_package_stops_nothing_else(monkeypatch, load, complaint):
     """It is named in a warning where all are listed, and refused where it is asked for."""
-    points = [EntryPoint(name, "anywhere:METHOD", methods.table.GROUP) for name in ("broken", "squint")]
-    monkeypatch.setattr(methods.table, "entry_points", lambda group: points)
+    points = [EntryPoint(name, "anywhere:METHOD", methods.registry.GROUP) for name in ("broken", "squint")]
+    monkeypatch.setattr(methods.registry, "entry_points", lambda group: points)
     whole = Method(squint, "0000.00000", "Squint", of=4)
     monkeypatch.setattr(EntryPoint, "load", lambda self: whole if self.name == "squint" else load())
     told = f"the entry point 'broken' of lookless.methods (anywhere:METHOD) {complaint}"
