@@ -9,7 +9,9 @@ from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP, Llam
 
 from families import FAMILIES
 from lookless import Plan, Skip, apply
+from lookless.runtime import inplace
 from lookless.runtime.inplace import BLOCK, Buffers, gated_ffn, linear, rms_norm, rotate
+from tiny import BATCHES, tiny_llava
 
 IDS = torch.tensor(FAMILIES["llava"].visual_ids)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -118,3 +120,15 @@ def test_no_layer_changes_what_another_made(name, cells):
     assert len(entered) == len(layers)
     for kept, then in entered:
         assert torch.equal(kept, then)
+
+
+@pytest.mark.parametrize("batch", ["two images", "padded left"])
+def test_few_numbers_take_another_way_to_the_same_logits(batch, monkeypatch):
+    """Tiny models are small everywhere; here they run as large ones do, too."""
+    model, arguments = tiny_llava(), BATCHES[batch]()
+    plan = Plan.full(len(model.model.language_model.layers)).at([1], attention=Skip(), ffn=Skip())
+    with torch.no_grad(), apply(model, plan):
+        few = model(**arguments, logits_to_keep=1).logits
+        monkeypatch.setattr(inplace, "FEW", 0)
+        many = model(**arguments, logits_to_keep=1).logits
+    torch.testing.assert_close(few, many, atol=1e-5, rtol=0)
