@@ -148,6 +148,8 @@ def test_a_budget_is_priced_at_the_prompts_lengths():
     small = [one.model_copy(update={"visual": 4.0, "text": 40.0}) for one in risks(*rows)]
     with pytest.raises(PlanError, match=r"freezing every layer saves 7\.6%"):
         methods.operator_skipping(*small, save=0.3)
+    with pytest.raises(PlanError, match="a prompt of 0 visual and 0 text tokens costs nothing"):
+        methods.operator_skipping(*risks(*rows), save=0.3, visual=0, text=0)
     assert METHODS["operator-skipping"].knobs["visual"].parsed("100") == 100.0
 
 

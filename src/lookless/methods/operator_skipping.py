@@ -48,7 +48,7 @@ def operator_skipping(
     the prompts that the scores were measured on, and of scores that do not know them LLaVA-1.5's, 576 and 66.6.
 
     Raises:
-        PlanError: ``save`` is more than freezing every layer saves.
+        PlanError: ``save`` is more than freezing every layer saves, or the prompt has no tokens.
     """
     visual = (attention.visual or 576) if visual is None else visual
     text = (66.6 if attention.text is None else attention.text) if text is None else text
@@ -57,6 +57,11 @@ def operator_skipping(
         prefill(attention.geometry, visual=visual, text=text, plan=plan.at(range(len(plan.layers)), **cells)).total
         for cells in ({}, {"attention": Skip()}, {"ffn": Skip()})
     )
+    if not dense:
+        raise PlanError(
+            f"a prompt of {visual} visual and {text} text tokens costs nothing, so that no share of it can be saved: "
+            f"give the numbers of your prompts."
+        )
     price = ((1 - without_attention / dense) / len(plan.layers), (1 - without_ffn / dense) / len(plan.layers))
 
     def saved(counts: Counts) -> float:
