@@ -18,9 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lookless import Loaded, Samples, Scores, apply, files, load_data, load_model
 from lookless.bench.prefill import processor
+from lookless.calibration.distances import kl
 from lookless.calibration.gradients import lent, slopes
+from lookless.calibration.replay import one_row, visual_prompts, watched
 from lookless.calibration.screening import screen
-from lookless.calibration.sweep import MEASURES, kl, one_row, sweep, visual_prompts, watched
+from lookless.calibration.sweep import MEASURES, sweep
 from lookless.methods import METHODS
 from lookless.reference import NAMES, TASKS
 from lookless.runtime.families import locate

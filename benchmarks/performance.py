@@ -20,11 +20,13 @@ import lookless
 from lookless import Plan, files, methods
 from lookless.bench import prefill_report as timings
 from lookless.bench.dummy_model import IMAGE, WORD, shaped
-from lookless.bench.prefill import Report, Whole, bench, of_geometry
+from lookless.bench.prefill import Whole, bench
+from lookless.bench.prefill_results import Report
+from lookless.bench.subjects import of_geometry
 from lookless.bench.timing import Clock
 from lookless.configs import shape_named
+from lookless.figures import INK, MUTED, panels_of, save_figure
 from lookless.geometry import Geometry
-from lookless.report import INK, MUTED, panels_of, save_figure
 from lookless.runtime.patching import applied
 
 ROOT = Path(__file__).parents[1]

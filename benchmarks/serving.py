@@ -13,7 +13,9 @@ from pathlib import Path
 
 from lookless import files, methods
 from lookless.bench import traffic_report as throughput
-from lookless.bench.traffic import Served, Traffic, TrafficReport, compare, of_geometry, of_model
+from lookless.bench.traffic import compare
+from lookless.bench.traffic_client import Served, Traffic, of_geometry, of_model
+from lookless.bench.traffic_results import TrafficReport
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"

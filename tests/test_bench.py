@@ -21,7 +21,7 @@ from lookless import PRESETS, Filter, Geometry, Plan, Skip, apply, load_data, tr
 from lookless.bench import timing as measure
 from lookless.bench.dummy_model import shaped
 from lookless.bench.lower_bound import floor_of
-from lookless.bench.prefill import STOCK, BreakEven, Sweep, bench, of_geometry
+from lookless.bench.prefill import bench
 from lookless.bench.prefill_report import (
     HEADS,
     bench_figure,
@@ -32,6 +32,8 @@ from lookless.bench.prefill_report import (
     document,
     save,
 )
+from lookless.bench.prefill_results import STOCK, BreakEven, Sweep
+from lookless.bench.subjects import of_geometry
 from lookless.bench.timing import peak_mib
 from lookless.cli.main import app
 from lookless.configs import Shape, shape_named

@@ -24,8 +24,9 @@ from lookless import (
     sweep,
 )
 from lookless.bench.timing import time_prefill
+from lookless.calibration.distances import kl
 from lookless.calibration.gradients import diagnose
-from lookless.calibration.sweep import MEASURES, kl
+from lookless.calibration.sweep import MEASURES
 from lookless.errors import DataError, ModelError, ScoresError
 from lookless.runtime.families import geometry_of
 from maps import slow_logits

@@ -78,7 +78,8 @@ def prepare(monkeypatch):
     monkeypatch.setattr(demo, "run_demo", functools.partial(demo.run_demo, test_samples=8))
     fake = (sys.executable, fake_vllm.__file__)
     monkeypatch.setenv("FAKE_VLLM", os.path.abspath("calls"))
-    monkeypatch.setattr("lookless.bench.traffic.VLLM", fake)
+    for module in ("traffic", "traffic_client"):
+        monkeypatch.setattr(f"lookless.bench.{module}.VLLM", fake)
     monkeypatch.setattr("lookless.serving.launch.find_spec", lambda name: name)
     monkeypatch.setattr("lookless.bench.traffic.command", lambda *words: [*fake, *command(*words)[3:]])
     monkeypatch.setattr("os.execv", lambda *_: None)

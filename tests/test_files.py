@@ -92,7 +92,7 @@ def scores(tmp_path):
 def test_an_out_that_cannot_be_written_is_found_before_the_work(tmp_path, monkeypatch, scores, command):
     """Nothing is loaded, asked or measured for it."""
     monkeypatch.chdir(tmp_path)
-    import lookless.bench.prefill
+    import lookless.bench.subjects
     import lookless.demo
     import lookless.loading
 
@@ -101,7 +101,7 @@ def test_an_out_that_cannot_be_written_is_found_before_the_work(tmp_path, monkey
 
     monkeypatch.setattr(lookless.loading, "load_model", work)
     monkeypatch.setattr(lookless.demo, "run_demo", work)
-    monkeypatch.setattr(lookless.bench.prefill, "of_model", work)
+    monkeypatch.setattr(lookless.bench.subjects, "of_model", work)
     for out in ("/proc/nothing/here", scores / "below", "x" * 300):
         told = fails(*command, "--out", out)
         assert "cannot be written (" in told

@@ -16,9 +16,10 @@ from lookless import Geometry, Plan, Scores, Skip, load_data, v_skip
 from lookless.cli import main as cli
 from lookless.demo import Demo, Row, demo_table, run_demo, spans
 from lookless.evaluation import Answer, Estimate
+from lookless.figures import examples_figure, profile_figure, save_figure
 from lookless.methods import METHODS
 from lookless.reference import TASKS
-from lookless.report import examples_figure, methods_table, plan_table, profile_figure, save_figure, scores_table
+from lookless.report import methods_table, plan_table, scores_table
 
 SMALL = Geometry(model_type="llava", layers=4, hidden=8, intermediate=16, heads=2, kv_heads=2, head_dim=4)
 SCORES = Scores(

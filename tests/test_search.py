@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from lookless import Filter, Keep, LayerPlan, Neurons, Plan, Sink, Skip, Top, Window, apply, calibrate, data, load_data
-from lookless.calibration.sweep import kl
+from lookless.calibration.distances import kl
 from lookless.errors import DataError, PlanError, PlanMismatchError
-from lookless.search.depthwise import ACTIONS, DepthChoice, Repaired, depthwise_plan, dop, repair
+from lookless.search.depthwise import DepthChoice, depthwise_plan, dop
 from lookless.search.greedy import Move, Order, greedy_order, gsop_order, redundancylens_order
+from lookless.search.interactions import ACTIONS, Repaired, repair
 from lookless.search.objective import Objective, joint_distance
 from tiny import BATCHES, LAYERS, tiny_llava
 

@@ -10,12 +10,14 @@ import pytest
 
 from lookless import Plan, Window, apply, evaluate, load_data, trace
 from lookless.comparison.document import BEGIN, END, document, retention_figure
-from lookless.comparison.run import DRAWS, NEAR, STRENGTH, Bench, accuracy, retention, run_table
+from lookless.comparison.plans import STRENGTH, Bench
+from lookless.comparison.results import accuracy, retention
+from lookless.comparison.run import DRAWS, NEAR, run_table
 from lookless.errors import PlanError
 from lookless.evaluation import paired_difference
+from lookless.figures import save_figure
 from lookless.flops import prefill
 from lookless.methods import METHODS, Method
-from lookless.report import save_figure
 from lookless.runtime.families import geometry_of
 
 TASKS = ["reference:chart", "reference:counting"]
@@ -190,7 +192,9 @@ def test_a_table_goes_on_where_it_stopped(table, reference, monkeypatch):
     cut["times"] = {}
     path.write_text(json.dumps(cut))
     ran = []
-    monkeypatch.setattr("lookless.comparison.run.evaluate", lambda *a, **k: ran.append(1) or evaluate(*a, **k))
+    for module in ("run", "plans"):
+        counted = f"lookless.comparison.{module}.evaluate"
+        monkeypatch.setattr(counted, lambda *a, **k: ran.append(1) or evaluate(*a, **k))
     again = run_table(reference, CHOSEN, folder, **options)
     assert len(ran) == 2 * (1 + len(TASKS))  # two settings on two tasks, and the dense answers of each task once
     assert sorted(o.model_dump_json() for o in again.outcomes) == sorted(o.model_dump_json() for o in results.outcomes)

@@ -19,20 +19,10 @@ from typer.testing import CliRunner
 import fake_vllm
 from lookless import Geometry, Plan, Skip
 from lookless.bench import vllm_server as server
-from lookless.bench.traffic import (
-    HALF,
-    Level,
-    Load,
-    Round,
-    Served,
-    Traffic,
-    TrafficReport,
-    _skipped,
-    compare,
-    of_geometry,
-    of_model,
-)
+from lookless.bench.traffic import HALF, _skipped, compare
+from lookless.bench.traffic_client import Served, Traffic, of_geometry, of_model
 from lookless.bench.traffic_report import HEADS, rows, save, section, traffic_table, verdict
+from lookless.bench.traffic_results import Level, Load, Round, TrafficReport
 from lookless.bench.vllm_server import running, tail
 from lookless.cli.main import app
 from lookless.errors import GeometryError, ModelError, PlanError
@@ -51,7 +41,8 @@ FAKE = (sys.executable, fake_vllm.__file__)
 def fake(tmp_path, monkeypatch):
     """The play, and a plan for it."""
     monkeypatch.setenv("FAKE_VLLM", str(tmp_path / "told"))
-    monkeypatch.setattr("lookless.bench.traffic.VLLM", FAKE)
+    for module in ("traffic", "traffic_client"):
+        monkeypatch.setattr(f"lookless.bench.{module}.VLLM", FAKE)
     monkeypatch.setattr("lookless.serving.launch.find_spec", lambda name: name)
     stock = launch.command
     monkeypatch.setattr("lookless.bench.traffic.command", lambda *words: [*FAKE, *stock(*words)[3:]])

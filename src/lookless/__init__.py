@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from .loading import Loaded, load_model
     from .runtime.patching import Applied, apply
     from .runtime.tracing import Trace, trace
-    from .search.depthwise import dop, repair
+    from .search.depthwise import dop
     from .search.greedy import Move, Order, greedy_order, gsop_order, redundancylens_order
+    from .search.interactions import repair
     from .search.objective import Objective, joint_distance
 
 # name -> module; no module is called like what it holds, or importing the one would hide the other
@@ -65,7 +66,7 @@ _LATER = {
     "load_data": "data",
     "load_model": "loading",
     "redundancylens_order": "search.greedy",
-    "repair": "search.depthwise",
+    "repair": "search.interactions",
     "screen": "calibration.screening",
     "sweep": "calibration.sweep",
     "time_prefill": "bench.timing",

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from rich import box
 from rich.table import Table
 
-from . import files, flops, report
+from . import figures, files, flops
 from .bench.timing import time_prefill
 from .calibration.sweep import calibrate
 from .data import Samples, load_data
@@ -89,7 +89,7 @@ def run_demo(out: Path, *, test_samples: int = TEST_SAMPLES, say: Callable[[str]
         row, visual, text = _measure(loaded, task, plans[task], test, out)
         rows.append(row)
     say("drawing")
-    report.save_figure(report.profile_figure(scores, plans), out / "visual_information_gain.png")
+    figures.save_figure(figures.profile_figure(scores, plans), out / "visual_information_gain.png")
     demo = Demo(
         torch_version=torch.__version__,
         transformers_version=transformers.__version__,
@@ -109,8 +109,8 @@ def _measure(loaded: Loaded, task: str, plan: Plan, test: Samples, out: Path) ->
     evaluation = evaluate(loaded, test, plan, progress=False)
     files.write_text(out / task / "evaluation.json", files.dump(evaluation))
     shown = test.items[:SHOWN]
-    figure = report.examples_figure(task, shown, evaluation.answers[:SHOWN])
-    report.save_figure(figure, out / task / "examples.png")
+    figure = figures.examples_figure(task, shown, evaluation.answers[:SHOWN])
+    figures.save_figure(figure, out / task / "examples.png")
 
     inputs = loaded.inputs(test.items[:TIMED_PROMPTS])
     located = locate(loaded.model)

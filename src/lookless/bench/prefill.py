@@ -12,166 +12,28 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 from transformers import DynamicCache
 
 from .. import flops
-from ..configs import shape_named
-from ..data import load_data
-from ..errors import DataError, ModelError, PlanError
+from ..errors import PlanError
 from ..geometry import Geometry
-from ..loading import DTYPES, check_device, load_model
 from ..plan import Plan
 from ..progress import shown
 from ..runtime.families import Located, locate
 from ..runtime.patching import applied, prompts_of
 from ..runtime.prompts import Prompts
 from ..version import __version__
-from .dummy_model import shaped
 from .lower_bound import floor_of
+from .prefill_results import STOCK, Report, Spread, Timed
 from .timing import Clock, peak_mib, synchronise
-
-STOCK = "stock"
-Axis = Literal["visual", "batch"]
-
-
-class Spread(BaseModel):
-    """Milliseconds: the median of the rounds, and the quarter of them below and above."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, each: Sequence[float]) -> Spread:
-        ordered = sorted(each)
-        return cls(median=median(ordered), low=ordered[len(ordered) // 4], high=ordered[-1 - len(ordered) // 4])
-
-
-class Timed(BaseModel):
-    """One plan, or the stock model.
-
-    Attributes:
-        first_token_ms: of the whole model's first call: tower, embeddings, decoder and head.
-        tower_ms: of the vision tower in it; None where no tower runs.
-        prefill_ms: of the decoder's layers in it; the tower and the head are the same under any plan.
-        decode_ms: of the decoder's layers, one token.
-        floor_ms: of the unavoidable products and attention calls of the prefill; None where a plan has no fixed shapes.
-        cache_mib: keys and values of all layers behind the prefill.
-        peak_mib: most memory held at once in the first call, above weights and inputs (:func:`measure.peak_mib`).
-        prefill_tflops: of the decoder, the whole batch, from the formula; None where a plan filters by what it sees.
-        flops_kept, time_kept: of the decoder's prefill, by the stock model's.
-        realised: share of time saved by share of FLOPs saved; None where no FLOPs are saved.
-        over_floor: ``prefill_ms / floor_ms``.
-        whole_flops_kept: as ``flops_kept``, in the whole model of which a part was timed; None where not known.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    first_token_ms: Spread
-    tower_ms: Spread | None
-    prefill_ms: Spread
-    decode_ms: Spread
-    floor_ms: Spread | None
-    cache_mib: float
-    peak_mib: float
-    prefill_tflops: float | None
-    flops_kept: float | None
-    time_kept: float
-    realised: float | None
-    over_floor: float | None
-    whole_flops_kept: float | None = None
-
-
-class Report(BaseModel):
-    """What was timed, on what, and how.
-
-    Attributes:
-        visual, text: tokens of a prompt, the mean of a batch whose prompts differ.
-        data: whose prompts they are; None for a geometry's.
-        whole_layers: of the model whose first layers were timed; None where all were.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str
-    geometry: Geometry
-    visual: int
-    text: int
-    batch: int
-    dtype: str
-    device: str
-    machine: str
-    threads: int
-    attention: str
-    repeats: int
-    versions: dict[str, str]
-    timed: tuple[Timed, ...]
-    data: str | None = None
-    whole_layers: int | None = None
-
-    def of(self, name: str) -> Timed:
-        return next(timed for timed in self.timed if timed.name == name)
-
-
-class BreakEven(BaseModel):
-    """From where on a plan is faster than stock.
-
-    Attributes:
-        along: what was varied, ``visual`` tokens or ``batch``; ``at`` is the other, which stood still.
-        pays_from: the least value timed from which on the plan is faster at every value timed; None if it is not even
-            at the largest.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    along: Axis
-    at: int
-    pays_from: int | None
-
-
-class Sweep(BaseModel):
-    """Reports of one model at one or several lengths and batches, and what they say together."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    reports: tuple[Report, ...]
-    break_even: tuple[BreakEven, ...]
-
-    @classmethod
-    def of(cls, reports: Sequence[Report]) -> Sweep:
-        return cls(reports=tuple(reports), break_even=tuple(_break_even(reports)))
-
-
-def _break_even(reports: Sequence[Report]) -> Iterator[BreakEven]:
-    """Of every plan along every line of two reports or more."""
-    along: Axis
-    for along, other in (("visual", "batch"), ("batch", "visual")):  # type: ignore[assignment]
-        for at in sorted({getattr(report, other) for report in reports}):
-            line = {getattr(report, along): report for report in reports if getattr(report, other) == at}
-            for timed in reports[0].timed[1:] if len(line) > 1 else ():
-                yield BreakEven(name=timed.name, along=along, at=at, pays_from=_pays_from(timed.name, line))
-
-
-def _pays_from(name: str, line: Mapping[int, Report]) -> int | None:
-    found = None
-    for value in sorted(line, reverse=True):
-        if line[value].of(name).time_kept >= 1:
-            break
-        found = value
-    return found
 
 
 @dataclass(frozen=True)
@@ -252,89 +114,6 @@ def _whole_kept(whole: Whole, visual: int, text: int) -> Iterator[tuple[str, flo
     for name, plan in whole.plans.items():
         if plan.is_static:
             yield name, flops.prefill(whole.geometry, visual=visual, text=text, plan=plan.as_run).total / dense
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is timed: a model, and what is put to it.
-
-    Attributes:
-        prompts: prompts of each of the lengths to be timed, by how many are in a batch.
-        data: whose prompts they are; None for random ones.
-    """
-
-    name: str
-    model: nn.Module
-    geometry: Geometry
-    prompts: Callable[[int], Iterable[dict[str, Any]]]
-    data: str | None = None
-
-
-def of_geometry(
-    name: str, *, layers: int | None, dtype: str, device: str, visual: Sequence[int] = (576,), text: int = 66
-) -> Subject:
-    """Real layer shapes with random weights; prompts of each of ``visual`` tokens, and of ``text``.
-
-    Raises:
-        GeometryError, ModelError: no such geometry, dtype, device or number of layers, or too little memory.
-    """
-    shape, chosen = shape_named(name).cut(layers), _dtype(dtype)
-    check_device(device)
-    made = shaped(shape, dtype=chosen, device=device)
-
-    def prompts(batch: int) -> Iterator[dict[str, Any]]:
-        for count in visual:
-            yield made.inputs(visual=count, before=text // 2, after=text - text // 2, batch=batch)
-
-    return Subject(cut_name(name, layers), made.model, made.geometry, prompts)
-
-
-def cut_name(name: str, layers: int | None) -> str:
-    """Of a geometry, of which only the first ``layers`` layers may run."""
-    return f"{name}, {layers} layers" if layers else name
-
-
-CHARTS = "reference:chart"
-MOST = 64  #: samples of a data file that are looked at
-
-
-def of_model(name: str, *, dtype: str, device: str, data: str | None = None) -> Subject:
-    """A model that is loaded, on images and questions of ``data``, or of a shipped task; lengths are the processor's.
-
-    Of ``data`` the first :data:`MOST` samples that have an image are put in order of their visual tokens, and the
-    shortest, the middle and the longest are timed.
-
-    Raises:
-        ModelError: it cannot be loaded.
-        DataError: there is no such data, or no image in it.
-    """
-    _dtype(dtype)
-    given = load_data(data or CHARTS, split="test", limit=MOST)
-    samples = [sample for sample in given if sample.images]
-    if not samples:
-        raise DataError(f"no sample of {data} has an image, and without one no plan does anything.")
-    loaded = load_model(name, dtype=dtype, device=device)
-    located = locate(loaded.model)
-    counts = [0] * len(samples)
-    if data is not None:
-        counts = [int(located.visual(loaded.inputs([sample])["input_ids"]).sum()) for sample in samples]
-    order = sorted(range(len(samples)), key=counts.__getitem__)
-
-    def prompts(batch: int) -> Iterator[dict[str, Any]]:
-        last = max(0, len(order) - batch)
-        groups = [[order[(start + i) % len(order)] for i in range(batch)] for start in (0, last // 2, last)]
-        lengths = {sum(counts[i] for i in group): group for group in reversed(groups)}  # one of each length
-        for length in sorted(lengths):
-            yield loaded.inputs([samples[i] for i in lengths[length]])
-
-    return Subject(name, loaded.model, located.geometry, prompts, given.name)
-
-
-def _dtype(name: str) -> torch.dtype:
-    if name == "auto" or name not in DTYPES:
-        raise ModelError(f"dtype {name!r} is not one of {', '.join(n for n in DTYPES if n != 'auto')}.")
-    found: torch.dtype = DTYPES[name]  # type: ignore[assignment]
-    return found
 
 
 @dataclass(frozen=True)

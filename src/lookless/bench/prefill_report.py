@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from .. import files
-from ..report import INK, KEPT, MUTED, SKIPPED, panels_of, save_figure
-from .prefill import STOCK, BreakEven, Report, Spread, Sweep, Timed
+from ..figures import INK, KEPT, MUTED, SKIPPED, panels_of, save_figure
+from .prefill_results import STOCK, BreakEven, Report, Spread, Sweep, Timed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.table import Table
 
 from .. import files
-from .prefill import STOCK
 from .prefill_report import markdown
-from .traffic import PLAN, Level, Load, TrafficReport
+from .prefill_results import STOCK
+from .traffic_results import PLAN, Level, Load, TrafficReport
 
 HEADS = ("at once", "", "requests a second", "tokens a second", "first token ms", "95 % below ms", "ms a token")
 NOTE = (

@@ -28,18 +28,9 @@ from ..errors import ScoresError
 from ..loading import Loaded
 from ..runtime.families import Located, locate
 from ..scores import Scores
-from .sweep import (
-    MEASURES,
-    Position,
-    VisualPrompt,
-    Watched,
-    calibrate,
-    check_finite,
-    scores_of,
-    turn,
-    visual_prompts,
-    watched,
-)
+from .distances import turn
+from .replay import Position, VisualPrompt, Watched, check_finite, visual_prompts, watched
+from .sweep import MEASURES, calibrate, scores_of
 
 #: name of the scores -> their unit
 DIAGNOSTICS = {

@@ -40,23 +40,10 @@ from ..plan import LayerPlan
 from ..progress import shown
 from ..runtime.families import Located, locate
 from ..scores import Scores
+from .distances import kl, reverse_kl
 from .gradients import lent, pulls, slopes
-from .sweep import (
-    MEASURES,
-    Dense,
-    Measure,
-    Position,
-    VisualPrompt,
-    check_finite,
-    dense_of,
-    kl,
-    moved,
-    one_row,
-    reverse_kl,
-    scores_of,
-    visual_prompts,
-    watched,
-)
+from .replay import Dense, Position, VisualPrompt, check_finite, dense_of, moved, one_row, visual_prompts, watched
+from .sweep import MEASURES, Measure, scores_of
 
 #: divergences when what an operator adds is taken away, which is what can be estimated
 SCREENED = tuple(

@@ -28,7 +28,7 @@ from ..version import __version__
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from ..bench.traffic import Traffic
+    from ..bench.traffic_client import Traffic
     from ..geometry import Geometry
     from ..methods import Method
     from ..plan import Plan
@@ -554,7 +554,7 @@ def table(
 
     Over an hour on two cores for both shipped models. Example: lookless table reference --method v-skip --method fastv
     """
-    from .. import files, reference, report
+    from .. import figures, files, reference
     from ..comparison import document as results
     from ..comparison.run import check_budgets, run_table
     from ..loading import load_model
@@ -585,7 +585,7 @@ def table(
         )
         for model, folder in folders.items()
     ]
-    report.save_figure(results.retention_figure(outcomes), figure)
+    figures.save_figure(results.retention_figure(outcomes), figure)
     before = out_path.read_text(encoding="utf-8") if out_path.is_file() else ""
     files.write_text(out_path, results.document(before, outcomes, known, f"images/{figure.name}"))
     out.print(f"written: {out_path} and {figure}; outcomes, question by question, are in {work}", soft_wrap=True)
@@ -674,6 +674,7 @@ def bench(
     """
     from ..bench import prefill as benchmark
     from ..bench import prefill_report as timings
+    from ..bench import prefill_results, subjects
     from ..configs import shape_named
     from ..methods import find
     from ..plan import Plan
@@ -692,7 +693,7 @@ def bench(
         raise LooklessError("--data is for a MODEL: a geometry has no processor, so its prompts are random.")
     _check_engine(ctx, engine)
     if engine == "vllm":
-        from ..bench.traffic import Traffic
+        from ..bench.traffic_client import Traffic
 
         levels = tuple(sorted({*(concurrency or Traffic.concurrency)}))
         _bench_vllm(
@@ -722,13 +723,13 @@ def bench(
             known = {name: method.sample(shape.geometry) for name, method in named.items()}
             whole = benchmark.Whole(shape.geometry, known)
         lengths = sorted({*(visual or [576])})
-        subject = benchmark.of_geometry(
+        subject = subjects.of_geometry(
             geometry, layers=layers, dtype=dtype, device=device, visual=lengths, text=text or TEXT
         )
         plans = {name: plan.model_copy(update={"geometry": subject.geometry}) for name, plan in plans.items()}
     else:
         assert model is not None
-        subject = benchmark.of_model(model, dtype=dtype, device=device, data=data)
+        subject = subjects.of_model(model, dtype=dtype, device=device, data=data)
         plans |= {name: method.sample(subject.geometry) for name, method in named.items()}
     timed = []
     for prompts in sorted({*(batch or [1])}):
@@ -738,7 +739,7 @@ def bench(
             if not as_json:
                 for table in timings.bench_tables(timed[-1]):
                     _print_whole(table)
-    sweep = benchmark.Sweep.of(sorted(timed, key=lambda report: (report.visual, report.batch)))
+    sweep = prefill_results.Sweep.of(sorted(timed, key=lambda report: (report.visual, report.batch)))
     if out_dir is not None:
         timings.save(sweep, out_dir)
     if as_json:
@@ -780,6 +781,7 @@ def _bench_vllm(
     import tempfile
 
     from ..bench import traffic as measuring
+    from ..bench import traffic_client
     from ..bench import traffic_report as throughput
     from ..methods import find
     from ..serving.launch import check_installed
@@ -797,9 +799,9 @@ def _bench_vllm(
     with tempfile.TemporaryDirectory(prefix="lookless-") as work:
         folder = Path(work)
         if geometry is not None:
-            served = measuring.of_geometry(geometry, folder / "model", layers=layers, visual=visual[0])
+            served = traffic_client.of_geometry(geometry, folder / "model", layers=layers, visual=visual[0])
         else:
-            served = measuring.of_model(str(model), folder / "model")
+            served = traffic_client.of_model(str(model), folder / "model")
         for name in methods:
             find(name).sample(served.geometry).save_pretrained(folder / "plan")
         logs = Path(tempfile.mkdtemp(prefix="lookless-bench-")) if out_dir is None else out_dir

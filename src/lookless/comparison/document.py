@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..evaluation import Estimate, paired_difference
+from ..figures import INK, KEPT, MUTED, SKIPPED, panels_of
 from ..methods import Method
-from ..report import INK, KEPT, MUTED, SKIPPED, panels_of
-from .run import LIVENESS, PAPER, Outcome, Results, accuracy, by_question, retention
+from .results import PAPER, Outcome, Results, accuracy, by_question, retention
+from .run import LIVENESS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,7 +8,8 @@ from __future__ import annotations
 from statistics import fmean
 
 from .. import flops
-from ..calibration.sweep import Dense, Distance, Position, kl, moved, run_dense, visual_prompts
+from ..calibration.distances import Distance, kl
+from ..calibration.replay import Dense, Position, moved, run_dense, visual_prompts
 from ..cells import RANKS
 from ..data import Samples
 from ..errors import PlanError

@@ -1,0 +1,248 @@
+"""Run a model again from a recorded full run: everything below the changed layer is as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..cells import RANKS
+from ..data import Sample, Samples
+from ..errors import DataError, ModelError
+from ..geometry import Geometry
+from ..loading import Loaded
+from ..plan import COLUMNS, LayerPlan, Plan
+from ..progress import shown
+from ..runtime.families import Located
+from ..runtime.forward import Pass, steps_of
+from ..runtime.patching import check_stock, prompts_of
+from ..runtime.prompts import Prompts
+from .distances import Distance
+
+Position = Literal["last", "answer"]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """One prompt run in full, once: what every changed run begins from.
+
+    Attributes:
+        inputs: the input of each layer, ``[1, sequence, hidden]``, and the rest of its arguments.
+        added: what the model adds behind each layer, ``[1, sequence, hidden]``, None where nothing: Qwen3-VL's
+            DeepStack.
+        logits: of the next token at the rows read, float32 ``[rows read, vocabulary]``.
+        prompts: makes the state of one pass.
+        prompt: what was run.
+    """
+
+    inputs: tuple[tuple[Tensor, dict[str, Any]], ...]
+    added: tuple[Tensor | None, ...]
+    logits: Tensor
+    prompts: Callable[[], Prompts]
+    prompt: VisualPrompt
+
+
+@dataclass(frozen=True)
+class VisualPrompt:
+    """One sample with an image, ready to run.
+
+    Attributes:
+        name: the sample's, for errors.
+        inputs: the arguments of one pass.
+        read: the rows of the prompt at which the answer is read.
+        visual: bool ``[sequence]``, the visual tokens; those of an answer after the prompt are none.
+    """
+
+    name: str
+    inputs: dict[str, Any]
+    read: slice
+    visual: Tensor
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Visual and text tokens of the prompt, without an answer after it."""
+        visual = int(self.visual.sum())
+        return visual, self.read.start + 1 - visual
+
+
+@torch.no_grad()
+def run_dense(model: nn.Module, located: Located, prompt: VisualPrompt) -> Dense:
+    """Run ``model`` in full on one prompt of :func:`visual_prompts` and keep what entered each layer.
+
+    Raises:
+        ModelError: its logits are not finite.
+    """
+    with watched(located) as seen:
+        located.inner(**prompt.inputs, use_cache=False)
+    return dense_of(model, located, prompt, seen)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What went through the layers in one pass, in their order, each ``[1, sequence, hidden]``.
+
+    Attributes:
+        entered: the input of each layer, and the rest of its arguments.
+        attention, ffn: what its operators add; kept only where gradients are on, which are taken there: otherwise they
+            would be held for nobody.
+        left: its output.
+    """
+
+    entered: list[tuple[Tensor, dict[str, Any]]] = field(default_factory=list)
+    attention: list[Tensor] = field(default_factory=list)
+    ffn: list[Tensor] = field(default_factory=list)
+    left: list[Tensor] = field(default_factory=list)
+
+
+@contextmanager
+def watched(located: Located) -> Iterator[Watched]:
+    """See what goes through the layers of one pass; where gradients are on, they begin at the first layer's input."""
+    seen = Watched()
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        x = args[0] if args else kwargs["hidden_states"]
+        begins = torch.is_grad_enabled() and not seen.entered
+        x = x.detach().requires_grad_() if begins else x
+        seen.entered.append((x, dict(kwargs)))
+        if not begins:
+            return None
+        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
+
+    def add(updates: list[Tensor], update: Tensor) -> None:
+        if torch.is_grad_enabled():
+            updates.append(update)
+
+    hooks = []
+    for layer in located.layers:
+        hooks += [
+            layer.register_forward_pre_hook(enter, with_kwargs=True),
+            layer.self_attn.register_forward_hook(lambda _, __, out: add(seen.attention, out[0])),  # type: ignore[union-attr]
+            layer.mlp.register_forward_hook(lambda _, __, out: add(seen.ffn, out)),  # type: ignore[union-attr]
+            layer.register_forward_hook(lambda _, __, out: seen.left.append(out)),
+        ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def dense_of(model: nn.Module, located: Located, prompt: VisualPrompt, seen: Watched) -> Dense:
+    """What a pass that was ``seen`` leaves to begin from; no graph hangs on it.
+
+    Raises:
+        ModelError: the logits are not finite.
+    """
+    pairs = zip(seen.entered[1:], seen.left[:-1], strict=True)
+    added = [None if x is out else x - out for (x, _), out in pairs]
+    logits = _logits(model, located, seen.left[-1], prompt, "the full model")
+    entered = tuple((x.detach(), arguments) for x, arguments in seen.entered)
+    return Dense(entered, (*added, None), logits, partial(_fresh, located, prompt.inputs), prompt)
+
+
+def _fresh(located: Located, inputs: dict[str, Any]) -> Prompts:
+    """The state of one pass, every visual token alive."""
+    prompts = prompts_of(located, inputs)
+    assert prompts is not None
+    return prompts
+
+
+@torch.no_grad()
+def run_from(model: nn.Module, located: Located, dense: Dense, layer: int, plan: Plan) -> Tensor:
+    """Logits as in :class:`Dense`, under ``plan``, which changes nothing before ``layer``.
+
+    Raises:
+        ModelError: they are not finite.
+    """
+    changed = f"the model with layer {layer} changed"
+    if any(RANKS[rank].reads == "previous" for rank in plan.layers[layer].ranks):
+        layer -= 1
+    x, _ = dense.inputs[layer]
+    prompts = dense.prompts()
+    running = Pass(steps_of(plan.live() if prompts.end_in_text else plan), prompts, embedded=dense.inputs[0][0])
+    steps = zip(located.layers, dense.inputs, dense.added, strict=True)
+    for index, (module, (_, arguments), added) in list(enumerate(steps))[layer:]:
+        x = running.run(module, index, x, **arguments)
+        x = x if added is None else x + added
+    return _logits(model, located, x, dense.prompt, changed)
+
+
+def moved(
+    model: nn.Module,
+    located: Located,
+    dense: Dense,
+    layer: int,
+    plan: Plan,
+    distance: Distance,
+) -> float:
+    """How far the answer moves under ``plan``, which changes nothing before ``layer``; mean over the rows read."""
+    return float(distance(dense.logits, run_from(model, located, dense, layer, plan)).mean())
+
+
+def _logits(model: nn.Module, located: Located, x: Tensor, prompt: VisualPrompt, whose: str) -> Tensor:
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    logits: Tensor = head(located.decoder.norm(x[0, prompt.read])).float()  # type: ignore[operator]
+    check_finite(logits, whose, prompt.name)
+    return logits
+
+
+def check_finite(logits: Tensor, whose: str, sample: str) -> None:
+    """Raises: ModelError: a number of ``logits`` is infinite or none at all."""
+    if not logits.isfinite().all():
+        raise ModelError(
+            f"{whose} gives logits that are not finite (NaN or infinite) for {sample}: "
+            f"check its weights, or load it in bfloat16 or float32."
+        )
+
+
+def visual_prompts(
+    loaded: Loaded, located: Located, samples: Samples, what: str, position: Position, progress: bool
+) -> Iterator[VisualPrompt]:
+    """Each sample with an image as a prompt for the stock model; with a bar that says ``what``.
+
+    Raises:
+        DataError: no sample has an image, or the processor puts no visual token into a prompt.
+        ModelError: a plan is applied to the model.
+    """
+    check_stock(loaded.model)
+    with_images = [(f"sample {i} of {samples.name}", sample) for i, sample in enumerate(samples) if sample.images]
+    if not with_images:
+        raise DataError(
+            f"none of the {len(samples)} samples of {samples.name} has an image: there is nothing to measure."
+        )
+    for name, sample in shown(with_images, what, progress):
+        inputs, read = _prompt(loaded, sample, position)
+        prompts = prompts_of(located, inputs)
+        if prompts is None:
+            raise DataError(
+                f"the processor of {loaded.name} put no visual token into the prompt {sample.question[:60]!r}: "
+                f"its image token and the model's do not agree."
+            )
+        yield VisualPrompt(f"{name} ({sample.question[:60]!r})", inputs, read, prompts.visual[0])
+
+
+def _prompt(loaded: Loaded, sample: Sample, position: Position) -> tuple[dict[str, Any], slice]:
+    """The arguments of one pass over ``sample``, and the rows to read."""
+    inputs = loaded.inputs([sample])
+    length = inputs["input_ids"].shape[1]
+    if position == "last":
+        return inputs, slice(length - 1, length)
+    with torch.no_grad():
+        ids = loaded.model.generate(**inputs, max_new_tokens=32, do_sample=False)  # type: ignore[operator]
+    # Whatever else is told of each token (Qwen's token types) says text of those that were answered.
+    per_token = {k: v for k, v in inputs.items() if isinstance(v, Tensor) and v.shape == inputs["input_ids"].shape}
+    more = ids.shape[1] - length
+    extended = {**inputs, **{k: torch.nn.functional.pad(v, (0, more)) for k, v in per_token.items()}}
+    extended |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return extended, slice(length - 1, ids.shape[1] - 1)
+
+
+def one_row(geometry: Geometry, layer: int, cells: LayerPlan) -> Plan:
+    """``cells`` in one layer, and all others full."""
+    return Plan.full(geometry).at([layer], **{column: getattr(cells, column) for column in COLUMNS})

@@ -1,0 +1,229 @@
+"""One model's calibration, dense answers and plans, made once and kept between methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import flops
+from ..calibration.gradients import measured
+from ..calibration.sweep import sweep
+from ..cells import Window
+from ..data import Samples, load_data
+from ..errors import LooklessError, PlanError
+from ..evaluation import evaluate
+from ..loading import Loaded
+from ..methods import Method
+from ..plan import LayerPlan, Plan
+from ..runtime.families import geometry_of, locate
+from ..runtime.patching import apply, prompts_of
+from ..runtime.tracing import trace
+from ..scores import Scores
+from ..search.depthwise import dop
+from ..search.greedy import gsop_order
+from ..search.objective import Objective
+from .results import PAPER
+
+STEPS = 40  # strengths tried to meet a budget
+SEARCHED = ("gsop", "dop")  # on a few samples of all tasks
+#: how much a method does from nothing (0) to all it can (1): the knobs that say so, for a model of so many layers
+STRENGTH: dict[str, Callable[[int, float], dict[str, Any]]] = {
+    **{
+        name: lambda n, s: {"layers": round(s * n)}
+        for name in (
+            "v-skip",
+            "v-skip-universal",
+            "ffn-skip",
+            "logit-cosine",
+            "random-layers",
+            "shortv",
+            "state-cosine",
+        )
+    },
+    **{
+        name: lambda n, s: {"keep": round(1 - s, 4)}
+        for name in ("fastv", "random-tokens", "visionzip", "divprune", "vispruner", "halfv-llava")
+    },
+    "operator-skipping": lambda n, s: {"save": 0.9 * s},
+    "redundancylens": lambda n, s: {"attention_layers": round(s * n), "ffn_layers": round(s * n)},
+    "vtw": lambda n, s: {"after": max(0, round((1 - s) * n) - 1)},
+    "pyramiddrop": lambda n, s: {"keep": tuple(round((1 - s) ** i, 4) for i in (1, 2, 3))},
+    "st3": lambda n, s: {"keep": round(1 - s / 2, 4)},
+    "halfv": lambda n, s: {"keep": (round(1 - s, 4), round((1 - s) / 5, 4))},
+    "alvts": lambda n, s: {"ratio": round(1 - s, 4)},
+    "dash": lambda n, s: {"ratio": round(1 - s, 4)},
+}
+
+
+#: RedundancyLens' window is 256 at the 1792 visual tokens that its printed FLOPs fit; wider than the prompt it is none
+WINDOW, WINDOW_OF = 256, 1792
+#: knobs that are numbers of tokens, for prompts of so many visual and text tokens
+AT_LENGTH: dict[str, Callable[[int, int], dict[str, Any]]] = {
+    "operator-skipping": lambda visual, text: {"visual": visual, "text": text},
+    "redundancylens": lambda visual, _: {"window": max(1, round(WINDOW * min(1, visual / WINDOW_OF)))},
+}
+
+
+class Bench:
+    """One model's calibration and answers, kept between methods."""
+
+    def __init__(
+        self, loaded: Loaded, tasks: Sequence[str], folder: Path, *, questions: int, samples: int, batch: int
+    ) -> None:
+        self.loaded, self.tasks, self.folder, self.batch = loaded, tuple(tasks), folder, batch
+        self.geometry = geometry_of(loaded.model)
+        self.calibration = {task: load_data(task, split="calibration", limit=samples) for task in tasks}
+        seen = {prompt for chosen in self.calibration.values() for prompt in chosen.hashes}
+        self.asked = {task: load_data(task, split="test", limit=questions, without=seen) for task in tasks}
+        self.samples = samples
+        self._dense: dict[str, list[str]] = {}
+        self._scores: dict[tuple[str, str], Scores] = {}
+        self._objective: Objective | None = None
+        self._plans: dict[tuple[str, str, str, int], Plan] = {}
+        self._traces: dict[tuple[LayerPlan, ...], float] = {}
+        self.withdrew: dict[tuple[LayerPlan, ...], str] = {}
+        self.visual, self.text = self._lengths()
+        full = Plan.full(self.geometry)
+        self.stock, self.lean = self._priced(full), self._priced(full.live())
+
+    def _lengths(self) -> tuple[int, int]:
+        """Visual and text tokens of the first prompt, by which plans are priced."""
+        first = next(iter(self.asked.values())).items[0]
+        prompts = prompts_of(locate(self.loaded.model), self.loaded.inputs([first]))
+        assert prompts is not None
+        return prompts.counts[0], len(prompts.text[0])
+
+    def scores(self, task: str, measure: str) -> Scores:
+        """Measured once and kept in the folder."""
+        if (task, measure) not in self._scores:
+            window = AT_LENGTH["redundancylens"](self.visual, self.text)["window"]
+            narrow = measure == "window_effect" and window < WINDOW
+            path = self.folder / f"{_plain(task)}.{measure}{f'.{window}' if narrow else ''}.json"
+            samples = self.calibration[task]
+            found = Scores.load(path) if path.exists() else None
+            if found is None or not _are_of(found, samples):
+                if narrow:
+                    found = sweep(self.loaded, samples, LayerPlan(attention=Window(window)), name=measure)
+                else:
+                    found = measured(self.loaded, samples, measure)
+                found.save(path)
+            self._scores[task, measure] = found
+        return self._scores[task, measure]
+
+    @property
+    def objective(self) -> Objective:
+        """Of a few calibration samples of every task, for the methods that search."""
+        if self._objective is None:
+            each = max(1, 24 // len(self.tasks))
+            items = tuple(item for task in self.tasks for item in self.calibration[task].items[:each])
+            self._objective = Objective(self.loaded, Samples("all tasks", items))
+        return self._objective
+
+    def dense(self, task: str) -> list[str]:
+        if task not in self._dense:
+            result = evaluate(self.loaded, self.asked[task], batch=self.batch)
+            self._dense[task] = [answer.dense for answer in result.answers]
+        return self._dense[task]
+
+    def _priced(self, plan: Plan) -> float:
+        return flops.prefill(self.geometry, visual=self.visual, text=self.text, plan=plan).total
+
+    def kept(self, plan: Plan) -> float:
+        """FLOPs that run as a share of the stock prefill's: from the formula; of a plan that filters, from a trace."""
+        if plan.is_static:
+            return self._priced(plan.as_run) / self.stock
+        if plan.layers not in self._traces:
+            self._traces[plan.layers] = self._traced(plan) / self.stock
+        return self._traces[plan.layers]
+
+    def kept_papers(self, plan: Plan) -> float | None:
+        """The share as papers count it, see :class:`Outcome`; they do not count liveness, so alone it saves nothing."""
+        if plan.layers == Plan.full(self.geometry).live().layers:
+            return 1.0
+        return self._priced(plan) / self.stock if plan.is_static else None
+
+    @torch.no_grad()
+    def _traced(self, plan: Plan) -> float:
+        """FLOPs of a prompt, mean over some of every task, each row counted where it ran."""
+        items = [item for task in self.tasks for item in self.calibration[task].items[:4]]
+        total, withdrew = 0.0, 0
+        with apply(self.loaded.model, plan), trace(self.loaded.model) as counted:
+            for item in items:
+                counted.clear()
+                inputs = self.loaded.inputs([item])
+                self.loaded.model(**inputs, logits_to_keep=1)
+                total += sum(flops.layer(self.geometry, **rows) for rows in counted.layers)
+                prompts = prompts_of(locate(self.loaded.model), inputs)
+                assert prompts is not None
+                withdrew += counted.layers[-1]["key"] == len(prompts.text[0])
+        self.withdrew[plan.layers] = (
+            f"the image was withdrawn before the last layer in {withdrew} of {len(items)} prompts"
+        )
+        return total / len(items)
+
+    def plan(self, method: Method, task: str, setting: str, draw: int = 0) -> Plan:
+        """The method's plan for a task, made once: a search is long, and is one for all tasks, as is a joint mask.
+
+        Raises:
+            LooklessError: there is none, with the reason.
+        """
+        for_all = method.name in SEARCHED or method.takes_many
+        key = (method.name, setting, "" if for_all else task, draw)
+        if key not in self._plans:
+            self._plans[key] = self._made(method, task, setting, draw)
+        return self._plans[key]
+
+    def _made(self, method: Method, task: str, setting: str, draw: int) -> Plan:
+        if method.name == "gsop":
+            order = gsop_order(self.objective, stride=0.01, path=self.folder / "gsop.json")
+            share = 0.3 if setting == PAPER else float(setting)  # the paper saves 70 % of the computation
+            return order.within(share, visual=self.visual, text=self.text)
+        if method.name == "dop":
+            share = 0.23 if setting == PAPER else float(setting)  # 77 % of TFLOPs saved at no loss
+            return dop(self.objective, kept=share, every=2).plan
+        if method.takes_many:  # one mask for all tasks
+            scores: Any = [self.scores(each, need) for each in self.tasks for need in method.measures]
+        else:
+            scores = {need: self.scores(task, need) for need in method.measures}
+        knobs = AT_LENGTH[method.name](self.visual, self.text) if method.name in AT_LENGTH else {}
+        if draw:
+            knobs["seed"] = draw
+        if setting == PAPER:
+            return method.at_paper(self.geometry, scores, **knobs)
+        return self._near(method, scores, float(setting), knobs)
+
+    def _near(self, method: Method, scores: Any, budget: float, fixed: Mapping[str, Any]) -> Plan:
+        """The method's plan whose price is nearest to the budget.
+
+        Raises:
+            PlanError: no strength gives one; with the reason of the last.
+        """
+        if method.name not in STRENGTH:
+            raise PlanError("its published knobs are not one amount to turn")
+        plans: dict[str, Plan] = {}
+        reason = ""
+        for step in range(STEPS + 1):
+            knobs = STRENGTH[method.name](self.geometry.layers, step / STEPS)
+            try:
+                plan = method.at_paper(self.geometry, scores, **{**fixed, **knobs})
+            except LooklessError as problem:  # a strength out of the method's range
+                reason = str(problem)
+                continue
+            plans[str(plan.layers)] = plan
+        if not plans:
+            raise PlanError(f"no strength gives a plan for this model: {reason}")
+        return min(plans.values(), key=lambda plan: abs(self.kept(plan) - budget))
+
+
+def _are_of(scores: Scores, samples: Samples) -> bool:
+    """Whether ``scores`` are of these samples; files of schema 1 do not say, and reference tasks do not change."""
+    if scores.sample_hashes is None:
+        return samples.drawn_from is None
+    return scores.sample_hashes == samples.hashes
+
+
+def _plain(name: str) -> str:
+    return name.replace(":", "-").replace("/", "-")
