@@ -16,7 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from families import FAMILIES
+from helpers.families import FAMILIES
+from helpers.models import LAYERS
+from helpers.plans import STATIC
 from lookless import PRESETS, Filter, Geometry, Plan, Skip, apply, load_data, trace
 from lookless.bench import timing as measure
 from lookless.bench.dummy_model import shaped
@@ -42,8 +44,6 @@ from lookless.flops import prefill
 from lookless.methods import METHODS
 from lookless.runtime.families import locate
 from lookless.runtime.patching import applied, prompts_of
-from test_cells import STATIC
-from tiny import LAYERS
 
 SMALL = Geometry(model_type="qwen3_vl", layers=LAYERS, hidden=64, intermediate=96, heads=4, kv_heads=2, head_dim=16)
 V, BEFORE, AFTER = 40, 5, 7

@@ -9,11 +9,11 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from families import FAMILIES, SPECIAL
+from helpers.families import FAMILIES, SPECIAL
+from helpers.models import LAYERS
+from helpers.slow_reference import slow_logits
 from lookless import Keep, Plan, apply
 from lookless.runtime.cache import TEXT, PrunedLayer, cut, layer_of, store
-from maps import slow_logits
-from tiny import LAYERS
 
 PLACES = torch.tensor([[0, 2, 3], [1, 4, -1]])
 KINDS = torch.tensor([[0, 0, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]])

@@ -7,7 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from families import FAMILIES
+from helpers.families import FAMILIES
+from helpers.loaded import PIXEL, TinyLoaded, samples_of, tiny_loaded
+from helpers.models import BATCHES, IMAGE, tiny_llava
+from helpers.slow_reference import slow, slow_logits
 from lookless import (
     LayerPlan,
     Objective,
@@ -29,20 +32,6 @@ from lookless.calibration.gradients import diagnose
 from lookless.calibration.sweep import MEASURES
 from lookless.errors import DataError, ModelError, ScoresError
 from lookless.runtime.families import geometry_of
-from maps import slow_logits
-from slow import slow
-from tiny import BATCHES, IMAGE, tiny_llava
-
-
-class TinyLoaded(SimpleNamespace):
-    """As ``Loaded``, over a tiny random model: a sample's question names a batch of tests/tiny.py."""
-
-    def inputs(self, samples):
-        return BATCHES[samples[0].question]()
-
-
-def tiny_loaded():
-    return TinyLoaded(model=tiny_llava(), name="tiny", revision=None)
 
 
 def naive(model, arguments, cells, read):
@@ -59,14 +48,11 @@ def naive(model, arguments, cells, read):
     return [s / (read.stop - read.start) for s in scores]
 
 
-PIXEL = data.Image.new("RGB", (4, 4))
-
-
 @pytest.mark.parametrize("cells", [LayerPlan(attention=Skip()), LayerPlan(attention=Skip(), ffn=Skip())])
 def test_sweep_is_the_naive_passes(cells):
     loaded = tiny_loaded()
     names = ("one image", "two images", "image first")
-    samples = data.Samples("tiny", tuple(data.Sample((PIXEL,), n, "") for n in names))
+    samples = samples_of(*names)
     scores = sweep(loaded, samples, cells, name="effect", progress=False)
     assert scores.geometry == geometry_of(loaded.model)
     for name, row in zip(names, scores.per_sample, strict=True):
@@ -152,7 +138,7 @@ def test_a_processor_that_puts_no_visual_token_is_refused():
         calibrate(loaded, data.Samples("s", (data.Sample((PIXEL,), "q", ""),)), progress=False)
 
 
-IMAGES = data.Samples("tiny", tuple(data.Sample((PIXEL,), n, "") for n in ("one image", "two images")))
+IMAGES = samples_of("one image", "two images")
 
 STOCK = {
     "calibrate": lambda loaded: calibrate(loaded, IMAGES, progress=False),

@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from families import FAMILIES, SPECIAL
+from helpers.compare import TOLERANCE, far
+from helpers.families import FAMILIES, SPECIAL
+from helpers.models import LAYERS, batch, prompt
+from helpers.models import VISUAL as V
+from helpers.slow_reference import slow_logits
 from lookless import Filter, Full, Keep, Neurons, Plan, Sink, Skip, Top, Window, apply, trace
 from lookless.errors import ModelError
-from maps import slow_logits
-from tiny import LAYERS, batch, prompt
-from tiny import VISUAL as V
 
 FULL = Plan.full(LAYERS)
 SKIP = FULL.at([0, 2], attention=Skip()).at([1, 2], ffn=Skip())
 FAST = FULL.at([2], keep=Keep(0.3, rank="last_query_attention"))
 TOWER = FULL.at([0], keep=Keep(0.4, rank="tower_attention"))
 LLAVA = FAMILIES["llava"]
-TOLERANCE = 1e-4  # of the logits' scale, float32
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +32,6 @@ def model():
 @pytest.fixture(scope="module")
 def assistant():
     return LLAVA.build()
-
-
-def far(fast: torch.Tensor, slow: torch.Tensor) -> float:
-    return ((fast - slow).abs().max() / slow.abs().max()).item()
 
 
 # threads

@@ -2,76 +2,18 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import pytest
 import torch
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from families import FAMILIES, SECOND, SPECIAL
-from lookless import Filter, Keep, Neurons, Plan, Sink, Skip, Top, Window, apply, trace
-from lookless.cells import RANKS
+from helpers.compare import TOLERANCE, far, text_of
+from helpers.families import FAMILIES, SECOND, SPECIAL, model_of
+from helpers.models import LAYERS
+from helpers.plans import DECODE, FULL, OF_TOWER, PLANS, STATIC
+from helpers.slow_reference import slow_logits, tower_maps
+from lookless import Filter, Keep, Skip, apply, trace
 from lookless.errors import ModelError, PlanError
-from maps import slow_logits
-from tiny import LAYERS
-
-TOLERANCE = 1e-4  # of the logits' scale, float32
-FULL = Plan.full(LAYERS)
-IN_DECODER = [name for name, rank in RANKS.items() if rank.reads != "tower"]
-OF_TOWER = [name for name, rank in RANKS.items() if rank.reads == "tower"]
-
-STATIC = {
-    "skip": FULL.at([0, 2], attention=Skip()).at([1, 2], ffn=Skip()),
-    "window": FULL.at([0, 1, 3], attention=Window(5)),
-    "neurons": FULL.at([1, 2], ffn=Neurons(0.3, probe=0.3)),
-    "sink": FULL.at([1], visible=Sink()).at([2], visible=Sink(), attention=Skip()),
-    "blind": FULL.at([1], visible=Skip())
-    .at([2], visible=Skip(), attention=Skip())
-    .at([3], visible=Skip(), attention=Window(4)),
-    "withdraw": FULL.at([3], keep=Keep(0)),
-    "withdraw at once": FULL.at([0], keep=Keep(0)),
-    "keep": FULL.at([2], keep=Keep(0.5, rank="random")).at([3], keep=Keep(count=3, rank="random")),
-    "keep, then skip": FULL.at([1], keep=Keep(0.5, rank="random")).at([2, 3], attention=Skip()).at([3], ffn=Skip()),
-    "keep, then window": FULL.at([1], keep=Keep(0.6, rank="random"), attention=Window(4), ffn=Neurons(0.5)),
-    "top of none": FULL.at([1], attention=Top(0)).at([2], ffn=Top(0.0, rank="random")),
-    "top": FULL.at([1], attention=Top(0.4, rank="random")).at([2], ffn=Top(0.3, rank="random")),
-    "recycle": FULL.at([2], keep=Keep(0.3, rank="random", recycle=0.8)),
-}
-RANKED = {
-    **{
-        f"keep by {rank}": FULL.at([2], keep=Keep(0.5, rank=rank)).at([4], keep=Keep(count=2, rank=rank))
-        for rank in IN_DECODER
-    },
-    **{
-        f"top by {rank}": FULL.at([1, 3], attention=Top(0.4, rank=rank)).at([2, 3], ffn=Top(0.3, rank=rank))
-        for rank in IN_DECODER
-    },
-    "recycle by attention": FULL.at([2], keep=Keep(0.3, rank="last_query_attention", recycle=0.5)),
-    "recycle by diversity": FULL.at([2], keep=Keep(0.3, rank="diversity", recycle=0.8)),
-    "recycle by both": FULL.at([2], keep=Keep(0.3, rank="attention_then_diversity", recycle=0.8)),
-}
-DECODE = {
-    "decode": FULL.at([1], decode=Skip()).at([2], decode=Top(0.5, rank="key_norm")),
-    "filter": FULL.at([2, 3, 4], keep=Filter(cosine=2.0, norm=0.02, exit_cosine=0.9)),
-    "decode, asked by few": FULL.at([1, 2], decode=Skip(), attention=Top(0.3, rank="random")),
-}
-PLANS = {**STATIC, **RANKED}
-
-
-@cache
-def model_of(family: str):
-    return FAMILIES[family].build()
-
-
-def text_of(family, arguments) -> torch.Tensor:
-    visual = torch.isin(arguments["input_ids"], torch.tensor(family.visual_ids))
-    return arguments["attention_mask"].bool() & ~visual
-
-
-def far(fast: torch.Tensor, slow: torch.Tensor) -> float:
-    """Largest difference, as a share of the logits' scale."""
-    return ((fast - slow).abs().max() / slow.abs().max()).item()
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -308,29 +250,6 @@ def test_ranks_of_the_tower_with_a_video_before_an_image(name, rank):
         assert far(fast, slow) < TOLERANCE, prompts
         if len(prompts) == 1:
             assert far(answer.logits[0][0], slow[-1]) < TOLERANCE
-
-
-def tower_maps(name, model, arguments):
-    if name == "llava":
-        maps = model.model.vision_tower(arguments["pixel_values"], output_attentions=True).attentions[-1]
-        return maps[:, :, 0, 1:].mean(1).flatten()
-    grid = arguments["image_grid_thw"]
-    maps = []
-    block = model.model.visual.blocks[-1].attn
-    interface = type(block).forward.__globals__["eager_attention_forward"]
-
-    def spy(module, *args, **kwargs):
-        out = interface(module, *args, **kwargs)
-        if module is block:
-            maps.append(out[1])
-        return out
-
-    type(block).forward.__globals__["eager_attention_forward"] = spy
-    try:
-        model.model.visual(arguments["pixel_values"], grid_thw=grid)
-    finally:
-        type(block).forward.__globals__["eager_attention_forward"] = interface
-    return torch.cat([m[0].mean((0, 1)) for m in maps]).unflatten(0, (-1, 4)).mean(1)
 
 
 @pytest.mark.parametrize("name", ["llava_next", "llava_onevision", "qwen2_5_vl", "internvl-qwen2"])

@@ -9,7 +9,7 @@ import torch
 from torch._dynamo.utils import counters
 from transformers import DynamicCache
 
-from families import FAMILIES
+from helpers.families import FAMILIES
 from lookless import Keep, Plan, Skip, apply
 
 STEPS = 4

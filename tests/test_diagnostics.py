@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
-import families
+from helpers.families import FAMILIES
+from helpers.loaded import ONE, loaded_of, made
+from helpers.models import tiny_llava
 from lookless import Plan, Scores, Skip, apply, data, methods, screen
 from lookless.calibration.gradients import DIAGNOSTICS, diagnose, measured
 from lookless.calibration.sweep import calibrate
 from lookless.errors import DataError, ScoresError
 from lookless.runtime.families import geometry_of, locate
 from lookless.runtime.patching import prompts_of
-from tiny import BATCHES, next_batch, tiny_llava, tiny_llava_next
-
-PIXEL = data.Image.new("RGB", (4, 4))
-LLAVA = {"llava": (tiny_llava, lambda: BATCHES["two images"]()), "llava_next": (tiny_llava_next, lambda: _first())}
-MODELS = [*LLAVA, *families.FAMILIES]
-
-
-def _first():
-    """The second prompt of LLaVA-NeXT's batch by itself: it has no padding."""
-    whole = next_batch()
-    return {key: value[1:] for key, value in whole.items()}
-
-
-def made(name):
-    if name in LLAVA:
-        build, arguments = LLAVA[name]
-        return build(), arguments()
-    family = families.FAMILIES[name]
-    return family.build(), family.batch("two images")
-
-
-def loaded_of(model, arguments):
-    return SimpleNamespace(model=model, name="tiny", revision=None, inputs=lambda samples: dict(arguments))
-
-
-ONE = data.Samples("one", (data.Sample((PIXEL,), "q", ""),))
 
 
 def said(model, arguments, answer=None):
@@ -61,7 +35,7 @@ def scaled(module, visual, by):
     return module.register_forward_hook(hook)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_influence_is_the_finite_difference(name):
     model, arguments = made(name)
     scores = diagnose(loaded_of(model, arguments), ONE, progress=False)

@@ -13,7 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-import fake_vllm
+from helpers import fake_vllm
 from lookless import Geometry, Plan, Scores, Skip, demo, load_data
 from lookless.cli.main import app
 from lookless.geometry import PRESETS

@@ -9,13 +9,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers.models import LAYERS, VISUAL, batch, prompt, tiny_llava
+from helpers.plans import STATIC, random_plans
 from lookless import PRESETS, Geometry, Plan, Skip, apply, methods, trace
 from lookless.errors import GeometryError, PlanError
 from lookless.flops import layer, prefill
 from lookless.runtime.families import geometry_of
-from test_cells import STATIC
-from test_live import random_plans
-from tiny import LAYERS, VISUAL, batch, prompt, tiny_llava
 
 SEVEN = Geometry.preset("LLaVA-1.5-7B")
 V, T = 576, 66.6  # methods' tables of LLaVA-1.5 fit a mean of 66.6 text tokens

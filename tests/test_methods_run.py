@@ -6,14 +6,14 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from families import FAMILIES
+from helpers.compare import TOLERANCE, far, text_of
+from helpers.families import FAMILIES, model_of
+from helpers.slow_reference import slow_logits, tower_maps
 from lookless import apply
 from lookless.cells import RANKS
 from lookless.methods import METHODS
 from lookless.runtime.families import FAMILIES as SUPPORTED
 from lookless.runtime.families import geometry_of
-from maps import slow_logits
-from test_cells import TOLERANCE, far, model_of, text_of, tower_maps
 
 KINDS = ("one image", "two images", "padded left")
 

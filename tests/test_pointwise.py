@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP, LlamaRMSNorm, apply_rotary_pos_emb
 
-from families import FAMILIES
+from helpers.families import FAMILIES
+from helpers.models import BATCHES, tiny_llava
 from lookless import Plan, Skip, apply
 from lookless.runtime import inplace
 from lookless.runtime.inplace import BLOCK, Buffers, gated_ffn, linear, rms_norm, rotate
-from tiny import BATCHES, tiny_llava
 
 IDS = torch.tensor(FAMILIES["llava"].visual_ids)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -6,13 +6,23 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
+from helpers.compare import TOLERANCE
+from helpers.models import (
+    BATCHES,
+    IMAGE,
+    LAYERS,
+    VARIANTS,
+    VISUAL,
+    batch,
+    next_batch,
+    prompt,
+    tiny_llava,
+    tiny_llava_next,
+)
+from helpers.slow_reference import slow
 from lookless import Geometry, LayerPlan, Plan, Skip, apply, trace
 from lookless.errors import ModelError, PlanMismatchError
 from lookless.runtime.families import geometry_of
-from slow import slow
-from tiny import BATCHES, IMAGE, LAYERS, VARIANTS, VISUAL, batch, next_batch, prompt, tiny_llava, tiny_llava_next
-
-TOLERANCE = 1e-4  # of the logits' scale, float32
 
 FULL = Plan.full(LAYERS)
 PLANS = {

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.loaded import ONE, loaded_of, made
 from lookless import Scores, calibrate, load_data, screen
 from lookless.calibration.screening import SCREENED, _in_doubt
 from lookless.calibration.sweep import MEASURES
 from lookless.errors import ScoresError
 from lookless.runtime.families import locate
 from lookless.runtime.patching import prompts_of
-from test_diagnostics import ONE, loaded_of, made
 
 VIG, FFN = "visual_information_gain", "ffn_effect"
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from itertools import combinations, product
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from helpers.loaded import samples_of, tiny_loaded
+from helpers.models import BATCHES, LAYERS, tiny_llava
 from lookless import Filter, Keep, LayerPlan, Neurons, Plan, Sink, Skip, Top, Window, apply, calibrate, data, load_data
 from lookless.calibration.distances import kl
 from lookless.errors import DataError, PlanError, PlanMismatchError
@@ -16,24 +17,16 @@ from lookless.search.depthwise import DepthChoice, depthwise_plan, dop
 from lookless.search.greedy import Move, Order, greedy_order, gsop_order, redundancylens_order
 from lookless.search.interactions import ACTIONS, Repaired, repair
 from lookless.search.objective import Objective, joint_distance
-from tiny import BATCHES, LAYERS, tiny_llava
 
-PIXEL = data.Image.new("RGB", (4, 4))
 NAMES = ("one image", "two images", "image first")
-SAMPLES = data.Samples("tiny", tuple(data.Sample((PIXEL,), name, "") for name in NAMES))
+SAMPLES = samples_of(*NAMES)
 ATTENTION, FFN = LayerPlan(attention=Skip()), LayerPlan(ffn=Skip())
 MODEL = tiny_llava()
 
 
-def tiny_loaded(model=MODEL):
-    return SimpleNamespace(
-        model=model, name="tiny", revision=None, inputs=lambda samples: BATCHES[samples[0].question]()
-    )
-
-
 @pytest.fixture
 def objective():
-    return Objective(tiny_loaded(), SAMPLES, progress=False)
+    return Objective(tiny_loaded(MODEL), SAMPLES, progress=False)
 
 
 #: A divergence of float32 log-probabilities, in nats: the difference of numbers of order one, however small it is.
@@ -72,11 +65,11 @@ def test_the_objective_is_whole_runs(objective, name):
 
 
 def test_one_layer_is_what_calibrate_says(objective):
-    scores = calibrate(tiny_loaded(), SAMPLES, progress=False)
+    scores = calibrate(tiny_loaded(MODEL), SAMPLES, progress=False)
     for layer in range(LAYERS):
         plan = Plan.full(LAYERS).at([layer], attention=Skip())
         assert objective.per_sample(plan) == pytest.approx([row[layer] for row in scores.per_sample], abs=ROUNDING)
-    assert joint_distance(tiny_loaded(), SAMPLES, plan, progress=False) == objective(plan)
+    assert joint_distance(tiny_loaded(MODEL), SAMPLES, plan, progress=False) == objective(plan)
 
 
 def test_nothing_is_run_twice(objective):
@@ -106,7 +99,7 @@ def test_prompts_are_counted_without_the_answer(reference):
 
 def test_refusals(objective):
     with pytest.raises(DataError, match="none of the 1 samples"):
-        Objective(tiny_loaded(), data.Samples("words", (data.Sample((), "hello", ""),)), progress=False)
+        Objective(tiny_loaded(MODEL), data.Samples("words", (data.Sample((), "hello", ""),)), progress=False)
     with pytest.raises(PlanMismatchError):
         objective(Plan.full(LAYERS + 1).at([0], attention=Skip()))
     with pytest.raises(PlanError, match="begins behind the tower"):
@@ -156,10 +149,10 @@ class StoppedError(Exception):
 @pytest.mark.parametrize("stride", [None, 0.0, 0.05])
 def test_an_interrupted_order_goes_on(tmp_path, stride):
     path = tmp_path / "order.json"
-    whole = greedy_order(Objective(tiny_loaded(), SAMPLES, progress=False), MOVES, stride=stride, progress=False)
+    whole = greedy_order(Objective(tiny_loaded(MODEL), SAMPLES, progress=False), MOVES, stride=stride, progress=False)
     taken = 0
     while taken < len(MOVES):
-        objective = Objective(tiny_loaded(), SAMPLES, progress=False)  # another process: nothing is remembered
+        objective = Objective(tiny_loaded(MODEL), SAMPLES, progress=False)  # another process: nothing is remembered
         stop_at, run = 9, objective.per_sample
 
         def stopping(plan, run=run, objective=objective, stop_at=stop_at):
@@ -175,7 +168,7 @@ def test_an_interrupted_order_goes_on(tmp_path, stride):
         taken = len(Order.load(path).taken)
     order = Order.load(path)
     assert (order.taken, order.distances) == (whole.taken, whole.distances)
-    again = greedy_order(Objective(tiny_loaded(), SAMPLES, progress=False), MOVES, stride=stride, path=path)
+    again = greedy_order(Objective(tiny_loaded(MODEL), SAMPLES, progress=False), MOVES, stride=stride, path=path)
     assert again == order  # nothing to do
 
 
@@ -196,7 +189,7 @@ def test_another_order_is_not_continued(objective, tmp_path):
 def test_a_stride_saves_evaluations():
     orders = {}
     for stride in (None, 0.0, 10.0):
-        objective = Objective(tiny_loaded(), SAMPLES, progress=False)
+        objective = Objective(tiny_loaded(MODEL), SAMPLES, progress=False)
         orders[stride] = gsop_order(objective, stride=stride, progress=False)
         assert sorted(orders[stride].taken) == list(range(3 * LAYERS))
     assert orders[10.0].evaluations < orders[0.0].evaluations <= orders[None].evaluations  # dead work is known
@@ -306,7 +299,7 @@ def test_dop_between_measured_depths(objective, tmp_path):
 
 
 def test_repair_finds_what_additive_scores_miss(objective, tmp_path):
-    scores = calibrate(tiny_loaded(), SAMPLES, progress=False)
+    scores = calibrate(tiny_loaded(MODEL), SAMPLES, progress=False)
     worst = sorted(range(LAYERS), key=scores.mean.__getitem__)[-2:]
     plan = Plan.full(objective.geometry).at(worst, attention=Skip()).made_by(method="worst", knobs={"layers": 2})
     fixed = repair(objective, plan, sweeps=4, progress=False)

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from families import FAMILIES
+from helpers.families import FAMILIES
 from lookless import Filter, Keep, Neurons, Plan, Skip, apply
 from lookless.errors import ModelError
 

@@ -16,7 +16,7 @@ import torch
 import transformers
 from typer.testing import CliRunner
 
-import fake_vllm
+from helpers import fake_vllm
 from lookless import Geometry, Plan, Skip
 from lookless.bench import vllm_server as server
 from lookless.bench.traffic import HALF, _skipped, compare

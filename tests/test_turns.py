@@ -7,12 +7,12 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, QuantizedLayer
 
-from families import FAMILIES
+from helpers.compare import TOLERANCE, far
+from helpers.families import FAMILIES, model_of
+from helpers.models import LAYERS
+from helpers.slow_reference import slow_logits
 from lookless import Keep, Plan, Skip, Window, apply
 from lookless.errors import ModelError
-from maps import slow_logits
-from test_cells import TOLERANCE, far, model_of
-from tiny import LAYERS
 
 FULL = Plan.full(LAYERS)
 WINDOW = FULL.at([0, 1, 3], attention=Window(5))

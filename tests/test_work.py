@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from families import FAMILIES
+from helpers.families import FAMILIES
 from lookless import Plan
 from lookless.geometry import Geometry
 from lookless.methods import METHODS

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from families import FAMILIES, SPECIAL
+from helpers.families import FAMILIES, SPECIAL
+from helpers.models import LAYERS
+from helpers.slow_reference import slow_logits
 from lookless import Keep, Neurons, Plan, Skip, Window, apply
 from lookless.errors import ModelError
-from maps import slow_logits
-from tiny import LAYERS
 
 FULL = Plan.full(LAYERS)
 PLANS = {

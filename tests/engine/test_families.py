@@ -8,20 +8,10 @@ from typing import Any
 import pytest
 
 from checkpoints import CHECKPOINTS, IMAGE, LAYERS
-from engines import apart, gap, job, run
+from engines import CLOSE, SEEN, apart, gap, job, mixed_plan, run
 from lookless import Plan, Skip
 from prompts import Prompt, rounds
 from stock import Reference
-
-#: of log-probabilities in float32, over the whole vocabulary
-CLOSE = 1e-4
-#: what a plan that does nothing would not reach
-SEEN = 0.1
-
-
-def mixed_plan(geometry: Any) -> Plan:
-    """FFN alone, attention alone, both, and a layer in between that is whole."""
-    return Plan.full(geometry).at([0, 3], ffn=Skip()).at([1, 3], attention=Skip())
 
 
 @dataclass

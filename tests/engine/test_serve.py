@@ -16,11 +16,10 @@ import pytest
 import torch
 
 from checkpoints import CHECKPOINTS, IMAGE, LAYERS, VOCABULARY, WORDS
-from engines import IDLE_S, TOKENS, environment
+from engines import CLOSE, IDLE_S, TOKENS, environment, mixed_plan
 from lookless.bench.vllm_server import running
 from prompts import Prompt, noise
 from stock import Reference
-from test_families import CLOSE, mixed_plan
 
 #: (texts, images between them)
 CHATS = [

@@ -12,13 +12,12 @@ import pytest
 import torch
 
 from checkpoints import CHECKPOINTS, IMAGE, LAYERS
-from engines import apart, gap, job, run
+from engines import CLOSE, SEEN, apart, gap, job, mixed_plan, run
 from lookless import Keep, Plan, Skip
 from lookless.reference import NAMES, question
 from lookless.serving.shipped import servable
 from prompts import Prompt, rounds
 from stock import Reference
-from test_families import CLOSE, SEEN, mixed_plan
 
 #: of bfloat16's own rounding, seen without a plan; the plan moves three times as much, and rounds a third as much
 ROUNDING = 4.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from tiny import _TEXT, _VISION, IMAGE, PAD, VISUAL, _contrasted, tiny_llava, tiny_llava_next
+from helpers.models import IMAGE, PAD, TEXT, VISION, VISUAL, contrasted, tiny_llava, tiny_llava_next
 
 VIDEO, START, END = 98, 97, 96  # placeholders of a video; what stands before and behind an image
 SPECIAL = [IMAGE, VIDEO, START, END]  # a random model may say them: suppress them in `generate`
@@ -162,7 +163,7 @@ def _finished(model: Any, attention: str) -> Any:
         for parameter in model.model.language_model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    model = _contrasted(model.eval())
+    model = contrasted(model.eval())
     model.set_attn_implementation(attention)
     return model
 
@@ -190,8 +191,8 @@ def _llava_next(attention: str = "sdpa") -> Any:
 def _onevision(attention: str = "sdpa") -> LlavaOnevisionForConditionalGeneration:
     torch.manual_seed(0)
     config = LlavaOnevisionConfig(
-        vision_config=SiglipVisionConfig(**_VISION, vision_use_head=False).to_dict(),
-        text_config=Qwen2Config(**_TEXT).to_dict(),
+        vision_config=SiglipVisionConfig(**VISION, vision_use_head=False).to_dict(),
+        text_config=Qwen2Config(**TEXT).to_dict(),
         image_token_index=IMAGE,
         video_token_index=VIDEO,
         image_grid_pinpoints=[[32, 32], [32, 64]],
@@ -232,7 +233,7 @@ def _mrope(*section: int, **more: Any) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(section), **more}
 
 
-_QWEN_TEXT = {**_TEXT, "bos_token_id": None, "eos_token_id": None}  # the defaults are outside the vocabulary
+_QWEN_TEXT = {**TEXT, "bos_token_id": None, "eos_token_id": None}  # the defaults are outside the vocabulary
 _QWEN_VISION = {"num_heads": 2, "patch_size": _PATCH, "spatial_merge_size": _MERGE, "temporal_patch_size": 2}
 
 
@@ -327,7 +328,7 @@ def _internvl(decoder: Any) -> Callable[..., InternVLForConditionalGeneration]:
     def build(attention: str = "sdpa") -> InternVLForConditionalGeneration:
         torch.manual_seed(0)
         config = InternVLConfig(
-            vision_config={**_VISION, "image_size": [32, 32], "patch_size": [8, 8]},
+            vision_config={**VISION, "image_size": [32, 32], "patch_size": [8, 8]},
             text_config=decoder.to_dict(),
             image_token_id=IMAGE,
             image_seq_length=4,
@@ -351,9 +352,9 @@ def _internvl_image(tiles: int) -> Callable[[Generator], Visual]:
 
 _INTERNVL_IMAGES = {"image": _internvl_image(3), "wide": _internvl_image(4)}
 _INTERNVL_DECODERS = {
-    "qwen2": Qwen2Config(**_TEXT),
-    "qwen3": Qwen3Config(**_TEXT, head_dim=16),
-    "llama": LlamaConfig(**_TEXT),
+    "qwen2": Qwen2Config(**TEXT),
+    "qwen3": Qwen3Config(**TEXT, head_dim=16),
+    "llama": LlamaConfig(**TEXT),
 }
 
 _ALL = [
@@ -374,3 +375,9 @@ _ALL = [
     ),
 ]
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
+
+
+@cache
+def model_of(family: str) -> Any:
+    """One model of a family for every test that leaves it as it was."""
+    return FAMILIES[family].build()

@@ -19,7 +19,7 @@ IMAGE, PAD, VOCABULARY = 99, 0, 100
 VISUAL = 16  # visual tokens of one image of 32 pixels in patches of 8
 LAYERS = 5
 
-_TEXT = {
+TEXT = {
     "vocab_size": VOCABULARY,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -29,7 +29,7 @@ _TEXT = {
     "max_position_embeddings": 512,
     "pad_token_id": PAD,
 }
-_VISION = {
+VISION = {
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
@@ -40,18 +40,18 @@ _VISION = {
 
 #: decoder and tower of each variant of the LLaVA family
 VARIANTS = {
-    "clip-llama": (CLIPVisionConfig(**_VISION, projection_dim=32), LlamaConfig(**_TEXT), "default"),
+    "clip-llama": (CLIPVisionConfig(**VISION, projection_dim=32), LlamaConfig(**TEXT), "default"),
     "clip-llama-mha": (
-        CLIPVisionConfig(**_VISION, projection_dim=32),
-        LlamaConfig(**{**_TEXT, "num_key_value_heads": 4}),
+        CLIPVisionConfig(**VISION, projection_dim=32),
+        LlamaConfig(**{**TEXT, "num_key_value_heads": 4}),
         "default",
     ),
     "clip-mistral": (
-        CLIPVisionConfig(**_VISION, projection_dim=32),
-        MistralConfig(**_TEXT, sliding_window=None),
+        CLIPVisionConfig(**VISION, projection_dim=32),
+        MistralConfig(**TEXT, sliding_window=None),
         "default",
     ),
-    "siglip-qwen2": (SiglipVisionConfig(**_VISION), Qwen2Config(**_TEXT), "full"),
+    "siglip-qwen2": (SiglipVisionConfig(**VISION), Qwen2Config(**TEXT), "full"),
 }
 
 
@@ -66,12 +66,12 @@ def tiny_llava(variant: str = "clip-llama", attention: str = "sdpa") -> LlavaFor
         vision_feature_layer=-1,
         vision_feature_select_strategy=strategy,
     )
-    model = _contrasted(LlavaForConditionalGeneration(config).eval())
+    model = contrasted(LlavaForConditionalGeneration(config).eval())
     model.set_attn_implementation(attention)
     return model
 
 
-def _contrasted(model):
+def contrasted(model):
     # Random weights of the default 0.02 give attention without contrast; larger ones make every operator count.
     with torch.no_grad():
         for parameter in model.model.language_model.parameters():
@@ -92,7 +92,7 @@ def tiny_llava_next() -> LlavaNextForConditionalGeneration:
         vision_feature_layer=-1,
         vision_feature_select_strategy=strategy,
     )
-    return _contrasted(LlavaNextForConditionalGeneration(config).eval())
+    return contrasted(LlavaNextForConditionalGeneration(config).eval())
 
 
 def next_batch() -> dict[str, torch.Tensor]:

@@ -7,6 +7,9 @@ no row sets, no cache, no liveness, and its own ranks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -324,3 +327,54 @@ class Conversation:
                 self.idle[c] += turned >= cell.exit_cosine
                 if self.idle[c] >= cell.patience:
                     self.alive[mine] = False
+
+
+def tower_maps(name, model, arguments):
+    if name == "llava":
+        maps = model.model.vision_tower(arguments["pixel_values"], output_attentions=True).attentions[-1]
+        return maps[:, :, 0, 1:].mean(1).flatten()
+    grid = arguments["image_grid_thw"]
+    maps = []
+    block = model.model.visual.blocks[-1].attn
+    interface = type(block).forward.__globals__["eager_attention_forward"]
+
+    def spy(module, *args, **kwargs):
+        out = interface(module, *args, **kwargs)
+        if module is block:
+            maps.append(out[1])
+        return out
+
+    type(block).forward.__globals__["eager_attention_forward"] = spy
+    try:
+        model.model.visual(arguments["pixel_values"], grid_thw=grid)
+    finally:
+        type(block).forward.__globals__["eager_attention_forward"] = interface
+    return torch.cat([m[0].mean((0, 1)) for m in maps]).unflatten(0, (-1, 4)).mean(1)
+
+
+@contextmanager
+def slow(model, plan: Plan) -> Iterator[None]:
+    """``plan`` the slow way: each skipped operator's output is zeroed where the input is an image token."""
+    visual: list[torch.Tensor | None] = [None]
+
+    def see(_, args, kwargs):
+        ids = args[0] if args else kwargs.get("input_ids")
+        visual[0] = None if ids is None else ids == model.config.image_token_id
+
+    def throw_away(_, __, output):
+        update = output[0] if isinstance(output, tuple) else output
+        if visual[0] is not None and visual[0].shape == update.shape[:2]:
+            update = update.masked_fill(visual[0][..., None], 0.0)
+        return (update, *output[1:]) if isinstance(output, tuple) else update
+
+    hooks = [model.model.register_forward_pre_hook(see, with_kwargs=True)]
+    for layer, row in zip(model.model.language_model.layers, plan.layers, strict=True):
+        if row.attention == Skip():
+            hooks.append(layer.self_attn.register_forward_hook(throw_away))
+        if row.ffn == Skip():
+            hooks.append(layer.mlp.register_forward_hook(throw_away))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,1 @@
+"""What tests share: tiny models, the slow reference they are compared with, and doubles."""

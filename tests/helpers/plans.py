@@ -1,0 +1,87 @@
+"""Plans for the tiny models: every cell and every rank, and random ones."""
+
+from __future__ import annotations
+
+import random
+
+from helpers.models import LAYERS
+from lookless import Filter, Full, Keep, LayerPlan, Neurons, Plan, Sink, Skip, Top, Window
+from lookless.cells import RANKS
+from lookless.errors import PlanError
+
+FULL = Plan.full(LAYERS)
+IN_DECODER = [name for name, rank in RANKS.items() if rank.reads != "tower"]
+OF_TOWER = [name for name, rank in RANKS.items() if rank.reads == "tower"]
+
+STATIC = {
+    "skip": FULL.at([0, 2], attention=Skip()).at([1, 2], ffn=Skip()),
+    "window": FULL.at([0, 1, 3], attention=Window(5)),
+    "neurons": FULL.at([1, 2], ffn=Neurons(0.3, probe=0.3)),
+    "sink": FULL.at([1], visible=Sink()).at([2], visible=Sink(), attention=Skip()),
+    "blind": FULL.at([1], visible=Skip())
+    .at([2], visible=Skip(), attention=Skip())
+    .at([3], visible=Skip(), attention=Window(4)),
+    "withdraw": FULL.at([3], keep=Keep(0)),
+    "withdraw at once": FULL.at([0], keep=Keep(0)),
+    "keep": FULL.at([2], keep=Keep(0.5, rank="random")).at([3], keep=Keep(count=3, rank="random")),
+    "keep, then skip": FULL.at([1], keep=Keep(0.5, rank="random")).at([2, 3], attention=Skip()).at([3], ffn=Skip()),
+    "keep, then window": FULL.at([1], keep=Keep(0.6, rank="random"), attention=Window(4), ffn=Neurons(0.5)),
+    "top of none": FULL.at([1], attention=Top(0)).at([2], ffn=Top(0.0, rank="random")),
+    "top": FULL.at([1], attention=Top(0.4, rank="random")).at([2], ffn=Top(0.3, rank="random")),
+    "recycle": FULL.at([2], keep=Keep(0.3, rank="random", recycle=0.8)),
+}
+RANKED = {
+    **{
+        f"keep by {rank}": FULL.at([2], keep=Keep(0.5, rank=rank)).at([4], keep=Keep(count=2, rank=rank))
+        for rank in IN_DECODER
+    },
+    **{
+        f"top by {rank}": FULL.at([1, 3], attention=Top(0.4, rank=rank)).at([2, 3], ffn=Top(0.3, rank=rank))
+        for rank in IN_DECODER
+    },
+    "recycle by attention": FULL.at([2], keep=Keep(0.3, rank="last_query_attention", recycle=0.5)),
+    "recycle by diversity": FULL.at([2], keep=Keep(0.3, rank="diversity", recycle=0.8)),
+    "recycle by both": FULL.at([2], keep=Keep(0.3, rank="attention_then_diversity", recycle=0.8)),
+}
+DECODE = {
+    "decode": FULL.at([1], decode=Skip()).at([2], decode=Top(0.5, rank="key_norm")),
+    "filter": FULL.at([2, 3, 4], keep=Filter(cosine=2.0, norm=0.02, exit_cosine=0.9)),
+    "decode, asked by few": FULL.at([1, 2], decode=Skip(), attention=Top(0.3, rank="random")),
+}
+PLANS = {**STATIC, **RANKED}
+
+
+def random_row(rng: random.Random, *, static: bool = False) -> LayerPlan:
+    """A row in which any cell may be anything, the degenerate ones too; no rank is of the tower."""
+
+    def rank() -> str:
+        return "random" if static else rng.choice(IN_DECODER)
+
+    def top() -> Top:
+        return rng.choice([Top(0), Top(rng.random(), rank=rank()), Top(count=rng.randint(0, 9), rank=rank())])
+
+    def keep() -> Keep:
+        share = Keep(rng.random(), rank=rank(), recycle=rng.choice([0, 0, 0.5]))
+        return rng.choice([Keep(0), share, share, Keep(count=rng.randint(0, 12), rank=rank())])
+
+    def cell(*others):
+        return rng.choice([Full(), Full(), *others])
+
+    return LayerPlan(
+        keep=cell(*[Full()] * 3, keep(), keep(), *([] if static else [Filter(cosine=2.0, norm=0.02)])),
+        attention=cell(Skip(), Window(rng.randint(1, 9)), top()),
+        ffn=cell(Skip(), Neurons(rng.uniform(0.1, 1), probe=0.3), top()),
+        visible=cell(Skip(), Sink()),
+        decode=cell(Skip(), top()),
+    )
+
+
+def random_plans(count: int, *, seed: int = 0, static: bool = False) -> list[Plan]:
+    """Plans that are valid; those that are not are refused with one sentence."""
+    rng, plans = random.Random(seed), []
+    while len(plans) < count:
+        try:
+            plans.append(Plan(layers=tuple(random_row(rng, static=static) for _ in range(LAYERS))))
+        except PlanError:
+            continue
+    return plans
