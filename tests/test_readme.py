@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from lookless import reference
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -24,9 +28,22 @@ def commands() -> list[str]:
     return [line.removeprefix("$ ") for line in lines if line.startswith("$ lookless")]
 
 
+def _user_files(folder: Path) -> None:
+    """What the README takes for granted: ``my-model``, a model's folder, and ``mine.jsonl`` with its images."""
+    shutil.copytree(reference.NAMES["reference"], folder / "my-model")
+    (folder / "images").mkdir()
+    lines = []
+    for i in range(40):
+        image, question, answer = reference.question("chart", "test", i)
+        image.save(folder / f"images/{i}.png")
+        lines.append(json.dumps({"image": f"images/{i}.png", "question": question, "answer": answer}))
+    (folder / "mine.jsonl").write_text("\n".join(lines))
+
+
 @pytest.mark.long
-def test_commands_run_in_order_in_an_empty_folder(tmp_path):
+def test_commands_run_in_order_in_a_users_folder(tmp_path):
     """All of them in one folder, as a reader would type them."""
+    _user_files(tmp_path)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     assert len(commands()) >= 5
     for command in commands():
