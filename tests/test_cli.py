@@ -179,7 +179,7 @@ def test_plans_are_refused_in_one_sentence(tmp_path):
     )
     assert "layer is 'x' and should be INT. Its knobs are --layer INT" in fails("plan", "fastv", "--layer", "x", *seven)
     assert "'deep' belongs to no option" in fails("plan", "fastv", "deep", *seven)
-    assert "no method 'fastw'; choose one of v-skip" in fails("plan", "fastw", *seven)
+    assert "no method 'fastw'; choose one of alvts" in fails("plan", "fastw", *seven)
     assert "fastv needs --geometry" in fails("plan", "fastv", *seven[2:])
     assert "v-skip needs --scores FILE, of visual_information_gain" in fails("plan", "v-skip", *seven[2:])
     assert "no ready plan is called 'x'" in fails("plan", "preset", "x", *seven[2:])

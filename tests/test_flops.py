@@ -83,7 +83,7 @@ def test_attention_ffn_or_both_in_so_many_layers(layers, printed):
     """An FFN saves 3.5 times what attention saves, so equal counts are not equal budgets."""
     for name, figure in zip(("v-skip", "ffn-skip", "shortv"), printed, strict=True):
         method = methods.METHODS[name]
-        plan = method.at_paper(SEVEN, method.alike(SEVEN), layers=layers)
+        plan = method.build(SEVEN, method.uniform_scores(SEVEN), layers=layers)
         assert f"{prefill(SEVEN, visual=V, text=T, plan=plan).total_tflops:.3f}" == figure
 
 

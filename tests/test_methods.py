@@ -42,8 +42,10 @@ def measured(geometry: Geometry) -> dict[str, Scores]:
 
 
 def built(method: Method, geometry: Geometry) -> Plan:
-    found = {n: method.knobs[n].scaled(v, geometry.layers, method.of) for n, v in method.such_as.items()}
-    return method.at_paper(geometry, measured(geometry), **found)
+    found = {
+        n: method.knobs[n].scaled(v, geometry.layers, method.paper_layers) for n, v in method.example_arguments.items()
+    }
+    return method.build(geometry, measured(geometry), **found)
 
 
 @pytest.mark.parametrize("layers", [12, 28, 32, 40])
@@ -71,8 +73,13 @@ def test_records_are_whole(method):
     assert set(method.measures) <= {*MEASURES, "state_cosine"}
     assert method.idea.endswith(".")
     assert len(method.idea) < 120
-    assert set(method.at) | set(method.such_as) <= set(method.knobs)
-    assert ("search" in method.needs) == bool(method.such_as)
+    assert set(method.paper_arguments) | set(method.example_arguments) <= set(method.knobs)
+    assert ("search" in method.needs) == bool(method.example_arguments) == (method.paper_kept is not None)
+    for turned in (
+        method.strength and method.strength(32, 0.5),
+        method.prompt_arguments and method.prompt_arguments(576, 66),
+    ):
+        assert {*(turned or {})} <= {*method.knobs}
     module = importlib.import_module(method.make.__module__)
     assert method.paper in module.__doc__
     assert module.__name__.split(".")[-1] == method.make.__name__, "one file each, called like its function"
@@ -85,13 +92,13 @@ def test_prefix_caches():
 
 
 def test_relative_depth():
-    assert METHODS["v-skip"].at_paper(of(12), measured(of(12))).provenance.knobs["layers"] == 7  # 19 of 32
-    stages = METHODS["pyramiddrop"].at_paper(of(12))
+    assert METHODS["v-skip"].build(of(12), measured(of(12))).provenance.knobs["layers"] == 7  # 19 of 32
+    stages = METHODS["pyramiddrop"].build(of(12))
     assert [i for i, row in enumerate(stages.layers) if row.keep != Full()] == [3, 6, 9]
-    small = METHODS["sparsevlm"].at_paper(of(6))
+    small = METHODS["sparsevlm"].build(of(6))
     assert [i for i, row in enumerate(small.layers) if row.keep != Full()] == [1, 2, 3], "stages stay apart"
-    assert METHODS["fastv"].at_paper(of(6)).provenance.knobs["layer"] == 1, "never the first layer"
-    assert METHODS["fastv"].at_paper(of(12), keep=0.25).layers[1].keep == Keep(0.25, rank="last_query_attention")
+    assert METHODS["fastv"].build(of(6)).provenance.knobs["layer"] == 1, "never the first layer"
+    assert METHODS["fastv"].build(of(12), keep=0.25).layers[1].keep == Keep(0.25, rank="last_query_attention")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +125,7 @@ def test_relative_depth():
 def test_the_papers_setting_for_a_model(name, model, knobs, said):
     """Where one is printed for a model it is that one, and not another model's at the same relative depth."""
     geometry, method = Geometry.preset(model), METHODS[name]
-    made = method.at_paper(geometry, measured(geometry)).provenance.knobs
+    made = method.build(geometry, measured(geometry)).provenance.knobs
     assert {knob: made[knob] for knob in knobs} == knobs
     assert method.setting(geometry).startswith(said)
     assert method.setting(geometry, **knobs).startswith(", ".join(f"{k} {v}" for k, v in knobs.items()) + ": as given")
@@ -133,7 +140,8 @@ def test_settings_of_a_comparison():
     for method in METHODS.values():
         for one in method.published:
             assert set(one.knobs or {}) <= set(method.knobs)
-            assert Geometry.preset(one.model).layers == method.of or one.knobs  # defaults are for as many layers
+            layers = Geometry.preset(one.model).layers
+            assert layers == method.paper_layers or one.knobs, "defaults are for as many layers"
 
 
 def test_a_budget_is_priced_at_the_prompts_lengths():
@@ -336,12 +344,12 @@ def test_methods_compose():
         (lambda: methods.dash(12, layer=12), "layer is 12 and the model's are 0 to 11"),
         (lambda: methods.vica(12, layers=(12,)), "layer 12 is not in a plan of 12"),
         (lambda: methods.operator_skipping(*risks((1,), (1,), (1,)), save=0.9), "freezing every layer saves"),
-        (lambda: METHODS["fastv"].at_paper(SEVEN, depth=3), "fastv has no knob 'depth'; its knobs are --layer INT"),
-        (lambda: METHODS["v-skip"].at_paper(SEVEN), "needs scores of visual_information_gain and was given none"),
-        (lambda: METHODS["vtw-search"].at_paper(SEVEN, {"x": scored(1)}), "needs scores of withdrawal and was given x"),
-        (lambda: METHODS["v-skip"].at_paper(SEVEN, [scored(1, 2)]), "2 layers and the model has 32"),
-        (lambda: METHODS["gsop"].at_paper(SEVEN), "gsop needs order, which is found by search"),
-        (lambda: methods.find("look"), "no method 'look'; choose one of v-skip"),
+        (lambda: METHODS["fastv"].build(SEVEN, depth=3), "fastv has no knob 'depth'; its knobs are --layer INT"),
+        (lambda: METHODS["v-skip"].build(SEVEN), "needs scores of visual_information_gain and was given none"),
+        (lambda: METHODS["vtw-search"].build(SEVEN, {"x": scored(1)}), "needs scores of withdrawal and was given x"),
+        (lambda: METHODS["v-skip"].build(SEVEN, [scored(1, 2)]), "2 layers and the model has 32"),
+        (lambda: METHODS["gsop"].build(SEVEN), "gsop needs order, which is found by search"),
+        (lambda: methods.find("look"), "no method 'look'; choose one of alvts, dash"),
     ],
 )
 def test_refusals_are_one_sentence(attempt, complaint):
@@ -358,7 +366,9 @@ def test_knobs_are_typed_as_text():
     assert knobs["order"].parsed("ffn:11,visible:2") == (("ffn", 11), ("visible", 2))
     assert knobs["steps"].parsed("3") == 3
     for method in METHODS.values():
-        for name, value in {k.name: k.default for k in method.knobs.values()}.items() | method.such_as.items():
+        for name, value in {
+            k.name: k.default for k in method.knobs.values()
+        }.items() | method.example_arguments.items():
             if isinstance(value, int | float | tuple):
                 assert method.knobs[name].parsed(method.knobs[name].typed(value)) == value
     for knob, text in (
@@ -377,22 +387,26 @@ def test_knobs_are_typed_as_text():
 def test_scores_of_another_measure_have_to_say_so(name):
     """Given to the function or through the table; in one sentence with what is needed and what was given."""
     method = METHODS[name]
-    knobs = {k: v for k, v in method.at_paper(SEVEN, method.alike(SEVEN)).provenance.knobs.items() if k in method.knobs}
+    knobs = {
+        k: v for k, v in method.build(SEVEN, method.uniform_scores(SEVEN)).provenance.knobs.items() if k in method.knobs
+    }
     for place, measure in enumerate(method.measures):
-        given = list(method.alike(SEVEN).values())
+        given = list(method.uniform_scores(SEVEN).values())
         given[place] = given[place].model_copy(update={"name": "charm"})
-        for attempt in (partial(method.make, *given, **knobs), partial(method.at_paper, SEVEN, given)):
+        for attempt in (partial(method.make, *given, **knobs), partial(method.build, SEVEN, given)):
             with pytest.raises(PlanError) as caught:
                 attempt()
             told = str(caught.value)
             assert told.startswith(f"{name}: scores of {measure} are needed and charm was given: ")
             assert f"--measure {measure}`" in told
         given[place] = given[place].use_as(measure)
-        made = method.at_paper(SEVEN, given)
+        made = method.build(SEVEN, given)
         assert made == method.make(*given, **knobs)
-        assert made.layers == method.at_paper(SEVEN, method.alike(SEVEN)).layers
+        assert made.layers == method.build(SEVEN, method.uniform_scores(SEVEN)).layers
         assert f"charm as {measure}" in made.provenance.knobs["scores"]
-    assert method.at_paper(SEVEN, list(reversed(method.alike(SEVEN).values()))).layers == made.layers, "in any order"
+    assert method.build(SEVEN, list(reversed(method.uniform_scores(SEVEN).values()))).layers == made.layers, (
+        "in any order"
+    )
 
 
 def test_labels_are_of_three_measures():
@@ -412,8 +426,8 @@ def squint(model: Geometry | int, *, layer: methods.Layer = 1) -> Plan:
 def test_another_packages_method(monkeypatch):
     point = EntryPoint("squint", "anywhere:METHOD", methods.registry.GROUP)
     monkeypatch.setattr(methods.registry, "entry_points", lambda group: [point])
-    monkeypatch.setattr(EntryPoint, "load", lambda self: Method(squint, "0000.00000", "Squint", of=4))
-    assert methods.find("squint").at_paper(of(12)).layers[3].keep == Keep(0)
+    monkeypatch.setattr(EntryPoint, "load", lambda self: Method(squint, "0000.00000", "Squint", paper_layers=4))
+    assert methods.find("squint").build(of(12)).layers[3].keep == Keep(0)
     assert "squint" not in METHODS
 
 
@@ -428,14 +442,17 @@ def gone(model: Geometry | int) -> Plan:
         (lambda: squint, "is a function and should be a lookless.methods.Method"),
         (lambda: sys.exit(), "cannot be used (SystemExit: SystemExit): mend or uninstall it"),
         (lambda: Method(gone, "0000.00000", "Gone"), "cannot be used (SystemExit: 3)"),
-        (lambda: Method(squint, "0000.00000", "Squint", of=4, at={"depth": 1}), "cannot be used (KeyError: 'depth')"),
+        (
+            lambda: Method(squint, "0000.00000", "Squint", paper_layers=4, paper_arguments={"depth": 1}),
+            "cannot be used (KeyError: 'depth')",
+        ),
     ],
 )
 def test_a_broken_package_stops_nothing_else(monkeypatch, load, complaint):
     """It is named in a warning where all are listed, and refused where it is asked for."""
     points = [EntryPoint(name, "anywhere:METHOD", methods.registry.GROUP) for name in ("broken", "squint")]
     monkeypatch.setattr(methods.registry, "entry_points", lambda group: points)
-    whole = Method(squint, "0000.00000", "Squint", of=4)
+    whole = Method(squint, "0000.00000", "Squint", paper_layers=4)
     monkeypatch.setattr(EntryPoint, "load", lambda self: whole if self.name == "squint" else load())
     told = f"the entry point 'broken' of lookless.methods (anywhere:METHOD) {complaint}"
     with pytest.warns(methods.PluginWarning, match=re.escape(told)):
@@ -462,7 +479,7 @@ def test_an_installed_package(tmp_path, monkeypatch):
     points = info / "entry_points.txt"
     points.write_text("[lookless.methods]\nsquint = squinting:METHOD\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert methods.find("squint").at_paper(of(12), layer=5).layers[5].keep == Keep(0)
+    assert methods.find("squint").build(of(12), layer=5).layers[5].keep == Keep(0)
     points.write_text("[lookless.methods]\nsquint = squinting:GONE\n")
     with pytest.raises(PlanError, match=r"'squint' of lookless\.methods \(squinting:GONE\) cannot be used") as caught:
         methods.find("squint")

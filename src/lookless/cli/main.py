@@ -330,7 +330,7 @@ def _method_command(method: Method) -> Any:
         shape = given[0].geometry if geometry is None else geometry_named(geometry)
         if any_measure:
             given = method.taken_as_its_own(given)
-        plan = method.at_paper(shape, given, **knobs)
+        plan = method.build(shape, given, **knobs)
         plan.save_pretrained(out_dir)
         _show(plan, as_json)
         if not as_json:
@@ -358,8 +358,8 @@ def _method_command(method: Method) -> Any:
     del make.__wrapped__  # type: ignore[attr-defined]
     needs = "".join(f" --scores {need}.json" for need in method.measures) or " --geometry LLaVA-1.5-7B"
     for knob in method.knobs.values():
-        if knob.is_required and knob.name in method.such_as:
-            needs += f" --{knob.name} {knob.typed(method.such_as[knob.name])}"
+        if knob.is_required and knob.name in method.example_arguments:
+            needs += f" --{knob.name} {knob.typed(method.example_arguments[knob.name])}"
     told = (method.make.__doc__ or "").strip().split("\n\n")[0]
     one = typer.Typer(add_completion=False, rich_markup_mode="rich")
     example = f"Example: lookless plan {method.name}{needs} --out my-plan"
@@ -370,15 +370,15 @@ def _method_command(method: Method) -> Any:
 
 
 def _paper_setting(method: Method, knob: Any) -> str:
-    from ..methods.knobs import told
+    from ..methods.knobs import formatted
 
-    if knob.is_required and knob.name not in method.at:
+    if knob.is_required and knob.name not in method.paper_arguments:
         return "Found by search."
-    value = told(method.at.get(knob.name, knob.default))
+    value = formatted(method.paper_arguments.get(knob.name, knob.default))
     if knob.scaling == "tokens":
         return "Left out: of the prompts that the scores were measured on."
     whose = "Left out" if knob.name in method.ours else "The paper's"
-    return f"{whose}: {value}, of {method.of} layers." if knob.scaling else f"{whose}: {value}."
+    return f"{whose}: {value}, of {method.paper_layers} layers." if knob.scaling else f"{whose}: {value}."
 
 
 def _knobs(method: Method, words: dict[str, str], rest: list[str]) -> dict[str, Any]:
@@ -926,7 +926,7 @@ def _by_count(method: Method, words: list[str], geometry: Geometry) -> Plan:
             f"what {method.name} costs depends on scores: make a plan by `lookless plan {method.name}`, and price that "
             f"with --plan."
         )
-    return method.at_paper(geometry, method.alike(geometry), **_knobs(method, {}, words))
+    return method.build(geometry, method.uniform_scores(geometry), **_knobs(method, {}, words))
 
 
 def _share(part: float, whole: float) -> float | None:

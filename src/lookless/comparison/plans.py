@@ -17,6 +17,7 @@ from ..errors import LooklessError, PlanError
 from ..evaluation import evaluate
 from ..loading import Loaded
 from ..methods import Method
+from ..methods.redundancylens import PAPER_WINDOW, window_at
 from ..plan import LayerPlan, Plan
 from ..runtime.families import geometry_of, locate
 from ..runtime.patching import apply, prompts_of
@@ -28,43 +29,6 @@ from ..search.objective import Objective
 from .results import PAPER
 
 STEPS = 40  # strengths tried to meet a budget
-SEARCHED = ("gsop", "dop")  # on a few samples of all tasks
-#: how much a method does from nothing (0) to all it can (1): the knobs that say so, for a model of so many layers
-STRENGTH: dict[str, Callable[[int, float], dict[str, Any]]] = {
-    **{
-        name: lambda n, s: {"layers": round(s * n)}
-        for name in (
-            "v-skip",
-            "v-skip-universal",
-            "ffn-skip",
-            "logit-cosine",
-            "random-layers",
-            "shortv",
-            "state-cosine",
-        )
-    },
-    **{
-        name: lambda n, s: {"keep": round(1 - s, 4)}
-        for name in ("fastv", "random-tokens", "visionzip", "divprune", "vispruner", "halfv-llava")
-    },
-    "operator-skipping": lambda n, s: {"save": 0.9 * s},
-    "redundancylens": lambda n, s: {"attention_layers": round(s * n), "ffn_layers": round(s * n)},
-    "vtw": lambda n, s: {"after": max(0, round((1 - s) * n) - 1)},
-    "pyramiddrop": lambda n, s: {"keep": tuple(round((1 - s) ** i, 4) for i in (1, 2, 3))},
-    "st3": lambda n, s: {"keep": round(1 - s / 2, 4)},
-    "halfv": lambda n, s: {"keep": (round(1 - s, 4), round((1 - s) / 5, 4))},
-    "alvts": lambda n, s: {"ratio": round(1 - s, 4)},
-    "dash": lambda n, s: {"ratio": round(1 - s, 4)},
-}
-
-
-#: RedundancyLens' window is 256 at the 1792 visual tokens that its printed FLOPs fit; wider than the prompt it is none
-WINDOW, WINDOW_OF = 256, 1792
-#: knobs that are numbers of tokens, for prompts of so many visual and text tokens
-AT_LENGTH: dict[str, Callable[[int, int], dict[str, Any]]] = {
-    "operator-skipping": lambda visual, text: {"visual": visual, "text": text},
-    "redundancylens": lambda visual, _: {"window": max(1, round(WINDOW * min(1, visual / WINDOW_OF)))},
-}
 
 
 class Bench:
@@ -99,8 +63,8 @@ class Bench:
     def scores(self, task: str, measure: str) -> Scores:
         """Measured once and kept in the folder."""
         if (task, measure) not in self._scores:
-            window = AT_LENGTH["redundancylens"](self.visual, self.text)["window"]
-            narrow = measure == "window_effect" and window < WINDOW
+            window = window_at(self.visual)
+            narrow = measure == "window_effect" and window < PAPER_WINDOW
             path = self.folder / f"{_plain(task)}.{measure}{f'.{window}' if narrow else ''}.json"
             samples = self.calibration[task]
             found = Scores.load(path) if path.exists() else None
@@ -170,29 +134,26 @@ class Bench:
         Raises:
             LooklessError: there is none, with the reason.
         """
-        for_all = method.name in SEARCHED or method.takes_many
+        for_all = method.name in SEARCHES or method.takes_many
         key = (method.name, setting, "" if for_all else task, draw)
         if key not in self._plans:
             self._plans[key] = self._made(method, task, setting, draw)
         return self._plans[key]
 
     def _made(self, method: Method, task: str, setting: str, draw: int) -> Plan:
-        if method.name == "gsop":
-            order = gsop_order(self.objective, stride=0.01, path=self.folder / "gsop.json")
-            share = 0.3 if setting == PAPER else float(setting)  # the paper saves 70 % of the computation
-            return order.within(share, visual=self.visual, text=self.text)
-        if method.name == "dop":
-            share = 0.23 if setting == PAPER else float(setting)  # 77 % of TFLOPs saved at no loss
-            return dop(self.objective, kept=share, every=2).plan
+        if method.name in SEARCHES:
+            kept = method.paper_kept if setting == PAPER else float(setting)
+            assert kept is not None
+            return SEARCHES[method.name](self, kept)
         if method.takes_many:  # one mask for all tasks
             scores: Any = [self.scores(each, need) for each in self.tasks for need in method.measures]
         else:
             scores = {need: self.scores(task, need) for need in method.measures}
-        knobs = AT_LENGTH[method.name](self.visual, self.text) if method.name in AT_LENGTH else {}
+        knobs = method.prompt_arguments(self.visual, self.text) if method.prompt_arguments else {}
         if draw:
             knobs["seed"] = draw
         if setting == PAPER:
-            return method.at_paper(self.geometry, scores, **knobs)
+            return method.build(self.geometry, scores, **knobs)
         return self._near(method, scores, float(setting), knobs)
 
     def _near(self, method: Method, scores: Any, budget: float, fixed: Mapping[str, Any]) -> Plan:
@@ -201,14 +162,14 @@ class Bench:
         Raises:
             PlanError: no strength gives one; with the reason of the last.
         """
-        if method.name not in STRENGTH:
+        if method.strength is None:
             raise PlanError("its published knobs are not one amount to turn")
         plans: dict[str, Plan] = {}
         reason = ""
         for step in range(STEPS + 1):
-            knobs = STRENGTH[method.name](self.geometry.layers, step / STEPS)
+            knobs = method.strength(self.geometry.layers, step / STEPS)
             try:
-                plan = method.at_paper(self.geometry, scores, **{**fixed, **knobs})
+                plan = method.build(self.geometry, scores, **{**fixed, **knobs})
             except LooklessError as problem:  # a strength out of the method's range
                 reason = str(problem)
                 continue
@@ -216,6 +177,15 @@ class Bench:
         if not plans:
             raise PlanError(f"no strength gives a plan for this model: {reason}")
         return min(plans.values(), key=lambda plan: abs(self.kept(plan) - budget))
+
+
+#: what finds the plan of a searched method that keeps a share of the FLOPs, on a few samples of all tasks
+SEARCHES: dict[str, Callable[[Bench, float], Plan]] = {
+    "gsop": lambda bench, kept: gsop_order(bench.objective, stride=0.01, path=bench.folder / "gsop.json").within(
+        kept, visual=bench.visual, text=bench.text
+    ),
+    "dop": lambda bench, kept: dop(bench.objective, kept=kept, every=2).plan,
+}
 
 
 def _are_of(scores: Scores, samples: Samples) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .alvts import alvts
 from .dash import dash
+from .definition import Method
 from .divprune import divprune
 from .dop import dop
 from .fastv import fastv
@@ -11,7 +12,7 @@ from .ffn_skip import ffn_skip
 from .gsop import gsop
 from .halfv import halfv
 from .halfv_llava import halfv_llava
-from .knobs import Count, Layer, Layers, Order, Stages, method
+from .knobs import Count, Layer, Layers, Operations, Stages, method
 from .logit_cosine import logit_cosine
 from .operator_skipping import labels, operator_skipping
 from .presets import READY, preset
@@ -20,7 +21,7 @@ from .pyramiddrop import pyramiddrop
 from .random_layers import random_layers
 from .random_tokens import random_tokens
 from .redundancylens import redundancylens
-from .registry import METHODS, Method, PluginWarning, all_methods, find
+from .registry import METHODS, PluginWarning, all_methods, find
 from .shortv import shortv
 from .sparsevlm import sparsevlm
 from .st3 import st3
@@ -42,7 +43,7 @@ __all__ = [
     "Layer",
     "Layers",
     "Method",
-    "Order",
+    "Operations",
     "PluginWarning",
     "Setting",
     "Stages",

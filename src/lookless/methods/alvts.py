@@ -13,7 +13,9 @@ from __future__ import annotations
 from ..cells import Top
 from ..geometry import Geometry
 from ..plan import Plan
+from .definition import Method
 from .knobs import method
+from .strength import smaller_ratio
 
 
 @method
@@ -21,3 +23,11 @@ def alvts(model: Geometry | int, *, ratio: float = 1 / 3) -> Plan:
     """Let only the best-attended visual tokens attend and be transformed, chosen anew in every layer."""
     plan, best = Plan.full(model), Top(ratio, rank="mutual_attention")
     return plan.at(range(len(plan.layers)), attention=best, ffn=best)
+
+
+METHOD = Method(
+    alvts,
+    "2606.14277",
+    "ALVTS, like it",
+    strength=smaller_ratio,
+)

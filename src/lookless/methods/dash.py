@@ -15,7 +15,9 @@ from ..cells import Top
 from ..errors import PlanError
 from ..geometry import Geometry
 from ..plan import Plan
+from .definition import Method
 from .knobs import Layer, method
+from .strength import smaller_ratio
 
 
 @method
@@ -29,3 +31,12 @@ def dash(model: Geometry | int, *, layer: Layer = 13, ratio: float = 0.5) -> Pla
     if not 0 <= layer < len(plan.layers):
         raise PlanError(f"layer is {layer} and the model's are 0 to {len(plan.layers) - 1}.")
     return plan.at(range(layer + 1, len(plan.layers)), attention=moving, ffn=moving)
+
+
+METHOD = Method(
+    dash,
+    "2604.18103",
+    "DASH",
+    ours=("ratio",),
+    strength=smaller_ratio,
+)

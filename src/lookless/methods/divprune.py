@@ -10,10 +10,22 @@ from __future__ import annotations
 from ..cells import Keep
 from ..geometry import Geometry
 from ..plan import Plan
+from .definition import Method
 from .knobs import method
+from .published import LLAVA_7B
+from .strength import fewer_tokens
 
 
 @method
 def divprune(model: Geometry | int, *, keep: float = 0.098) -> Plan:
     """Keep the most diverse visual tokens, before the first layer."""
     return Plan.full(model).at([0], keep=Keep(keep, rank="diversity"))
+
+
+METHOD = Method(
+    divprune,
+    "2503.02175",
+    "DivPrune",
+    published=LLAVA_7B,
+    strength=fewer_tokens,
+)

@@ -13,10 +13,22 @@ from __future__ import annotations
 from ..cells import Keep
 from ..geometry import Geometry
 from ..plan import Plan
+from .definition import Method
 from .knobs import Layer, method
+from .published import LLAVA_7B, each
+from .strength import fewer_tokens
 
 
 @method
 def fastv(model: Geometry | int, *, layer: Layer = 2, keep: float = 0.5) -> Plan:
     """Keep the visual tokens that the last prompt token attended to most in the layer before."""
     return Plan.full(model).at([layer], keep=Keep(keep, rank="last_query_attention"))
+
+
+METHOD = Method(
+    fastv,
+    "2403.06764",
+    "An Image is Worth 1/2 Tokens After Layer 2",
+    published=(*LLAVA_7B, *each("layer", {"LLaVA-1.5-7B": 3}, "V-Skip")),
+    strength=fewer_tokens,
+)

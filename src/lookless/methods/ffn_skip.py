@@ -13,11 +13,24 @@ from typing import Annotated
 from ..cells import Skip
 from ..plan import Plan
 from ..scores import Scores
+from .definition import Method
 from .knobs import Count, method
+from .published import V_SKIP_LAYERS, each
 from .selection import change_lowest
+from .strength import more_layers
 
 
 @method
 def ffn_skip(scores: Annotated[Scores, "ffn_effect"], *, layers: Count) -> Plan:
     """Skip the visual feed-forward network in the layers where it matters least."""
     return change_lowest(scores, layers, ffn=Skip())
+
+
+METHOD = Method(
+    ffn_skip,
+    "2606.08511",
+    "FFN-Skip, V-Skip's ablation",
+    paper_arguments={"layers": 19},
+    published=each("layers", V_SKIP_LAYERS, "V-Skip"),
+    strength=more_layers,
+)

@@ -16,7 +16,9 @@ from ..cells import Keep
 from ..errors import PlanError
 from ..geometry import Geometry
 from ..plan import Plan
+from .definition import Method
 from .knobs import Stages, method
+from .published import Setting
 
 
 @method
@@ -33,3 +35,13 @@ def halfv(model: Geometry | int, *, layers: Stages = (2, 21), keep: tuple[float,
         .at(layers[:1], keep=Keep(keep[0], rank="attention_then_diversity"))
         .at(layers[1:], keep=Keep(keep[1], rank="instruction_attention"))
     )
+
+
+METHOD = Method(
+    halfv,
+    "2604.16462",
+    "HalfV, on Qwen2.5-VL",
+    paper_layers=28,
+    published=(Setting("Qwen2.5-VL-7B"),),
+    strength=lambda layers, strength: {"keep": (round(1 - strength, 4), round((1 - strength) / 5, 4))},
+)

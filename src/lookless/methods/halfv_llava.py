@@ -11,7 +11,10 @@ from ..cells import Keep, Skip
 from ..errors import PlanError
 from ..geometry import Geometry
 from ..plan import Plan
+from .definition import Method
 from .knobs import Layer, method
+from .published import LLAVA_7B
+from .strength import fewer_tokens
 
 
 @method
@@ -23,3 +26,12 @@ def halfv_llava(model: Geometry | int, *, layer: Layer = 3, keep: float = 0.5, f
     return plan.at([layer], keep=Keep(keep, rank="attention_then_diversity")).at(
         range(freeze, len(plan.layers)), attention=Skip(), ffn=Skip()
     )
+
+
+METHOD = Method(
+    halfv_llava,
+    "2604.16462",
+    "HalfV, on LLaVA",
+    published=LLAVA_7B,
+    strength=fewer_tokens,
+)

@@ -31,7 +31,7 @@ Count = Annotated[int, "count"]  #: how many layers
 Layers = Annotated[tuple[int, ...], "set"]  #: some layers; two that fall on one are one
 Stages = Annotated[tuple[int, ...], "stages"]  #: rising layers that other knobs are given for, one by one
 Tokens = Annotated[float | None, "tokens"]  #: of a prompt; left out, of those that the scores were measured on
-Order = tuple[tuple[str, int], ...]  #: (column, layer) pairs, the first changed first
+Operations = tuple[tuple[str, int], ...]  #: (column, layer) pairs, the first changed first
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Knob:
     @property
     def form(self) -> str:
         """What is to be typed for it, in a word."""
-        if self.type == Order:
+        if self.type == Operations:
             return "COLUMN:LAYER,..."
         word = {int: "int", float: "float"}.get(self._of, "text").upper()
         return f"{word},{word},..." if self._is_listed else word
@@ -85,7 +85,7 @@ class Knob:
         """Raises: PlanError: ``text`` is not of this knob's form."""
         words = [word.strip() for word in text.split(",")] if text.strip() else []
         try:
-            if self.type == Order:
+            if self.type == Operations:
                 return tuple((column, int(layer)) for column, layer in (word.split(":") for word in words))
             found = tuple(self._of(word) for word in (words if self._is_listed else [text]))
             if any(isinstance(value, float) and not math.isfinite(value) for value in found):
@@ -96,7 +96,7 @@ class Knob:
 
     def typed(self, value: Any) -> str:
         """What :meth:`parsed` reads ``value`` from."""
-        if self.type == Order:
+        if self.type == Operations:
             return ",".join(f"{column}:{layer}" for column, layer in value)
         return ",".join(map(str, value)) if self._is_listed else str(value)
 
@@ -168,14 +168,14 @@ def method(make: Callable[Arguments, Plan]) -> Callable[Arguments, Plan]:
             raise type(problem)(f"{name}: {problem}") from None
         except ValidationError as problem:
             raise PlanError(f"{name}: {sentence(problem)}.") from None
-        knobs = {knob: told(value) for knob, value in bound.kwargs.items()}
+        knobs = {knob: formatted(value) for knob, value in bound.kwargs.items()}
         found = plan.provenance.knobs  # what was left out, and is known now
         return plan.made_by(method=name, knobs=knobs | found | _source_names(scores), **_sources(scores))
 
     return signed
 
 
-def told(value: Any) -> int | float | str:
+def formatted(value: Any) -> int | float | str:
     """A knob's value as a plan's file holds it."""
     if value is None:
         return "all"

@@ -16,11 +16,24 @@ from typing import Annotated
 from ..cells import Skip
 from ..plan import Plan
 from ..scores import Scores
+from .definition import Method
 from .knobs import Count, method
+from .published import V_SKIP_LAYERS, each
 from .selection import change_lowest
+from .strength import more_layers
 
 
 @method
 def logit_cosine(scores: Annotated[Scores, "logit_cosine"], *, layers: Count) -> Plan:
     """Skip visual attention in the layers where that turns the output logits least: V-Skip's baseline."""
     return change_lowest(scores, layers, attention=Skip())
+
+
+METHOD = Method(
+    logit_cosine,
+    "2606.08511",
+    "CosSim, a selection baseline of V-Skip",
+    paper_arguments={"layers": 19},
+    published=each("layers", V_SKIP_LAYERS, "V-Skip"),
+    strength=more_layers,
+)

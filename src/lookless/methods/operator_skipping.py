@@ -24,7 +24,9 @@ from ..errors import PlanError, PlanMismatchError
 from ..flops import prefill
 from ..plan import Plan
 from ..scores import Scores
+from .definition import Method
 from .knobs import Tokens, check_measures, measures_of, method
+from .published import Setting
 
 Counts = tuple[int, int]  # attentions and FFNs skipped
 Choice = tuple[float, tuple[Counts, ...]]  # summed risk, and what was skipped in each layer
@@ -109,3 +111,16 @@ def labels(attention: Scores, ffn: Scores, both: Scores, *, tau: float) -> tuple
     for a, f, b in zip(attention.mean, ffn.mean, both.mean, strict=True):
         named.append(LABELS[2] if b <= tau else LABELS[1] if a <= f else LABELS[0])
     return tuple(named)
+
+
+METHOD = Method(
+    operator_skipping,
+    "2606.31903",
+    "Attend, Transform, or Silence",
+    paper_layers=36,
+    paper_arguments={"save": 0.337},
+    ours=("visual", "text"),
+    published=(Setting("Qwen3-VL-8B", {"save": 0.337}),),
+    strength=lambda layers, strength: {"save": 0.9 * strength},
+    prompt_arguments=lambda visual, text: {"visual": visual, "text": text},
+)

@@ -16,11 +16,13 @@ from ..cells import Skip
 from ..errors import PlanError
 from ..geometry import Geometry
 from ..plan import Plan
+from .definition import Method
+from .fastv import METHOD as FASTV
 from .halfv import halfv
 from .halfv_llava import halfv_llava
 from .published import Setting
-from .registry import METHODS, Method
 from .vica import vica
+from .vtw import METHOD as VTW
 
 #: model -> layers frozen, in the order they were chosen
 SHORTV = {
@@ -73,7 +75,7 @@ def _operator_skipping(name: str) -> Plan:
 
 
 def _compared(method: Method, setting: Setting) -> Plan:
-    return method.at_paper(Geometry.preset(setting.model), **(setting.knobs or {}))
+    return method.build(Geometry.preset(setting.model), **(setting.knobs or {}))
 
 
 #: name -> what makes its plan
@@ -86,7 +88,7 @@ READY: dict[str, Callable[[], Plan]] = {
         f"{method.name}/{setting.model}" + ("" if setting.by == "the paper" else f"/{setting.by.lower()}"): partial(
             _compared, method, setting
         )
-        for method in (METHODS["vtw"], METHODS["fastv"])
+        for method in (VTW, FASTV)
         for setting in method.published
     },
     "vica/LLaVA-1.5-7B": lambda: vica(Geometry.preset("LLaVA-1.5-7B")),

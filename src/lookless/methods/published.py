@@ -1,4 +1,4 @@
-"""Settings that are printed for one model, which no rule of depth gives.
+"""Settings that are printed for one model, which no rule of depth gives, and the numbers that several methods share.
 
 V-Skip (arXiv 2606.08511) skips 19 of 32 layers on LLaVA 7B, 24 of 40 on 13B, and 7 of 28 on Qwen2.5-VL-7B. Its Tables 1
 and 3 compare with ShortV at the same counts and with VTW at K = 16, 20 and 7. That K is the last layer that sees the
@@ -32,26 +32,19 @@ class Setting:
         return f"{self.by}'s setting for {self.model}"
 
 
-def _each(knob: str, values: Mapping[str, int | float], by: str = "the paper", **more: int) -> tuple[Setting, ...]:
+def each(knob: str, values: Mapping[str, int | float], by: str = "the paper", **more: int) -> tuple[Setting, ...]:
+    """One setting a model: ``knob`` as ``values`` have it, and ``more``."""
     return tuple(Setting(model, {knob: value, **more}, by) for model, value in values.items())
 
 
 _LLAVA, _QWEN = ("LLaVA-1.5-7B", "LLaVA-NeXT-7B", "LLaVA-1.5-13B", "LLaVA-NeXT-13B"), "Qwen2.5-VL-7B"
-_N = dict(zip((*_LLAVA, _QWEN), (19, 19, 24, 24, 7), strict=True))
-_K = dict(zip((*_LLAVA, _QWEN), (16, 16, 20, 20, 7), strict=True))
-_SHORTV = (*_each("layers", {model: _N[model] for model in _LLAVA}), *_each("layers", {_QWEN: _N[_QWEN]}, "V-Skip"))
-_OWN = (Setting("LLaVA-1.5-7B"),)
-
-#: method -> its settings; of several for one model the first is taken
-PUBLISHED: dict[str, tuple[Setting, ...]] = {
-    **dict.fromkeys(("v-skip", "v-skip-universal"), _each("layers", _N)),
-    **dict.fromkeys(("ffn-skip", "logit-cosine", "random-layers"), _each("layers", _N, "V-Skip")),
-    **dict.fromkeys(("shortv", "state-cosine"), _SHORTV),
-    "operator-skipping": (Setting("Qwen3-VL-8B", {"save": 0.337}),),
-    "vtw": (*_OWN, *_each("after", _K, "V-Skip")),
-    "vtw-search": _each("eta", {"LLaVA-1.5-7B": 0.003, "LLaVA-1.5-13B": 0.0005, "LLaVA-NeXT-7B": 0.0001}, start=5),
-    "fastv": (*_OWN, *_each("layer", {"LLaVA-1.5-7B": 3}, "V-Skip")),
-    **dict.fromkeys(("pyramiddrop", "sparsevlm", "visionzip", "divprune", "visipruner", "halfv-llava", "vica"), _OWN),
-    "v2drop": (Setting("Qwen2-VL-7B"),),
-    "halfv": (Setting("Qwen2.5-VL-7B"),),
-}
+#: layers that V-Skip skips, and its K for VTW
+V_SKIP_LAYERS = dict(zip((*_LLAVA, _QWEN), (19, 19, 24, 24, 7), strict=True))
+V_SKIP_K = dict(zip((*_LLAVA, _QWEN), (16, 16, 20, 20, 7), strict=True))
+#: ShortV prints the same counts for LLaVA, and has no Qwen
+SHORTV = (
+    *each("layers", {model: V_SKIP_LAYERS[model] for model in _LLAVA}),
+    *each("layers", {_QWEN: V_SKIP_LAYERS[_QWEN]}, "V-Skip"),
+)
+#: the defaults are what the method's own paper has for LLaVA-1.5-7B
+LLAVA_7B = (Setting("LLaVA-1.5-7B"),)

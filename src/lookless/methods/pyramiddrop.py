@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from ..geometry import Geometry
 from ..plan import Plan
+from .definition import Method
 from .knobs import Stages, method
+from .published import LLAVA_7B
 from .stages import keep_in_stages
 
 
@@ -22,3 +24,12 @@ def pyramiddrop(
 ) -> Plan:
     """Keep ever fewer visual tokens in stages, by the attention the last prompt token would pay them."""
     return keep_in_stages(model, layers, keep, "instruction_attention")
+
+
+METHOD = Method(
+    pyramiddrop,
+    "2410.17247",
+    "PyramidDrop",
+    published=LLAVA_7B,
+    strength=lambda layers, strength: {"keep": tuple(round((1 - strength) ** i, 4) for i in (1, 2, 3))},
+)

@@ -12,8 +12,11 @@ import random
 from ..cells import Skip
 from ..geometry import Geometry
 from ..plan import Plan
+from .definition import Method
 from .knobs import Count, method
+from .published import V_SKIP_LAYERS, each
 from .selection import first
+from .strength import more_layers
 
 
 @method
@@ -23,3 +26,14 @@ def random_layers(model: Geometry | int, *, layers: Count, seed: int = 0) -> Pla
     order = list(range(len(plan.layers)))
     random.Random(seed).shuffle(order)
     return plan.at(first(tuple(order), layers, len(order)), attention=Skip())
+
+
+METHOD = Method(
+    random_layers,
+    "2606.08511",
+    "Random, a selection baseline of V-Skip",
+    paper_arguments={"layers": 19},
+    ours=("seed",),
+    published=each("layers", V_SKIP_LAYERS, "V-Skip"),
+    strength=more_layers,
+)

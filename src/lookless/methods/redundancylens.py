@@ -20,8 +20,11 @@ from ..cells import Neurons, Window
 from ..errors import PlanError
 from ..plan import Plan
 from ..scores import Scores
+from .definition import Method
 from .knobs import Count, method
 from .selection import first, ranking
+
+PAPER_WINDOW = 256
 
 
 @method
@@ -31,7 +34,7 @@ def redundancylens(
     *,
     attention_layers: Count = 16,
     ffn_layers: Count = 16,
-    window: int = 256,
+    window: int = PAPER_WINDOW,
     neurons: float = 0.2,
     probe: float = 0.1,
 ) -> Plan:
@@ -48,8 +51,24 @@ def redundancylens(
     return whole.at(near, attention=Window(window)).at(few, ffn=Neurons(neurons, probe=probe))
 
 
+def window_at(visual: int) -> int:
+    """The paper's window for a prompt of ``visual`` visual tokens, at the same share of them: 256 at the 1792 that its
+    printed FLOPs fit. A window wider than the prompt is none."""
+    return max(1, round(PAPER_WINDOW * min(1, visual / 1792)))
+
+
 def _order(given: Scores | Sequence[int], layers: int) -> tuple[int, ...]:
     order = ranking(given) if isinstance(given, Scores) else tuple(given)
     if sorted(order) != list(range(layers)):
         raise PlanError(f"an order names each of the {layers} layers once, and this one is {order}.")
     return order
+
+
+METHOD = Method(
+    redundancylens,
+    "2501.19036",
+    "RedundancyLens",
+    ours=("attention_layers", "ffn_layers", "probe"),
+    strength=lambda layers, strength: dict.fromkeys(("attention_layers", "ffn_layers"), round(strength * layers)),
+    prompt_arguments=lambda visual, text: {"window": window_at(visual)},
+)

@@ -17,11 +17,24 @@ from typing import Annotated
 from ..cells import Skip
 from ..plan import Plan
 from ..scores import Scores
+from .definition import Method
 from .knobs import Count, method
+from .published import SHORTV
 from .selection import change_lowest
+from .strength import more_layers
 
 
 @method
 def shortv(scores: Annotated[Scores, "layer_contribution"], *, layers: Count) -> Plan:
     """Freeze visual tokens (neither attention nor FFN) in the layers that contribute least."""
     return change_lowest(scores, layers, attention=Skip(), ffn=Skip())
+
+
+METHOD = Method(
+    shortv,
+    "2504.00502",
+    "ShortV: freezing visual tokens in ineffective layers",
+    paper_arguments={"layers": 19},
+    published=SHORTV,
+    strength=more_layers,
+)

@@ -17,7 +17,9 @@ from __future__ import annotations
 from ..errors import PlanError
 from ..geometry import Geometry
 from ..plan import Plan
+from .definition import Method
 from .knobs import Stages, method
+from .published import LLAVA_7B
 from .stages import keep_in_stages
 
 #: (version, budget) -> tokens kept of 576 in each stage; as released
@@ -39,3 +41,11 @@ def sparsevlm(model: Geometry | int, *, budget: int = 192, layers: Stages = (3, 
         raise PlanError(f"no counts are published for budget {budget} in version {version}; there are {known}.")
     keep = tuple(count / 576 for count in COUNTS[version, budget])
     return keep_in_stages(model, layers, keep, "text_raters", recycle=0.3 if version == 1 else 0.0)
+
+
+METHOD = Method(
+    sparsevlm,
+    "2410.04417",
+    "SparseVLM",
+    published=LLAVA_7B,
+)

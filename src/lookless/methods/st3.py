@@ -14,6 +14,7 @@ from __future__ import annotations
 from ..errors import PlanError
 from ..geometry import Geometry
 from ..plan import Plan
+from .definition import Method
 from .knobs import Count, Layer, method
 from .stages import keep_in_stages
 
@@ -25,3 +26,12 @@ def st3(model: Geometry | int, *, start: Layer = 3, stride: Count = 3, keep: flo
         raise PlanError(f"stride is {stride} layers and should be 1 or more.")
     layers = tuple(range(start, len(Plan.full(model).layers), stride))
     return keep_in_stages(model, layers, tuple(keep ** (i + 1) for i in range(len(layers))), "last_query_attention")
+
+
+METHOD = Method(
+    st3,
+    "2412.20105",
+    "ST3: spatial-temporal visual token trimming",
+    ours=("start", "stride", "keep"),
+    strength=lambda layers, strength: {"keep": round(1 - strength / 2, 4)},
+)

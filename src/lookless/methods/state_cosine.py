@@ -15,11 +15,24 @@ from typing import Annotated
 from ..cells import Skip
 from ..plan import Plan
 from ..scores import Scores
+from .definition import Method
 from .knobs import Count, method
+from .published import SHORTV
 from .selection import change_lowest
+from .strength import more_layers
 
 
 @method
 def state_cosine(scores: Annotated[Scores, "state_cosine"], *, layers: Count) -> Plan:
     """Freeze visual tokens in the layers that turn their states least: ShortV's baseline."""
     return change_lowest(scores, layers, attention=Skip(), ffn=Skip())
+
+
+METHOD = Method(
+    state_cosine,
+    "2504.00502",
+    "Cosine, a selection baseline of ShortV",
+    paper_arguments={"layers": 19},
+    published=SHORTV,
+    strength=more_layers,
+)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from ..geometry import Geometry
 from ..plan import Plan
+from .definition import Method
 from .knobs import Stages, method
+from .published import Setting
 from .stages import keep_in_stages
 
 
@@ -20,3 +22,12 @@ def v2drop(
 ) -> Plan:
     """Keep the visual tokens that the layer before changed most, in stages."""
     return keep_in_stages(model, layers, keep, "update_norm")
+
+
+METHOD = Method(
+    v2drop,
+    "2509.01552",
+    "Variation-aware Vision Token Dropping",
+    paper_layers=28,
+    published=(Setting("Qwen2-VL-7B"),),
+)

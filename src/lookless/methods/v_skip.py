@@ -16,8 +16,11 @@ from typing import Annotated
 from ..cells import Skip
 from ..plan import Plan
 from ..scores import Scores
+from .definition import Method
 from .knobs import Count, method
+from .published import V_SKIP_LAYERS, each
 from .selection import change_lowest
+from .strength import more_layers
 
 
 @method
@@ -31,3 +34,13 @@ def v_skip(scores: Annotated[Scores, "visual_information_gain"], *, layers: Coun
         PlanError: ``scores`` are of another measure, or ``layers`` is negative or more than the model has.
     """
     return change_lowest(scores, layers, attention=Skip())
+
+
+METHOD = Method(
+    v_skip,
+    "2606.08511",
+    "Look Less, Reason More (V-Skip)",
+    paper_arguments={"layers": 19},
+    published=each("layers", V_SKIP_LAYERS),
+    strength=more_layers,
+)

@@ -18,8 +18,11 @@ from ..cells import Skip
 from ..errors import PlanError
 from ..plan import Plan
 from ..scores import Scores
+from .definition import Method
 from .knobs import Count, method
+from .published import V_SKIP_LAYERS, each
 from .selection import change_lowest, ranking
+from .strength import more_layers
 
 
 @method
@@ -43,3 +46,14 @@ def _places(scores: Scores) -> tuple[float, ...]:
     """Each layer's place in the order, 0 for the lowest; equal scores share the mean of their places."""
     order = [scores.mean[layer] for layer in ranking(scores)]
     return tuple(order.index(mean) + (order.count(mean) - 1) / 2 for mean in scores.mean)
+
+
+METHOD = Method(
+    v_skip_universal,
+    "2606.08511",
+    "V-Skip*, one mask for all tasks",
+    paper_arguments={"layers": 19},
+    ours=("by",),
+    published=each("layers", V_SKIP_LAYERS),
+    strength=more_layers,
+)

@@ -12,7 +12,9 @@ from __future__ import annotations
 from ..cells import Skip
 from ..geometry import Geometry
 from ..plan import Plan
+from .definition import Method
 from .knobs import Layers, method
+from .published import LLAVA_7B
 
 
 @method
@@ -21,3 +23,11 @@ def vica(model: Geometry | int, *, layers: Layers = (0, 1, 7, 8, 9, 10, 11, 14))
     plan = Plan.full(model).at(layers)  # refuses layers that are not there
     every = range(len(plan.layers))
     return plan.at(every, attention=Skip(), ffn=Skip()).at(set(every) - set(layers), visible=Skip())
+
+
+METHOD = Method(
+    vica,
+    "2602.07574",
+    "ViCA, untrained",
+    published=LLAVA_7B,
+)

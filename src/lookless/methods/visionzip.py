@@ -13,10 +13,22 @@ from __future__ import annotations
 from ..cells import Keep
 from ..geometry import Geometry
 from ..plan import Plan
+from .definition import Method
 from .knobs import method
+from .published import LLAVA_7B
+from .strength import fewer_tokens
 
 
 @method
 def visionzip(model: Geometry | int, *, keep: float = 54 / 576) -> Plan:
     """Keep the visual tokens the vision tower attended to most, before the first layer."""
     return Plan.full(model).at([0], keep=Keep(keep, rank="tower_attention"))
+
+
+METHOD = Method(
+    visionzip,
+    "2412.04467",
+    "VisionZip",
+    published=LLAVA_7B,
+    strength=fewer_tokens,
+)

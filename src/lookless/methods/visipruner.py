@@ -18,7 +18,9 @@ from ..cells import Filter, Sink, Skip
 from ..errors import PlanError
 from ..geometry import Geometry
 from ..plan import Plan
+from .definition import Method
 from .knobs import Layer, method
+from .published import LLAVA_7B
 
 
 @method
@@ -46,3 +48,11 @@ def visipruner(
         .at(range(1, shallow + 1), visible=Skip())
         .at(range(shallow + 2, total), keep=filtering)
     )
+
+
+METHOD = Method(
+    visipruner,
+    "2510.17205",
+    "VisiPruner",
+    published=LLAVA_7B,
+)

@@ -11,10 +11,21 @@ from __future__ import annotations
 from ..cells import Keep
 from ..geometry import Geometry
 from ..plan import Plan
+from .definition import Method
 from .knobs import method
+from .strength import fewer_tokens
 
 
 @method
 def vispruner(model: Geometry | int, *, keep: float = 64 / 576) -> Plan:
     """Keep visual tokens half by the tower's attention and half for diversity, before the first layer."""
     return Plan.full(model).at([0], keep=Keep(keep, rank="tower_attention_then_diversity"))
+
+
+METHOD = Method(
+    vispruner,
+    "2412.01818",
+    "Beyond Text-Visual Attention (VisPruner)",
+    ours=("keep",),
+    strength=fewer_tokens,
+)

@@ -14,7 +14,9 @@ from ..cells import Keep
 from ..errors import PlanError
 from ..geometry import Geometry
 from ..plan import Plan
+from .definition import Method
 from .knobs import Layer, method
+from .published import LLAVA_7B, V_SKIP_K, each
 
 
 @method
@@ -30,3 +32,12 @@ def vtw(model: Geometry | int, *, after: Layer = 14) -> Plan:
             f"after is {after}, and behind it a layer is needed: the model's are 0 to {len(plan.layers) - 1}."
         )
     return plan.at([after + 1], keep=Keep(0))
+
+
+METHOD = Method(
+    vtw,
+    "2405.05803",
+    "Visual Tokens Withdrawal",
+    published=(*LLAVA_7B, *each("after", V_SKIP_K, "V-Skip")),
+    strength=lambda layers, strength: {"after": max(0, round((1 - strength) * layers) - 1)},
+)

@@ -19,7 +19,9 @@ from ..cells import Keep
 from ..errors import PlanError
 from ..plan import Plan
 from ..scores import Scores
+from .definition import Method
 from .knobs import Layer, method
+from .published import each
 
 
 @method
@@ -36,3 +38,11 @@ def vtw_search(scores: Annotated[Scores, "withdrawal"], *, eta: float = 0.003, s
         raise PlanError(f"start is layer {start} and the model's are 0 to {len(plan.layers) - 1}.")
     silent = (layer for layer in range(start, len(plan.layers)) if scores.mean[layer] <= eta)
     return plan.at(list(silent)[:1], keep=Keep(0))
+
+
+METHOD = Method(
+    vtw_search,
+    "2405.05803",
+    "Visual Tokens Withdrawal, its search",
+    published=each("eta", {"LLaVA-1.5-7B": 0.003, "LLaVA-1.5-13B": 0.0005, "LLaVA-NeXT-7B": 0.0001}, start=5),
+)
