@@ -28,7 +28,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 
 train: $(VENV)/.installed ## retrain the reference model from nothing; hours; resumes
-	$(BIN)/python training/train.py all
+	$(BIN)/python -m training.train all
 
 # The constraints are the exact versions the tests run on; without them pip may fetch gigabytes of another torch build.
 $(VENV)/.installed: pyproject.toml constraints.txt

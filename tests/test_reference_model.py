@@ -69,8 +69,8 @@ def test_other_shapes_of_image_are_answered(shipped):
 
 
 def of_training(shipped):
-    from architecture import ARCHITECTURES
-    from tokens import Words
+    from training.architecture import ARCHITECTURES
+    from training.tokens import Words
 
     architecture = ARCHITECTURES[shipped.name]
     return architecture, Words(shipped.processor.tokenizer, architecture.prompt)
@@ -79,7 +79,7 @@ def of_training(shipped):
 @pytest.mark.parametrize("task", ["chart", "spatial"])
 def test_prompt_is_what_training_used(shipped, task):
     """Chat template and tokenizer give exactly the sequence that was trained on."""
-    from batches import talk_batch
+    from training.batches import talk_batch
 
     architecture, words = of_training(shipped)
     trained = talk_batch(
@@ -96,8 +96,8 @@ def test_prompt_is_what_training_used(shipped, task):
 @torch.no_grad()
 def test_training_computes_what_the_stock_model_computes(shipped):
     """Many questions behind one image, each as if alone: pixels, positions, masks, and which layer is given what."""
-    from batches import talk_batch
-    from losses import hidden_states
+    from training.batches import talk_batch
+    from training.losses import hidden_states
 
     architecture, words = of_training(shipped)
     model = load(MODELS[shipped.name], attn_implementation="eager")  # as in training

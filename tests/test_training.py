@@ -9,16 +9,16 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from architecture import ARCHITECTURES, WIDTH
-from batches import SHARED, UNREAD, talk_batch
-from describe import PATCH, sample_world
-from graft import KEPT, given, graft, graft_batch
-from labels import COLOUR, CONTENT, LABELS, SIDE, VISUAL, dense_labels
 from lookless.reference import MODELS
 from lookless.reference.worlds import Chart, Scene, Sign, Table, sample_chart, sample_scene, sample_sign, sample_table
-from losses import dense_loss, hidden_states, readers, talking_loss, visible, visual_rows
-from muon import Muon
-from tokens import Words, build_tokenizer
+from training.architecture import ARCHITECTURES, WIDTH
+from training.batches import SHARED, UNREAD, talk_batch
+from training.describe import PATCH, sample_world
+from training.graft import KEPT, given, graft, graft_batch
+from training.labels import COLOUR, CONTENT, LABELS, SIDE, VISUAL, dense_labels
+from training.losses import dense_loss, hidden_states, readers, talking_loss, visible, visual_rows
+from training.muon import Muon
+from training.tokens import Words, build_tokenizer
 
 QUIET = {"describing": 0.0, "facts": 0.0, "stating": 0.5}
 

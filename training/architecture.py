@@ -24,10 +24,11 @@ from transformers import (
 )
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
 
-from describe import PATCH
-from labels import SIDE, VISUAL
 from lookless.reference.worlds import IMAGE_SIZE
-from tokens import LLAVA, QWEN
+
+from .describe import PATCH
+from .labels import SIDE, VISUAL
+from .tokens import LLAVA, QWEN
 
 WIDTH = 192
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from describe import DESCRIBE, converse, describe, state
-from labels import LABELS, VISUAL, dense_labels
 from lookless.reference.draw import draw
 from lookless.reference.worlds import World, sample_chart, sample_scene, sample_sign, sample_table
-from tokens import Words
+
+from .describe import DESCRIBE, converse, describe, state
+from .labels import LABELS, VISUAL, dense_labels
+from .tokens import Words
 
 MEAN, STD = 127.5, 127.5  # the processor's image_mean and image_std of 0.5
 TALK = 192  # tokens of questions and answers behind one prefix

@@ -1,6 +1,6 @@
 """Writes the trained model into the package: weights in bfloat16, processor, model card with measured scores.
 
-``python training/export.py`` after ``python training/train.py all``; both take ``--model``.
+``python -m training.export`` after ``python -m training.train all``; both take ``--model``.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
-from architecture import ARCHITECTURES
 from lookless import evaluate, load_data, reference
 from lookless.loading import Loaded
-from tokens import build_tokenizer
-from train import STAGES
+
+from .architecture import ARCHITECTURES
+from .tokens import build_tokenizer
+from .train import STAGES
 
 QUESTIONS = 500
 SPLIT = "card"  # images that no choice was made by, as those of "test" were looked at while training

@@ -19,11 +19,12 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
-from batches import MEAN, STD, Batch, sample_to_see, talk_batch
-from labels import VISUAL, items, patch
 from lookless.reference.worlds import World
-from losses import dense_loss, hidden_states, visual_rows
-from tokens import Words
+
+from .batches import MEAN, STD, Batch, sample_to_see, talk_batch
+from .labels import VISUAL, items, patch
+from .losses import dense_loss, hidden_states, visual_rows
+from .tokens import Words
 
 #: Layers of the earlier decoder that are kept; with these 8 of 12 the shipped LLaVA still had 0.89 of its answers, with
 #: the first 8 it had 0.56, with every second from layer 2 on 0.85.

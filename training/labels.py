@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from describe import PATCH
 from lookless.reference.draw import HEAD, Box, bar_boxes, cell_centre, character_boxes, letter_box
 from lookless.reference.worlds import CHARACTERS, COLOURS, IMAGE_SIZE, SHAPES, Chart, Scene, Sign, Table, World
+
+from .describe import PATCH
 
 SIDE = IMAGE_SIZE // PATCH
 VISUAL = SIDE * SIDE  # visual tokens of an image

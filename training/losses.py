@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from batches import UNREAD, Batch
-from labels import FAR, IGNORED, LABELS, NEAR
+from .batches import UNREAD, Batch
+from .labels import FAR, IGNORED, LABELS, NEAR
 
 
 class Reader(nn.Module):

@@ -1,4 +1,4 @@
-"""What a checkpoint knows, and what it loses without its visual work: ``python training/needs.py --stage joint``.
+"""What a checkpoint knows, and what it loses without its visual work: ``python -m training.needs --stage joint``.
 
 Issues a table: answers right, task by task, of the whole model and with operators skipped for visual tokens; and the
 KL of the next token when visual attention or FFN of one layer is skipped, mean over tasks.
@@ -10,11 +10,12 @@ import argparse
 from pathlib import Path
 from statistics import fmean
 
-from architecture import ARCHITECTURES
-from export import load, write_model
 from lookless import Keep, LayerPlan, Plan, Skip, evaluate, reference, sweep
 from lookless.data import Sample, Samples
 from lookless.reference.questions import HARDER, TASKS
+
+from .architecture import ARCHITECTURES
+from .export import load, write_model
 
 SAMPLES = 10  # a task, for the KL
 LONGEST = 24  # tokens of an answer

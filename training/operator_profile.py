@@ -93,7 +93,7 @@ def main() -> None:
         "",
         READING,
         "",
-        "Written by `python training/operator_profile.py`. KL in nats, the full model to the model with one operator",
+        "Written by `python -m training.operator_profile`. KL in nats, the full model to the model with one operator",
         f"of one layer skipped for visual tokens; next token at the last prompt token, {SAMPLES} images a task, fp32.",
     ]
     for name in reference.NAMES:

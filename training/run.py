@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from muon import Muon
+from .muon import Muon
 
 SEED = 2026
 MINUTES = 2  # between checkpoints

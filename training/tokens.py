@@ -10,10 +10,11 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from describe import DESCRIBE, ORDINALS, describe, fact, state
-from labels import SIDE, VISUAL
 from lookless.reference.questions import FRUIT, HARDER, TASKS, WARMTH
 from lookless.reference.worlds import CHARACTERS
+
+from .describe import DESCRIBE, ORDINALS, describe, fact, state
+from .labels import SIDE, VISUAL
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Trains a reference model from nothing: ``python training/train.py all``; each stage resumes where it stopped.
+"""Trains a reference model from nothing: ``python -m training.train all``; each stage resumes where it stopped.
 
 ===== ====================== ======================================== ===============================
 stage trains                 on                                       in LLaVA
@@ -25,14 +25,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from architecture import ARCHITECTURES, WIDTH
-from batches import image_batch, talk_batch
-from describe import sample_world
-from graft import KEPT, graft, graft_batch, grafting_loss
 from lookless.reference import MODELS
-from losses import readers, seeing_loss, talking_loss
-from run import DEVICE, FAST, SEED, Run, optimizers
-from tokens import Words, build_tokenizer
+
+from .architecture import ARCHITECTURES, WIDTH
+from .batches import image_batch, talk_batch
+from .describe import sample_world
+from .graft import KEPT, graft, graft_batch, grafting_loss
+from .losses import readers, seeing_loss, talking_loss
+from .run import DEVICE, FAST, SEED, Run, optimizers
+from .tokens import Words, build_tokenizer
 
 STATING_STEPS = 500  # of the stage "focus": statements alone, until looking up has appeared
 DENSE = 0.3  # weight of the dense labels beside answers; at 0.1 characters were unlearned (93 to 89 % of patches)
@@ -111,7 +112,7 @@ def load_earlier(model: nn.Module, heads: nn.Module, folder: Path, stage: str) -
     found = [folder / f"{earlier}.pt" for earlier in NEEDS[stage] if (folder / f"{earlier}.pt").exists()]
     if not found:
         earlier = NEEDS[stage][0]
-        raise SystemExit(f"stage {stage} builds on stage {earlier}: run `python training/train.py {earlier}` first")
+        raise SystemExit(f"stage {stage} builds on stage {earlier}: run `python -m training.train {earlier}` first")
     modules = torch.load(found[0], weights_only=True, map_location="cpu")["modules"]
     model.load_state_dict(modules["model"])
     heads.load_state_dict(modules["heads"])

@@ -1,0 +1,1 @@
+"""How the reference models are trained: ``python -m training.train``, from the root of the repository."""
