@@ -21,6 +21,7 @@ ORDER = [
     "progress",
     "geometry",
     "cells",
+    "layer_plan",
     "plan",
     "scores",
     "flops",

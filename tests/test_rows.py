@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lookless import Window
+from lookless.layer_plan import LIVE, TEXT, VISUAL
 from lookless.runtime.prompts import Prompts
 from lookless.runtime.rows import attend, causal_calls, runs_of, scaled_dot_product, wide_mask, window_calls
 
@@ -27,6 +28,9 @@ LAYOUTS = {
     "scattered": ["tvpvvptvpvvt", "vppvpvvpvptt"],
 }
 
+#: as in a plan, by name
+SETS = {"text": TEXT, "visual": VISUAL, "live": LIVE}
+
 
 def prompts_of(layout):
     visual = torch.tensor([[c == "v" for c in p] for p in layout])
@@ -42,7 +46,7 @@ def wanted(layout, kind):
 @pytest.mark.parametrize("kind", ["text", "visual", "live"])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_rows_are_taken_and_put_back(layout, kind):
-    rows, mask = prompts_of(layout).rows(kind), wanted(layout, kind)
+    rows, mask = prompts_of(layout).rows(SETS[kind]), wanted(layout, kind)
     x = torch.randn(len(layout), len(layout[0]), 3)
     compact = rows.take(x)
     assert rows.count == int(mask.sum())
@@ -68,16 +72,16 @@ def test_rows_are_taken_and_put_back(layout, kind):
 def test_rows_within_rows(layout):
     prompts = prompts_of(layout)
     x = torch.randn(len(layout), len(layout[0]), 3)
-    live = prompts.rows("live")
+    live = prompts.rows(LIVE)
     for kind in ("text", "visual", "live"):
-        rows = prompts.rows(kind)
+        rows = prompts.rows(SETS[kind])
         assert torch.equal(rows.within(live).take(live.take(x)), rows.take(x))
 
 
 def test_what_is_whole_is_not_copied():
     x = torch.randn(2, 6, 3)
-    assert prompts_of(["ttvvvt", "ttvvvt"]).rows("live").take(x) is x
-    assert not prompts_of(["ptvvvt", "ttvvvt"]).rows("live").is_whole
+    assert prompts_of(["ttvvvt", "ttvvvt"]).rows(LIVE).take(x) is x
+    assert not prompts_of(["ptvvvt", "ttvvvt"]).rows(LIVE).is_whole
 
 
 def test_an_image_that_is_masked_is_padding():
@@ -86,7 +90,7 @@ def test_an_image_that_is_masked_is_padding():
     prompts = Prompts(visual, torch.tensor([[True, True, False, True]]))
     assert prompts.alive[0].tolist() == [1]
     assert prompts.counts == (1,)
-    assert prompts.rows("live").prompts[0].tolist() == [0, 1, 3]
+    assert prompts.rows(LIVE).prompts[0].tolist() == [0, 1, 3]
 
 
 def written_out(q, k, v, allowed):
@@ -106,9 +110,9 @@ def test_causal_attention(layout):
     q, k, v = random_heads(layout)
     prompts, n = prompts_of(layout), len(layout[0])
     causal = torch.ones(n, n, dtype=torch.bool).tril() & wanted(layout, "live")[:, None, :]
-    live = prompts.rows("live")
+    live = prompts.rows(LIVE)
     for kind in ("text", "live"):
-        rows = prompts.rows(kind)
+        rows = prompts.rows(SETS[kind])
         if not rows.count:
             continue
         calls = causal_calls(rows, live)
@@ -124,9 +128,9 @@ def test_attention_of_all_prompts_at_once(layout, whole):
     q, k, v = random_heads(layout)
     prompts, n = prompts_of(layout), len(layout[0])
     causal = torch.ones(n, n, dtype=torch.bool).tril() & wanted(layout, "live")[:, None, :]
-    live = prompts.rows("live")
+    live = prompts.rows(LIVE)
     for kind in ("text", "live"):
-        rows = prompts.rows(kind)
+        rows = prompts.rows(SETS[kind])
         if not (rows.count and rows.packed):
             continue
         places = torch.arange(n)[None] if whole else live.places
@@ -147,7 +151,7 @@ def test_windows(layout, size):
     i, j = torch.arange(n)[:, None], torch.arange(n)[None, :]
     near = (i - j < size) | ~wanted(layout, "visual")[:, None, :]
     allowed = (j <= i) & near & wanted(layout, "live")[:, None, :]
-    visual, live = prompts.rows("visual"), prompts.rows("live")
+    visual, live = prompts.rows(VISUAL), prompts.rows(LIVE)
     if visual.count:
         calls = window_calls(visual, live, prompts.visual, Window(size).blocks, size)
         out = attend(visual.take(q), live.take(k), live.take(v), calls, WIDTH**-0.5)
@@ -158,7 +162,7 @@ def test_a_windowed_query_scores_no_key_far_outside():
     """1000 visual tokens in a window of 64: blocks of 16 queries see 79 visual keys and the 5 text keys before them."""
     layout = ["t" * 5 + "v" * 1000 + "ttt"]
     prompts = prompts_of(layout)
-    calls = window_calls(prompts.rows("visual"), prompts.rows("live"), prompts.visual, Window(64).blocks, 64)
+    calls = window_calls(prompts.rows(VISUAL), prompts.rows(LIVE), prompts.visual, Window(64).blocks, 64)
     assert max(call.mask.shape[1] for call in calls) == 5 + 64 + 16 - 1
     assert sum(call.mask.numel() for call in calls) < 1000 * (5 + 64 + 16)
 

@@ -24,8 +24,9 @@ from . import flops, methods
 from .cells import Filter, Full, Keep, Neurons, Sink, Skip, Top, Window
 from .errors import LooklessError
 from .geometry import PRESETS, Geometry
+from .layer_plan import LayerPlan
 from .methods import v_skip
-from .plan import LayerPlan, Plan
+from .plan import Plan
 from .scores import Scores
 from .version import __version__
 

@@ -1,13 +1,16 @@
-"""What can stand in a cell of a plan: how visual tokens take part in one operator of one layer.
+"""The cells of a plan: how visual tokens take part in one operator of one layer.
 
 Every ``ratio`` is the fraction *kept*, of the visual tokens the prompt came with (not of those still alive).
+
+The meaning of a cell is written here and nowhere else: each class says which visual tokens take part, what the rest
+do, what it costs and who can run it (:class:`Cell`). Plans, FLOPs, the runtime, the lower bound and serving read that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -52,30 +55,85 @@ RANKS: dict[str, Rank] = {
 
 
 class Cell(BaseModel):
-    """Base of all cells; frozen. The first field may be given by position: ``Keep(0.5, rank="random")``."""
+    """Base of all cells; frozen. The first field may be given by position: ``Keep(0.5, rank="random")``.
+
+    The defaults here are those of an operator that runs on every visual token. A new cell overrides what differs.
+
+    Attributes:
+        is_full: nothing is planned.
+        is_served: an engine with a paged cache can run it, as attention or FFN.
+        is_static: the number of rows under it is known before the prompt is seen.
+        is_sink: text that attends to visual tokens reads the first one's value from each.
+        compares: what it does to a visual token depends on the other ones of the prompt, before and after it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    is_full: ClassVar[bool] = False
+    is_served: ClassVar[bool] = False
+    is_static: ClassVar[bool] = True
+    is_sink: ClassVar[bool] = False
+
     @property
     def compares(self) -> bool:
-        """Whether what it does to a visual token depends on the other ones of the prompt, before and behind it."""
         return False
+
+    @property
+    def visual(self) -> Part:
+        """The living visual tokens that take part whole: ``"all"``, ``"none"``, or those that a choice chooses."""
+        return "all"
+
+    @property
+    def skips(self) -> bool:
+        """Whether no visual token takes any part."""
+        return False
+
+    @property
+    def window(self) -> Window | None:
+        """The window through which visual tokens attend to visual tokens; None without one."""
+        return None
+
+    @property
+    def neurons(self) -> Neurons | None:
+        """The part of the FFN that passes visual tokens that do not pass the whole; None for no part."""
+        return None
+
+    @property
+    def ranks_by(self) -> str | None:
+        """The rank that is computed at the layer's input, a key of :data:`RANKS`; None without one."""
+        return None
+
+    @property
+    def sharded_choice(self) -> str | None:
+        """The choice that each process would make by its own heads or neurons under tensor parallelism, in words."""
+        return f"ranks by {self.ranks_by}" if self.ranks_by and RANKS[self.ranks_by].heads else None
+
+    @property
+    def withdraws(self) -> bool:
+        """As ``keep``: whether no visual token stays alive."""
+        return False
+
+    def alive_after(self, visual: float, alive: float) -> float:
+        """As ``keep``: how many of ``alive`` tokens stay alive, out of the ``visual`` that the prompt came with."""
+        return alive
 
 
 class Full(Cell):
     """The operator runs on every visual token, as the model was trained."""
 
     kind: Literal["full"] = "full"
+    is_full: ClassVar[bool] = True
+    is_served: ClassVar[bool] = True
 
     def __str__(self) -> str:
         return "full"
 
 
 class Skip(Cell):
-    """The operator runs on no visual token: they pass by on the residual stream.
+    """The operator runs on no visual token: their hidden states pass through unchanged.
 
-    As a layer's ``attention``: visual tokens ask nothing, so no query, no attention and no output projection is
-    computed for them; their keys and values are computed and cached, and text reads them. This is V-Skip's bypass
+    As a layer's ``attention``: visual tokens issue no queries, so no query, no attention and no output projection is
+    computed for them; their keys and values are computed and cached, and text attends to them. This is V-Skip's bypass
     (arXiv 2606.08511, Eq. 6) in the reading "no attention output". Two other readings of that equation exist. As
     printed it adds ``LN(H_V)`` to the residual stream, which costs the same and changes the states; taken as the
     "heterogeneous mask" of its text, visual tokens still attend to the text before them, which needs their
@@ -83,18 +141,44 @@ class Skip(Cell):
     LLaVA-1.5-7B with 19 layers). Dropping the branch is the only reading that gives 7.69, and what ShortV
     (arXiv 2504.00502) and operator skipping (arXiv 2606.31903) do in the code they released.
 
-    As ``ffn``: visual tokens are not transformed. As ``visible``: text does not read this layer's visual keys and
-    values, and they are not cached. As ``decode``: the prompt reads them, but they are not cached, so that neither the
-    answer nor a later turn does.
+    As ``ffn``: visual tokens are no FFN rows. As ``visible``: text does not attend to this layer's visual keys and
+    values, and they are not cached. As ``decode``: the prompt attends to them, but they are not cached, so that neither
+    the answer nor a later turn does.
     """
 
     kind: Literal["skip"] = "skip"
+    is_served: ClassVar[bool] = True
+
+    @property
+    def visual(self) -> Part:
+        return "none"
+
+    @property
+    def skips(self) -> bool:
+        return True
 
     def __str__(self) -> str:
         return "skip"
 
 
-class _Share(Cell):
+class Choice(Cell):
+    """Some visual tokens, the best by a rank. Which and how many is the subclass's to say."""
+
+    @property
+    def is_none(self) -> bool:
+        """Whether no token is chosen."""
+        return False
+
+    def of(self, visual: float) -> float:
+        """How many of ``visual`` tokens: a whole number of a whole number."""
+        raise NotImplementedError
+
+    @property
+    def compares(self) -> bool:
+        return not self.is_none
+
+
+class _Share(Choice):
     """So many visual tokens, the best by a rank."""
 
     ratio: float | None = Field(default=None, ge=0, le=1)
@@ -126,12 +210,12 @@ class _Share(Cell):
         return self.ratio * visual
 
     @property
-    def compares(self) -> bool:
-        return not self.is_none
-
-    @property
     def is_none(self) -> bool:
         return not (self.ratio or self.count)
+
+    @property
+    def ranks_by(self) -> str | None:
+        return None if self.is_none else self.rank
 
     def _amount(self) -> str:
         return f"{self.ratio:g}" if self.ratio is not None else f"{self.count} tokens"
@@ -162,6 +246,13 @@ class Keep(_Share):
         merged = self.recycle * dropped
         return min(dropped, int(merged) // 10 + 1 if isinstance(visual, int) else merged / 10 + 1) if merged else 0
 
+    @property
+    def withdraws(self) -> bool:
+        return self.is_none
+
+    def alive_after(self, visual: float, alive: float) -> float:
+        return min(alive, self.of(visual) + self.recycled(visual, alive))
+
     def __str__(self) -> str:
         if self.is_none:
             return "none"
@@ -171,8 +262,8 @@ class Keep(_Share):
 class Top(_Share):
     """The partial update: only the best visual tokens run the operator.
 
-    The rest pass by on the residual stream, stay readable, and may be among the best again in a later layer. As
-    ``decode``: only the best are cached.
+    The hidden states of the rest pass through unchanged; the rest stay key rows, and may be among the best again in a
+    later layer. As ``decode``: only the best are cached.
     """
 
     kind: Literal["top"] = "top"
@@ -180,14 +271,23 @@ class Top(_Share):
     def __init__(self, *ratio: float, **fields: Any) -> None:
         super().__init__(*ratio, **fields)
 
+    @property
+    def visual(self) -> Part:
+        return "none" if self.is_none else self
+
+    @property
+    def skips(self) -> bool:
+        return self.is_none
+
     def __str__(self) -> str:
         return f"top {self._amount()} by {self.rank}"
 
 
 class Window(Cell):
-    """As ``attention``: a visual token reads all text before it, and visual tokens at most ``size - 1`` places back.
+    """As ``attention``: a visual token attends to all text before it, and to visual tokens at most ``size - 1``
+    positions back.
 
-    RedundancyLens' Hollow Attention (arXiv 2501.19036). Distance is in places of the sequence, as text between two
+    RedundancyLens' Hollow Attention (arXiv 2501.19036). Distance is in positions of the sequence, as text between two
     images separates them too. No score outside the window is computed, but for the corners of a block: queries go in
     blocks of a quarter window, which see the keys of all their windows.
     """
@@ -197,6 +297,10 @@ class Window(Cell):
 
     def __init__(self, *size: int, **fields: Any) -> None:
         super().__init__(**dict(zip(("size",), size, strict=False)), **fields)
+
+    @property
+    def window(self) -> Window:
+        return self
 
     def blocks(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
         """(first query, last query + 1, first key) of each block of the visual run from ``start`` to ``end``."""
@@ -226,6 +330,18 @@ class Neurons(Cell):
     def compares(self) -> bool:
         return True
 
+    @property
+    def visual(self) -> Part:
+        return "none"
+
+    @property
+    def neurons(self) -> Neurons:
+        return self
+
+    @property
+    def sharded_choice(self) -> str:
+        return "picks neurons"
+
     def probes(self, visual: float) -> float:
         """How many of ``visual`` tokens are probed."""
         return max(1, round(self.probe * visual)) if isinstance(visual, int) else self.probe * visual
@@ -238,13 +354,14 @@ class Neurons(Cell):
 
 
 class Sink(Cell):
-    """As ``visible``: text attends to visual tokens as ever, but what it reads there is the first one's value.
+    """As ``visible``: text attends to visual tokens as before, but the value of each is the first one's.
 
-    VisiPruner (arXiv 2510.17205) finds that the first layer needs somewhere to put its attention, and not what stands
+    VisiPruner (arXiv 2510.17205) finds that the first layer needs somewhere to put its attention, and not what is
     there: all weight on visual tokens moves to the first of them, which equals giving each that one's value.
     """
 
     kind: Literal["sink"] = "sink"
+    is_sink: ClassVar[bool] = True
 
     @property
     def compares(self) -> bool:
@@ -265,6 +382,7 @@ class Filter(Cell):
     """
 
     kind: Literal["filter"] = "filter"
+    is_static: ClassVar[bool] = False
     cosine: float = 0.995
     norm: float = 0.2
     exit_cosine: float = 0.999
@@ -274,5 +392,20 @@ class Filter(Cell):
     def compares(self) -> bool:
         return True
 
+    @property
+    def ranks_by(self) -> str:
+        return "value_aware"
+
     def __str__(self) -> str:
         return f"filter {self.norm:g}, then exit"
+
+
+#: Which visual tokens take part whole: see :attr:`Cell.visual`.
+Part = Literal["all", "none"] | Choice
+
+#: What each column of a plan takes.
+KeepCell = Annotated[Full | Keep | Filter, Field(discriminator="kind")]
+AttentionCell = Annotated[Full | Skip | Window | Top, Field(discriminator="kind")]
+FFNCell = Annotated[Full | Skip | Neurons | Top, Field(discriminator="kind")]
+VisibleCell = Annotated[Full | Skip | Sink, Field(discriminator="kind")]
+DecodeCell = Annotated[Full | Skip | Top, Field(discriminator="kind")]

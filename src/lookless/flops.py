@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .cells import Full, Neurons, Skip, Top, Window
 from .errors import PlanError
 from .geometry import Geometry
-from .plan import LayerPlan, Plan
+from .layer_plan import TEXT, VISUAL, AttentionPart, RowSet
+from .plan import Plan
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Prefill:
 def layer(
     geometry: Geometry, *, query: float, key: float, ffn: float, pairs: float | None = None, probe: float = 0
 ) -> float:
-    """FLOPs of one layer in which so many rows ask, are read, and are transformed.
+    """FLOPs of one layer with so many query rows, key rows and FFN rows.
 
     ``pairs`` is how many (query, key) pairs are scored; by default each query row with each key row. ``ffn`` counts a
     row that uses a part of the neurons as that part. ``probe`` rows pass the first two of the FFN's three matrices.
@@ -63,9 +63,9 @@ def prefill(
 ) -> Prefill:
     """FLOPs of the prefill of one prompt with ``visual`` and ``text`` tokens (means over a data set may be fractions).
 
-    What the plan's table says is priced, dead work included, as the papers do; ``plan.live()`` prices what runs.
+    The plan is priced as it is written, dead work included, as the papers do; ``plan.live()`` prices what runs.
 
-    ``before`` is how many of the text tokens stand before the (one) image. The papers count every query over all keys
+    ``before`` is how many of the text tokens come before the (one) image. The papers count every query over all keys
     it may be shown, and a :class:`~lookless.cells.Window` to the token. Given ``before``, what the runtime computes for
     one unpadded prompt is counted: text before the image is scored with the keys before it only, and a window in
     blocks.
@@ -85,27 +85,40 @@ def prefill(
 
 def _layers(g: Geometry, plan: Plan, visual: float, text: float, before: float | None) -> Iterator[float]:
     """FLOPs of each layer under ``plan``."""
-    for rows, (row, alive, asking) in zip(plan.rows(visual, text), plan.parts(visual), strict=True):
-        ffn, probe = rows["ffn"], 0.0
-        if isinstance(row.ffn, Neurons) and alive:
-            ffn += alive * row.ffn.channels(g.intermediate) / g.intermediate
-            probe = row.ffn.probes(alive)
-        pairs = _pairs(row, alive, asking, text, before)
+    for row, rows, alive in zip(plan.layers, plan.rows(visual, text), plan.alive(visual), strict=True):
+        work, ffn, probe = row.work, rows["ffn"], 0.0
+        if work.neurons is not None and alive:
+            ffn += alive * work.neurons.channels(g.intermediate) / g.intermediate
+            probe = work.neurons.probes(alive)
+        count = _Count(text, visual, alive, before)
+        pairs = sum(count.pairs(part) for part in work.attention)
         yield layer(g, query=rows["query"], key=rows["key"], ffn=ffn, pairs=pairs, probe=probe)
 
 
-def _pairs(row: LayerPlan, alive: float, asking: float, text: float, before: float | None) -> float:
-    """(query, key) pairs scored in one layer: of text, and of the ``asking`` among the ``alive`` visual tokens."""
-    n = alive + text
-    if before is None:
-        reach = text + min(row.attention.size, alive) if isinstance(row.attention, Window) else n
-        return text * (text if row.visible == Skip() else n) + asking * reach
-    if row.visible == Full() and (row.attention == Full() or isinstance(row.attention, Top)):
-        return (text + asking) * n
-    # Text and visual tokens ask apart; text before the image is scored with the keys before it only.
-    mine = text * text if row.visible == Skip() or not alive else before * before + (text - before) * n
-    if isinstance(row.attention, Window):
-        start, end = int(before), int(before + alive)
-        blocks = row.attention.blocks(start, end)
-        return mine + sum((last - first) * (before + last - max(start, key)) for first, last, key in blocks)
-    return mine + asking * (n if isinstance(row.attention, Top) else before + alive)
+@dataclass(frozen=True)
+class _Count:
+    """Counts the scores of one prompt: ``text`` tokens, ``before`` of them before the image if that is known, and
+    ``alive`` of ``visual`` tokens."""
+
+    text: float
+    visual: float
+    alive: float
+    before: float | None
+
+    def rows(self, rows: RowSet) -> float:
+        return rows.size(text=self.text, visual=self.visual, alive=self.alive)
+
+    def pairs(self, part: AttentionPart) -> float:
+        """(query, key) pairs that are scored in one part of a layer's attention."""
+        query, key = self.rows(part.query), self.rows(part.key)
+        if self.before is None:
+            reach = key if part.window is None else self.text + min(part.window.size, self.alive)
+            return query * reach
+        if part.window is not None:
+            start, end = int(self.before), int(self.before + self.alive)
+            blocks = part.window.blocks(start, end)
+            return sum((last - first) * (self.before + last - max(start, low)) for first, last, low in blocks)
+        if part.query == TEXT and part.key != TEXT and self.alive:
+            return self.before * self.before + (query - self.before) * key
+        # Visual rows that are one run score no key after it; rows that a rank scatters score all.
+        return query * (self.before + self.alive if part.query == VISUAL else key)

@@ -5,15 +5,15 @@ training-free method in the field chooses, layer by layer, which visual tokens t
 is not code inside a model, it is data::
 
     layer   keep      attention   ffn          a visual token in this layer ...
-    0       full      full        full         asks, is read, is transformed: the model as it was trained
-    1       full      skip        full         does not ask (V-Skip); its keys and values stay readable
-    2       full      skip        skip         passes by on the residual stream: frozen (ShortV)
-    3       0.5 by R  full        full         is there from here on only if it is among the best half by R (FastV)
-    4       none      full        full         is gone from here on (VTW)
+    0       full      full        full         is a query row, a key row and an FFN row, as the model was trained
+    1       full      skip        full         is no query row (V-Skip); text still attends to its keys and values
+    2       full      skip        skip         passes through unchanged: frozen (ShortV)
+    3       0.5 by R  full        full         stays alive only if it is among the best half by R (FastV)
+    4       none      full        full         is dropped from here on (VTW)
 
-Two more columns, ``visible`` and ``decode``, say whether text reads its keys and values in a layer, and whether they
-are cached for the answer. Text tokens always take part in everything. A :class:`Plan` is that table and where it came
-from. It is frozen, has no torch in it, prints as a table, and saves as sorted, versioned JSON::
+Two more columns, ``visible`` and ``decode``, say whether text attends to its keys and values in a layer, and whether
+they are cached for the answer. Text tokens always take part in everything. A :class:`Plan` is that table and where it
+came from. It is frozen, has no torch in it, prints as a table, and saves as sorted, versioned JSON::
 
     plan = Plan.full(geometry).at([7, 8, 9], attention=Skip())
     plan.save_pretrained("my_plan")
@@ -23,65 +23,21 @@ from. It is frozen, has no torch in it, prints as a table, and saves as sorted, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from . import files
-from .cells import RANKS, Cell, Filter, Full, Keep, Neurons, Sink, Skip, Top, Window
+from .cells import RANKS, Cell, Full, Skip
 from .errors import PlanError, PlanMismatchError, first_line
 from .geometry import Geometry
+from .layer_plan import COLUMNS, LayerPlan
 from .version import __version__
 
 SCHEMA_VERSION = 3
 FILE_NAME = "lookless_plan.json"
-
-
-class LayerPlan(BaseModel):
-    """What visual tokens do in one layer; see :mod:`lookless.cells` for what each cell means.
-
-    Attributes:
-        keep: which visual tokens are alive from this layer's input on; the others are dead to every later layer.
-        attention: which of them query, and over what.
-        ffn: which of them are transformed, and by how much of the network.
-        visible: whether text reads their keys and values.
-        decode: which of those keys and values stay cached for the answer.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    keep: Annotated[Full | Keep | Filter, Field(discriminator="kind")] = Full()
-    attention: Annotated[Full | Skip | Window | Top, Field(discriminator="kind")] = Full()
-    ffn: Annotated[Full | Skip | Neurons | Top, Field(discriminator="kind")] = Full()
-    visible: Annotated[Full | Skip | Sink, Field(discriminator="kind")] = Full()
-    decode: Annotated[Full | Skip | Top, Field(discriminator="kind")] = Full()
-
-    @property
-    def is_full(self) -> bool:
-        return self == LayerPlan()
-
-    @property
-    def ranks(self) -> tuple[str, ...]:
-        """The ranks computed at this layer's input."""
-        named = (getattr(self, column) for column in COLUMNS)
-        ranks = [cell.rank for cell in named if isinstance(cell, Keep | Top) and cell.rank and not cell.is_none]
-        return tuple(dict.fromkeys([*ranks, *(["value_aware"] if isinstance(self.keep, Filter) else [])]))
-
-    @property
-    def withdraws(self) -> bool:
-        """Whether no visual token is alive from this layer's input on."""
-        return isinstance(self.keep, Keep) and self.keep.is_none
-
-    @property
-    def reads_visual_keys(self) -> bool:
-        """Whether anyone reads a visual token's key here."""
-        nobody = isinstance(self.attention, Skip) or (isinstance(self.attention, Top) and self.attention.is_none)
-        return self.visible != Skip() or not nobody
-
-
-COLUMNS = tuple(LayerPlan.model_fields)
 
 
 class Provenance(BaseModel):
@@ -150,7 +106,7 @@ class Plan(BaseModel):
                 if RANKS[rank].reads == "previous":
                     if layer == 0:
                         raise PlanError(f"layer 0 ranks by {rank}, which reads the layer before: there is none.")
-                    if not self.layers[layer - 1].reads_visual_keys:
+                    if not self.layers[layer - 1].work.reads_visual_keys:
                         raise PlanError(
                             f"layer {layer} ranks by {rank}, and no visual key is read in the layer before."
                         )
@@ -198,11 +154,11 @@ class Plan(BaseModel):
             row = {}
             for column in COLUMNS:
                 a, b = getattr(mine, column), getattr(theirs, column)
-                if a != Full() and b != Full():
+                if not (a.is_full or b.is_full):
                     raise PlanError(
                         f"both plans set {column} of layer {layer} ({a} and {b}): drop it from one of them."
                     )
-                row[column] = b if a == Full() else a
+                row[column] = b if a.is_full else a
             rows.append(_row(row))
         names = [p.provenance.method or "a plan" for p in (self, other)]
         seen = [p.provenance.sample_hashes for p in (self, other)]
@@ -224,52 +180,53 @@ class Plan(BaseModel):
 
     @property
     def is_static(self) -> bool:
-        """Whether how many rows are computed is known beforehand; a :class:`Filter` decides it prompt by prompt."""
-        return not any(isinstance(row.keep, Filter) for row in self.layers)
+        """Whether the number of rows is known before the prompt is seen; a :class:`~lookless.Filter` decides it prompt
+        by prompt."""
+        return all(cell.is_static for row in self.layers for cell in row.cells)
 
     @property
     def is_prefix_cache_safe(self) -> bool:
-        """Whether keys and values of a prefix that holds all visual tokens can be reused behind another question.
+        """Whether keys and values of a prefix that holds all visual tokens can be reused before another question.
 
-        They can where no visual token's part depends on the text behind it: skipping, windows, neurons and withdrawal,
+        They can where no visual token's part depends on the text after it: skipping, windows, neurons and withdrawal,
         and ranks that do not read the question. (A prefix that ends between two images is another matter: ranks and
         probes go over all visual tokens of a prompt.)
         """
         return not any(RANKS[rank].question for row in self.layers for rank in row.ranks)
 
     def live(self) -> Plan:
-        """This plan without work whose result nobody reads; what is left gives text the same states, to the bit.
+        """This plan without dead work; what is left gives text the same states, to the bit.
 
-        From the last layer down: a visual token's attention and FFN in a layer are dead if no later layer lets anyone
-        read that token. So in every model the last layer's are dead already, and so are those of the layer before a
-        withdrawal, and of a run of layers at the end in which text reads no visual key. A rank is dead where all visual
-        tokens are withdrawn, or none is wanted.
+        From the last layer down: a visual token's attention and FFN in a layer are dead work if no later layer uses
+        that token as a key row. So in every model the last layer's are, and so are those of the layer before a
+        withdrawal, and of a run of layers at the end in which text attends to no visual key. A rank is dead work where
+        all visual tokens are withdrawn, or none is wanted.
         """
         rows, read = self._without_idle_ranks(), False
         for layer in reversed(range(len(rows))):
             row = rows[layer]
             if not read:
                 rows[layer] = row = _row({**dict(row), "attention": Skip(), "ffn": Skip()})
-            read = not row.withdraws and (read or row.reads_visual_keys or bool(row.ranks))
+            read = not row.keep.withdraws and (read or row.work.reads_visual_keys or bool(row.ranks))
         return Plan(**{**dict(self), "layers": tuple(rows)})
 
     def _without_idle_ranks(self) -> list[LayerPlan]:
         """The layers, without ranks that choose nothing, or among nothing."""
         rows, gone = [], False
         for row in self.layers:
-            idle: dict[str, Cell] = {"keep": Full()} if gone and not row.withdraws else {}
-            gone = gone or row.withdraws
-            for column in COLUMNS:
+            idle: dict[str, Cell] = {"keep": Full()} if gone and not row.keep.withdraws else {}
+            gone = gone or row.keep.withdraws
+            for column in ("attention", "ffn", "visible", "decode"):
                 cell = getattr(row, column)
-                if isinstance(cell, Top) and (gone or cell.is_none):
+                if cell.skips or (gone and cell.ranks_by):
                     idle[column] = Skip()
             rows.append(_row({**dict(row), **idle}) if idle else row)
         return rows
 
     @property
     def as_run(self) -> Plan:
-        """What the runtime does under this plan where the answer is all that is read (as ``generate`` reads it, or with
-        ``logits_to_keep=1``, of prompts that end in text): itself if it is full, else :meth:`live`."""
+        """What the runtime computes under this plan where only the answer is wanted (as in ``generate``, or with
+        ``logits_to_keep=1``, for prompts that end in text): itself if it is full, else :meth:`live`."""
         return self if self.is_full else self.live()
 
     def rows(self, visual: float, text: float) -> tuple[dict[str, float], ...]:
@@ -281,17 +238,15 @@ class Plan(BaseModel):
         Raises:
             PlanError: the plan is not static.
         """
-        return tuple(
-            {
-                "query": text + asking,
-                "key": text + (alive if row.reads_visual_keys else 0),
-                "ffn": text + _part(row.ffn, visual, alive),
-            }
-            for row, alive, asking in self.parts(visual)
-        )
+        counts = []
+        for row, alive in zip(self.layers, self.alive(visual), strict=True):
+            work, tokens = row.work, {"text": text, "visual": visual, "alive": alive}
+            query = sum(part.query.size(**tokens) for part in work.attention)
+            counts.append({"query": query, "key": work.key.size(**tokens), "ffn": work.ffn.size(**tokens)})
+        return tuple(counts)
 
-    def parts(self, visual: float) -> Iterator[tuple[LayerPlan, float, float]]:
-        """Each layer with how many visual tokens are alive in it, and how many of them query.
+    def alive(self, visual: float) -> tuple[float, ...]:
+        """Of each layer, how many of a prompt's ``visual`` tokens are alive in it.
 
         Raises:
             PlanError: the plan is not static.
@@ -301,11 +256,11 @@ class Plan(BaseModel):
                 "this plan filters by what it sees in each prompt, so its rows are not known beforehand: count them "
                 "with lookless.trace."
             )
-        alive = visual
+        counts, alive = [], visual
         for row in self.layers:
-            if isinstance(row.keep, Keep):
-                alive = min(alive, row.keep.of(visual) + row.keep.recycled(visual, alive))
-            yield row, alive, _part(row.attention, visual, alive)
+            alive = row.keep.alive_after(visual, alive)
+            counts.append(alive)
+        return tuple(counts)
 
     def check(self, geometry: Geometry) -> None:
         """Raises: PlanMismatchError: the plan was made for another architecture than ``geometry``."""
@@ -337,7 +292,7 @@ class Plan(BaseModel):
     def columns(self) -> tuple[str, ...]:
         """The columns worth showing: attention and ffn, and any other in which something stands."""
         shown = {"attention", "ffn"}
-        return tuple(c for c in COLUMNS if c in shown or any(getattr(row, c) != Full() for row in self.layers))
+        return tuple(c for c in COLUMNS if c in shown or any(not getattr(row, c).is_full for row in self.layers))
 
     def to_json(self) -> str:
         """Sorted, versioned JSON; equal plans give equal bytes."""
@@ -384,13 +339,6 @@ def _row(cells: dict[str, Any]) -> LayerPlan:
     except ValidationError as problem:
         column = str(problem.errors()[0]["loc"][0])
         raise PlanError(f"{cells[column]} ({type(cells[column]).__name__}) cannot stand in column {column}.") from None
-
-
-def _part(cell: Cell, visual: float, alive: float) -> float:
-    """How many of the ``alive`` visual tokens take part whole in an operator."""
-    if isinstance(cell, Top):
-        return min(alive, cell.of(visual))
-    return 0 if isinstance(cell, Skip | Neurons) else alive
 
 
 def _download(repo_id: str, revision: str | None) -> Path:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..cells import Full, Neurons, Skip, Top, Window
 from ..errors import PlanError
+from ..layer_plan import LIVE, TEXT, VISUAL, AttentionPart, LayerWork, RowSet
 from ..plan import Plan
 from ..runtime.families import Located
 from ..runtime.prompts import Prompts
@@ -29,9 +29,9 @@ def floor_of(located: Located, prompts: Prompts, plan: Plan | None) -> Callable[
     if plan is not None and not plan.is_static:
         raise PlanError("a plan that filters has no shapes known beforehand, so its floor cannot be timed.")
     steps: list[Callable[[], Any]] = []
-    parts = (plan or Plan.full(located.geometry)).as_run
-    whole = len(prompts.first[0])
-    for layer, (row, alive, _) in zip(located.layers, parts.parts(whole), strict=True):
+    run_plan = (plan or Plan.full(located.geometry)).as_run
+    alive_in = run_plan.alive(len(prompts.first[0]))
+    for layer, row, alive in zip(located.layers, run_plan.layers, alive_in, strict=True):
         if alive < len(prompts.alive[0]):
             generator = torch.Generator().manual_seed(0)
             prompts.keep(
@@ -40,7 +40,12 @@ def floor_of(located: Located, prompts: Prompts, plan: Plan | None) -> Callable[
                     for rows in prompts.alive
                 )
             )
-        steps += _layer(layer, row, prompts)
+        work = row.work
+        for choice in work.choices:  # which tokens a rank chooses changes no shape
+            chosen = int(choice.of(len(prompts.first[0])))
+            prompts.choose(choice, tuple(rows[:chosen] for rows in prompts.alive))
+        steps += _layer(layer, work, prompts)
+        prompts.forget_choices()
 
     def run() -> None:
         for step in steps:
@@ -49,24 +54,25 @@ def floor_of(located: Located, prompts: Prompts, plan: Plan | None) -> Callable[
     return run
 
 
-def _layer(layer: Any, row: Any, prompts: Prompts) -> list[Callable[[], Any]]:
-    text, visual, live = (len(prompts.rows(kind).prompts[0]) for kind in ("text", "visual", "live"))  # type: ignore[arg-type]
-    batch = len(prompts.text)
-    attention, mlp = layer.self_attn, layer.mlp
-    asking = text + _some(row.attention, prompts, visual)
-    readable = live if row.reads_visual_keys else text
+def _layer(layer: Any, work: LayerWork, prompts: Prompts) -> list[Callable[[], Any]]:
+    batch, attention, mlp = len(prompts.text), layer.self_attn, layer.mlp
+
+    def count(rows: RowSet) -> int:
+        return len(prompts.rows(rows).prompts[0])
+
+    query, key, ffn = sum(count(part.query) for part in work.attention), count(work.key), count(work.ffn)
     steps = [
-        _linear(attention.q_proj, batch, asking),
-        _linear(attention.k_proj, batch, readable),
-        _linear(attention.v_proj, batch, readable),
-        _linear(attention.o_proj, batch, asking),
-        *_attention(attention, row, prompts, batch),
+        _linear(attention.q_proj, batch, query),
+        _linear(attention.k_proj, batch, key),
+        _linear(attention.v_proj, batch, key),
+        _linear(attention.o_proj, batch, query),
     ]
-    transformed = text + (0 if isinstance(row.ffn, Neurons) else _some(row.ffn, prompts, visual))
-    for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj):
-        steps.append(_linear(linear, batch, transformed))
-    if isinstance(row.ffn, Neurons):
-        probes, channels = int(row.ffn.probes(visual)), row.ffn.channels(mlp.gate_proj.weight.shape[0])
+    for part in work.attention:
+        steps += _attention(attention, part, prompts, batch)
+    steps += [_linear(linear, batch, ffn) for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
+    if work.neurons is not None:
+        visual = count(VISUAL)
+        probes, channels = int(work.neurons.probes(visual)), work.neurons.channels(mlp.gate_proj.weight.shape[0])
         steps += [_linear(mlp.gate_proj, batch, probes), _linear(mlp.up_proj, batch, probes)]
         for weight in (
             mlp.gate_proj.weight[:channels],
@@ -75,12 +81,6 @@ def _layer(layer: Any, row: Any, prompts: Prompts) -> list[Callable[[], Any]]:
         ):
             steps.append(_product(weight, batch, visual))
     return steps
-
-
-def _some(cell: Any, prompts: Prompts, visual: int) -> int:
-    if isinstance(cell, Top):
-        return min(visual, int(cell.of(len(prompts.first[0]))))
-    return 0 if cell == Skip() else visual
 
 
 def _linear(linear: Any, batch: int, rows: int) -> Callable[[], Tensor]:
@@ -92,23 +92,23 @@ def _product(weight: Tensor, batch: int, rows: int) -> Callable[[], Tensor]:
     return lambda: F.linear(x, weight)
 
 
-def _attention(module: Any, row: Any, prompts: Prompts, batch: int) -> list[Callable[[], Any]]:
-    """The attention calls of one layer, each query scored with the keys it reads and no others than a block needs."""
-    text, visual, live = prompts.rows("text"), prompts.rows("visual"), prompts.rows("live")
-    shared = row.visible == Full() and (row.attention == Full() or isinstance(row.attention, Top))
-    if shared and row.attention == Full():
-        return [_call(module, batch, live, live, None)]
-    reads = text if row.visible == Skip() else live
-    steps = [_call(module, batch, text, reads, causal_calls(text, reads))]
-    if isinstance(row.attention, Window) and visual.count:
-        calls = window_calls(visual, live, prompts.visual, row.attention.blocks, row.attention.size)
-        steps.append(_call(module, batch, visual, live, calls))
-    elif row.attention != Skip() and visual.count:
-        chosen = visual
-        if isinstance(row.attention, Top):
-            count = _some(row.attention, prompts, len(visual.prompts[0]))
-            chosen = Rows(tuple(r[:count] for r in visual.prompts), visual.length, visual.packed, visual.device)
-        steps.append(_call(module, batch, chosen, live, causal_calls(chosen, live, scattered=chosen is not visual)))
+def _attention(module: Any, part: AttentionPart, prompts: Prompts, batch: int) -> list[Callable[[], Any]]:
+    """The calls of one part of a layer's attention; a query is scored with its keys and what else its block needs."""
+    key = prompts.rows(part.key)
+    if part.query == part.key == LIVE:
+        return [_call(module, batch, key, key, None)]
+    if part.window is not None:
+        visual = prompts.rows(part.query)
+        calls = window_calls(visual, key, prompts.visual, part.window.blocks, part.window.size)
+        return [_call(module, batch, visual, key, calls)] if visual.count else []
+    # Rows that a rank scatters are scored with all keys; text beside them need not be.
+    together = part.query.text and part.query.choice is not None
+    steps = []
+    for wanted in (TEXT, RowSet(False, part.query.visual)) if together else (part.query,):
+        query = prompts.rows(wanted)
+        if query.count:
+            calls = causal_calls(query, key, scattered=wanted.choice is not None)
+            steps.append(_call(module, batch, query, key, calls))
     return steps
 
 

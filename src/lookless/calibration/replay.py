@@ -15,8 +15,9 @@ from ..cells import RANKS
 from ..data import Sample, Samples
 from ..errors import DataError, ModelError
 from ..geometry import Geometry
+from ..layer_plan import COLUMNS, LayerPlan
 from ..loading import Loaded
-from ..plan import COLUMNS, LayerPlan, Plan
+from ..plan import Plan
 from ..progress import shown
 from ..runtime.families import Located
 from ..runtime.forward import Pass, steps_of

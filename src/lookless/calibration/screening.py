@@ -35,8 +35,8 @@ from torch.nn import functional as F
 from ..cells import Full, Skip
 from ..data import Samples
 from ..errors import ScoresError
+from ..layer_plan import LayerPlan
 from ..loading import Loaded
-from ..plan import LayerPlan
 from ..progress import shown
 from ..runtime.families import Located, locate
 from ..scores import Scores

@@ -16,8 +16,8 @@ from statistics import fmean
 from ..cells import Keep, Neurons, Skip, Window
 from ..data import Samples
 from ..errors import ScoresError
+from ..layer_plan import LayerPlan
 from ..loading import Loaded
-from ..plan import LayerPlan
 from ..runtime.families import locate
 from ..scores import Scores
 from .distances import Distance, kl, reverse_kl, turn

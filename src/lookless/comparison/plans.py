@@ -15,10 +15,11 @@ from ..cells import Window
 from ..data import Samples, load_data
 from ..errors import LooklessError, PlanError
 from ..evaluation import evaluate
+from ..layer_plan import LayerPlan
 from ..loading import Loaded
 from ..methods import Method
 from ..methods.redundancylens import PAPER_WINDOW, window_at
-from ..plan import LayerPlan, Plan
+from ..plan import Plan
 from ..runtime.families import geometry_of, locate
 from ..runtime.patching import apply, prompts_of
 from ..runtime.tracing import trace

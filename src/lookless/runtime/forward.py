@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..cells import RANKS, Filter, Full, Keep, Top
+from ..cells import RANKS, Choice, Filter, Keep
 from ..errors import ModelError
-from ..plan import COLUMNS, LayerPlan, Plan
+from ..layer_plan import LayerPlan, LayerWork
+from ..plan import Plan
 from .inplace import is_small
 from .layer import Seen, look, run_layer
 from .prompts import Prompts
@@ -24,12 +25,14 @@ class Step:
 
     Attributes:
         row: of the plan.
+        work: what the layer computes under it.
         narrows: some visual tokens are dropped or chosen at its input.
         observed: a rank of the next layer reads what it computes.
         is_full: nothing is planned in it.
     """
 
     row: LayerPlan
+    work: LayerWork
     narrows: bool
     observed: bool
     is_full: bool
@@ -39,9 +42,9 @@ def steps_of(plan: Plan) -> tuple[Step, ...]:
     """Of a plan's layers; made once, as to look into a table takes longer than a small layer has."""
     steps = []
     for row, later in zip(plan.layers, [*plan.layers[1:], None], strict=True):
-        chooses = any(isinstance(getattr(row, column), Top) for column in COLUMNS)
+        work = row.work
         read = later is not None and any(RANKS[rank].reads == "previous" for rank in later.ranks)
-        steps.append(Step(row, chooses or not isinstance(row.keep, Full), read, row.is_full))
+        steps.append(Step(row, work, bool(work.choices) or not row.keep.is_full, read, row.is_full))
     return tuple(steps)
 
 
@@ -74,11 +77,11 @@ class Pass:
             self._embedded = x
         self.prompts.move(x.device)
         if step.narrows:
-            x = self._narrow(layer, index, step.row, x, arguments)
+            x = self._narrow(layer, index, step, x, arguments)
         self._seen = None  # ranks have read it, and it is not held while the layer runs
         if step.is_full and not step.observed and stock is not None and self.prompts.is_untouched and is_small(x):
             return stock(x, **arguments)
-        x, self._seen = run_layer(layer, step.row, self.prompts, x, observed=step.observed, **arguments)
+        x, self._seen = run_layer(layer, step.work, self.prompts, x, observed=step.observed, **arguments)
         if self.prompts.chosen:
             self.prompts.forget_choices()
         if index == len(self.steps) - 1:
@@ -86,17 +89,17 @@ class Pass:
             self.prompts.buffers.release()  # before the final norm makes intermediates of its own
         return x
 
-    def _narrow(self, layer: nn.Module, index: int, row: LayerPlan, x: Tensor, arguments: dict[str, Any]) -> Tensor:
-        """Drop the tokens that ``keep`` drops, and mark those that ``Top`` cells choose."""
-        if isinstance(row.keep, Filter):
-            kept = tuple(self._filtering.select(row.keep, v) for v in self._views(None, index, x, layer, arguments))
+    def _narrow(self, layer: nn.Module, index: int, step: Step, x: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """Drop the tokens that ``keep`` drops, and mark those that the work's choices choose."""
+        keep = step.row.keep
+        if isinstance(keep, Filter):
+            kept = tuple(self._filtering.select(keep, v) for v in self._views(keep, index, x, layer, arguments))
             self.prompts.keep(kept)
-        elif isinstance(row.keep, Keep):
-            x = self._keep(row.keep, index, x, layer, arguments)
-        for cell in (row.attention, row.ffn, row.decode):
-            if isinstance(cell, Top) and cell not in self.prompts.chosen:
-                views = self._views(cell, index, x, layer, arguments)
-                self.prompts.choose(cell, tuple(select(cell, view) for view in views))
+        elif isinstance(keep, Keep):
+            x = self._keep(keep, index, x, layer, arguments)
+        for choice in step.work.choices:
+            views = self._views(choice, index, x, layer, arguments)
+            self.prompts.choose(choice, tuple(select(choice, view) for view in views))
         return x
 
     def _keep(self, cell: Keep, index: int, x: Tensor, layer: nn.Module, arguments: dict[str, Any]) -> Tensor:
@@ -115,11 +118,11 @@ class Pass:
         return x
 
     def _views(
-        self, cell: Keep | Top | None, index: int, x: Tensor, layer: nn.Module, arguments: dict[str, Any]
+        self, cell: Choice | Filter, index: int, x: Tensor, layer: nn.Module, arguments: dict[str, Any]
     ) -> list[View]:
         """Each prompt as the rank of ``cell`` sees it."""
         prompts = self.prompts
-        reads = "previous" if cell is None else "nothing" if cell.rank is None else RANKS[cell.rank].reads
+        reads = "nothing" if cell.ranks_by is None else RANKS[cell.ranks_by].reads
         seen = self._seen if reads == "previous" else None
         if reads == "this":
             mask, rotary = arguments.get("attention_mask"), arguments["position_embeddings"]
@@ -129,7 +132,7 @@ class Pass:
             scores = torch.cat(self.tower) if self.tower else x.new_zeros(0)
             if len(scores) != sum(prompts.counts):
                 raise ModelError(
-                    f"ranking by {cell.rank if cell else ''} needs one attention score of the vision tower for each of "
+                    f"ranking by {cell.ranks_by} needs one attention score of the vision tower for each of "
                     f"the {sum(prompts.counts)} visual tokens, and the tower of this call gave {len(scores)}."
                 )
             towers = list(prompts.dealt(scores))
@@ -143,7 +146,7 @@ class Pass:
                 seen=seen,
                 embedded=None if embedded is None else embedded[b],
                 tower=towers[b],
-                wanted=0 if cell is None else int(cell.of(prompts.counts[b])),
+                wanted=int(cell.of(prompts.counts[b])) if isinstance(cell, Choice) else 0,
                 layer=index,
             )
             for b in range(len(prompts.text))

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..cells import Full, Neurons, Sink, Skip, Top, Window
+from ..cells import Neurons
 from ..errors import ModelError
-from ..plan import LayerPlan
-from .cache import UNKNOWN, VISUAL, PrunedLayer, cut, layer_of, remember, select, store
+from ..layer_plan import VISUAL, AttentionPart, LayerWork
+from .cache import UNKNOWN, PrunedLayer, cut, layer_of, remember, select, store
+from .cache import VISUAL as VISUAL_TOKEN
 from .inplace import Buffers, gated_ffn, is_own, is_small, linear, may_write, rms_norm, rotate
 from .prompts import Prompts
 from .rows import Call, Rows, attend, causal_calls, scaled_dot_product, wide_mask, window_calls
@@ -77,7 +78,7 @@ class Seen:
 
 def run_layer(
     layer: nn.Module,
-    cells: LayerPlan,
+    work: LayerWork,
     prompts: Prompts,
     x: Tensor,
     *,
@@ -87,11 +88,11 @@ def run_layer(
     observed: bool = False,
     **rest: Any,
 ) -> tuple[Tensor, Seen | None]:
-    """``layer`` on ``x`` ``[batch, sequence, hidden]`` with visual tokens as ``cells`` say, and what was seen.
+    """``layer`` on ``x`` ``[batch, sequence, hidden]``, no more than its ``work``, and what was seen.
 
     The arguments are those Hugging Face gives a decoder layer; ``observed`` asks for the second result.
     """
-    if not observed and _is_stock(layer, cells, prompts, x, past_key_values):
+    if not observed and _is_stock(layer, work, prompts, x, past_key_values):
         attended, *_ = layer.self_attn(
             hidden_states=rms_norm(layer.input_layernorm, x),
             attention_mask=attention_mask,
@@ -101,29 +102,27 @@ def run_layer(
         )
         out = x + attended
         del attended  # or it is held while the FFN runs
-        return _ffn(layer, cells, prompts, out, is_ours=True), None
-    live = prompts.rows("live")
+        return _ffn(layer, work, prompts, out, is_ours=True), None
+    live = prompts.live
     h, is_ours = prompts.stream.enter(x, live)
     past, mask = _past(layer.self_attn, past_key_values), _heeded(prompts, attention_mask)
-    readable = live if cells.reads_visual_keys else prompts.rows("text")
+    readable = prompts.rows(work.key)
     taken = prompts.within(readable, live).take(h)
     buffers = None if observed else prompts.buffers
     seen = _keys(layer, prompts, readable, taken, position_embeddings, past, mask, x, buffers)
-    out = _attention(cells, prompts, seen, h, past_key_values, is_ours=is_ours, is_lasting=observed)
+    out = _attention(work, prompts, seen, h, past_key_values, is_ours=is_ours, is_lasting=observed)
     shown = replace(seen, left=live.put(x, out)) if observed else None
     is_ours = (is_ours or out is not h) and not (observed and live.is_whole)
     del seen, taken, h  # what no rank reads is not held while the FFN runs
-    out = _ffn(layer, cells, prompts, out, is_ours=is_ours)
+    out = _ffn(layer, work, prompts, out, is_ours=is_ours)
     is_watched = bool(layer._forward_hooks or layer._forward_pre_hooks)
     return prompts.stream.leave(x, live, out, is_watched=is_watched), shown
 
 
-def _is_stock(layer: Any, cells: LayerPlan, prompts: Prompts, x: Tensor, cache: Any) -> bool:
+def _is_stock(layer: Any, work: LayerWork, prompts: Prompts, x: Tensor, cache: Any) -> bool:
     """Whether the layer's own attention runs: nothing in it is spared, and it is another than the kernel called here,
     has a mask to heed, or so little to do that ours would not pay."""
-    if not all(isinstance(cell, Full) for cell in (cells.attention, cells.visible, cells.decode)):
-        return False
-    if not prompts.rows("live").is_whole:
+    if not (work.has_full_attention and prompts.live.is_whole):
         return False
     held = None if cache is None else layer_of(cache, layer.self_attn.layer_idx)
     if isinstance(held, PrunedLayer):
@@ -133,7 +132,7 @@ def _is_stock(layer: Any, cells: LayerPlan, prompts: Prompts, x: Tensor, cache: 
 
 def look(layer: nn.Module, prompts: Prompts, x: Tensor, mask: Tensor | None, rotary: Rotary, cache: Any) -> Seen:
     """Keys and values of all live rows of ``x``, as this layer's attention would make them."""
-    live = prompts.rows("live")
+    live = prompts.live
     return _keys(
         layer, prompts, live, live.take(x), rotary, _past(layer.self_attn, cache), _heeded(prompts, mask), x, None
     )
@@ -183,7 +182,7 @@ def _past(module: Any, cache: Any) -> Past | None:
 
 
 def _attention(
-    cells: LayerPlan,
+    work: LayerWork,
     prompts: Prompts,
     seen: Seen,
     x: Tensor,
@@ -196,49 +195,32 @@ def _attention(
 
     ``is_lasting``: buffers may not be written to, as what is seen lies in memory of its own for later.
     """
-    module, readable, live = seen.module, seen.rows, prompts.rows("live")
-    value = prompts.sunk(readable, seen.value) if cells.visible == Sink() else seen.value
-    if cache is not None and isinstance(cells.attention, Window):
+    module, readable, live = seen.module, seen.rows, prompts.live
+    value = prompts.sunk(readable, seen.value) if work.is_sink else seen.value
+    if cache is not None and work.window is not None:
         remember(cache, module.layer_idx)
-    wide = None if cache is None else _store(seen, value, prompts.cached(cells), cache, prompts)
+    wide = None if cache is None else _store(seen, value, prompts.rows(work.cached), cache, prompts)
     buffers = None if is_lasting else prompts.buffers
     may_add = is_ours and not torch.is_grad_enabled()
-    for asks, reads, values in _parts(cells, prompts, seen.value, value):
+    for part in work.attention:
+        asks, reads = prompts.rows(part.query), prompts.rows(part.key)
         if not asks.count:  # a chunk that is all image, or an image withdrawn: nobody asks
             continue
+        values = value if part.is_sink else seen.value
         taken = prompts.within(asks, readable).take(seen.normed)
         query = project(module, "q", taken, prompts.turned(asks, seen.rotary), buffers)
         if not prompts.is_cold:
-            update = _warm(cells, prompts, asks, reads, query, seen, values)
-        elif prompts.is_one_call(asks, reads) and not _is_window(cells, prompts, asks):
+            update = _warm(part, prompts, asks, reads, query, seen, values)
+        elif prompts.is_one_call(asks, reads) and part.window is None:
             update = _at_once(prompts, asks, reads, query, seen, values, wide if values is value else None)
         else:
             shown = prompts.within(reads, readable)
             key, val = shown.take(seen.key), shown.take(values)
-            update = _cold(cells, prompts, asks, reads, query, key, val, module)
+            update = _cold(part, prompts, asks, reads, query, key, val, module)
         update = linear(module.o_proj, update, prompts.buffers, "up")
         inner = prompts.within(asks, live)
         x, may_add = inner.add_(x, update) if may_add else inner.add(x, update), True
     return x
-
-
-def _parts(cells: LayerPlan, prompts: Prompts, value: Tensor, sunk: Tensor) -> list[tuple[Rows, Rows, Tensor]]:
-    """Who asks, whose keys they may read, and which values: text and visual tokens apart where they may not read the
-    same."""
-    chosen = cells.attention if isinstance(cells.attention, Top) else None
-    text, live = prompts.rows("text"), prompts.rows("live")
-    if isinstance(cells.visible, Full) and not isinstance(cells.attention, Skip | Window):
-        return [(prompts.rows("text", chosen) if chosen else live, live, sunk)]
-    parts = [(text, text if isinstance(cells.visible, Skip) else live, sunk)]
-    if chosen:
-        parts.append((prompts.rows("none", chosen), live, value))
-    elif not isinstance(cells.attention, Skip):
-        parts.append((prompts.rows("visual"), live, value))
-    return parts
-
-
-def _is_window(cells: LayerPlan, prompts: Prompts, asks: Rows) -> bool:
-    return isinstance(cells.attention, Window) and asks is prompts.rows("visual")
 
 
 @dataclass(frozen=True)
@@ -272,7 +254,7 @@ def _at_once(
 
 
 def _cold(
-    cells: LayerPlan,
+    part: AttentionPart,
     prompts: Prompts,
     asks: Rows,
     reads: Rows,
@@ -282,16 +264,15 @@ def _cold(
     module: Any,
 ) -> Tensor:
     """Attention in a prompt that begins the sequence: slices, and no key that is not read."""
-    window = cells.attention.size if isinstance(cells.attention, Window) else 0
-    is_window = _is_window(cells, prompts, asks)
-    key_of = ("window", window) if is_window else ("causal", id(asks), id(reads), query.dtype)
+    window = part.window
 
     def calls() -> list[Call]:
-        if is_window:
-            return window_calls(asks, reads, prompts.visual, cells.attention.blocks, window)  # type: ignore[union-attr]
-        scattered = isinstance(cells.attention, Top) and asks is not prompts.rows("text")
+        if window is not None:
+            return window_calls(asks, reads, prompts.visual, window.blocks, window.size)
+        scattered = part.query.choice is not None
         return [call.added(query.dtype) for call in causal_calls(asks, reads, scattered=scattered)]
 
+    key_of = ("window", window.size) if window else ("causal", id(asks), id(reads), query.dtype)
     return attend(query, key, value, prompts.remembered(key_of, calls), module.scaling, _dropout(module))
 
 
@@ -301,7 +282,7 @@ def _dropout(module: Any) -> float:
 
 
 def _warm(
-    cells: LayerPlan,
+    part: AttentionPart,
     prompts: Prompts,
     asks: Rows,
     reads: Rows,
@@ -324,9 +305,9 @@ def _warm(
     if reads is not rows:  # text that may not read this layer's visual keys of this call; of others none is held
         earlier = mine.new_zeros(batch, places.shape[1] - mine.shape[1])
         allowed = _only(allowed, ~torch.cat((earlier, mine), dim=1)[:, None, None])
-    elif isinstance(cells.attention, Window) and asks is prompts.rows("visual"):
+    elif part.window is not None:
         is_visual = mine if past is None else torch.cat((_known_visual(seen.module, past), mine), dim=1)
-        near = places[:, None] > where[..., None] + prompts.past - cells.attention.size
+        near = places[:, None] > where[..., None] + prompts.past - part.window.size
         allowed = _only(allowed, (near | ~is_visual[:, None])[:, None])
     wide = asks.rectangle(query).transpose(1, 2)
     out = (
@@ -348,7 +329,7 @@ def _known_visual(module: Any, past: Past) -> Tensor:
             f"layer {module.layer_idx} of this plan reads through a window, and it is not known which tokens of "
             f"earlier turns are visual: apply the plan from the first turn on, with the default dynamic cache."
         )
-    return past.kinds == VISUAL
+    return past.kinds == VISUAL_TOKEN
 
 
 def may_read(mask: Tensor | None, places: Tensor, rows: Tensor, past: int) -> Tensor:
@@ -385,19 +366,18 @@ def _store(seen: Seen, value: Tensor, held: Rows, cache: Any, prompts: Prompts) 
     return wide
 
 
-def _ffn(layer: nn.Module, cells: LayerPlan, prompts: Prompts, x: Tensor, *, is_ours: bool) -> Tensor:
+def _ffn(layer: nn.Module, work: LayerWork, prompts: Prompts, x: Tensor, *, is_ours: bool) -> Tensor:
     """The compact living rows ``x`` with what the FFN adds; ``is_ours``: nobody else holds them, so that they may be
     added to in place."""
-    cell, live = cells.ffn, prompts.rows("live")
-    rows = live if isinstance(cell, Full) else prompts.rows("text", cell if isinstance(cell, Top) else None)
+    live, rows = prompts.live, prompts.rows(work.ffn)
     parts: list[tuple[Rows, Tensor]] = []
     if rows.count:
         inner = prompts.within(rows, live)
         normed = _norm(layer.post_attention_layernorm, inner.take(x), prompts.buffers)
         parts.append((inner, gated_ffn(layer.mlp, normed, prompts.buffers)))
-    if isinstance(cell, Neurons) and prompts.rows("visual").count:
-        inner = prompts.within(prompts.rows("visual"), live)
-        parts.append((inner, _neurons(layer, cell, prompts, inner.take(x))))
+    if work.neurons is not None and prompts.rows(VISUAL).count:
+        inner = prompts.within(prompts.rows(VISUAL), live)
+        parts.append((inner, _neurons(layer, work.neurons, prompts, inner.take(x))))
     for inner, update in parts:
         x = inner.add_(x, update) if is_ours and not torch.is_grad_enabled() else inner.add(x, update)
     return x
@@ -412,7 +392,7 @@ def _neurons(layer: nn.Module, cell: Neurons, prompts: Prompts, taken: Tensor) -
                 f"a subset of neurons needs the plain weights of an FFN, and this one has a "
                 f"{type(projection).__name__}: merge adapters, load unquantised, or use a plan without Neurons."
             )
-    rows = prompts.rows("visual")
+    rows = prompts.rows(VISUAL)
     h = rms_norm(layer.post_attention_layernorm, taken)
     updates = []
     for b, mine in enumerate(prompts.alive):
@@ -436,10 +416,10 @@ def _own_neurons(mlp: Any, cell: Neurons, h: Tensor) -> Tensor:
     return F.linear(inner, mlp.down_proj.weight[:, chosen], mlp.down_proj.bias)
 
 
-def stock_mask(cells: LayerPlan, mask: Tensor | None, cache: Any, index: int, new: int, kind: int) -> Tensor | None:
+def stock_mask(mask: Tensor | None, cache: Any, index: int, new: int, kind: int, *, has_window: bool) -> Tensor | None:
     """The mask of a stock call of ``new`` tokens of one kind, for a layer whose cache may hold fewer keys than there
-    are; the cache then knows what it is about to be given."""
-    if isinstance(cells.attention, Window):
+    are; the cache then knows what it is about to be given. Through a window it must know which tokens are visual."""
+    if has_window:
         remember(cache, index)
     layer = layer_of(cache, index)
     if isinstance(layer, PrunedLayer):

@@ -29,9 +29,10 @@ from torch import Tensor, nn
 from transformers.masking_utils import find_packed_sequence_indices
 from transformers.utils import ModelOutput
 
-from ..cells import RANKS, Full, Neurons, Window
+from ..cells import RANKS, Cell
 from ..errors import ModelError
-from ..plan import COLUMNS, Plan
+from ..layer_plan import COLUMNS
+from ..plan import Plan
 from .cache import TEXT, UNKNOWN
 from .families import Located, locate
 from .forward import Pass, steps_of
@@ -118,6 +119,7 @@ class _PlannedForward(_Replaced):
     def __init__(self, layer: nn.Module, index: int, handle: Applied) -> None:
         super().__init__(layer, handle)
         self.index = index
+        self.has_window = handle.plan.layers[index].work.window is not None
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         running = self.handle.running.now
@@ -125,10 +127,11 @@ class _PlannedForward(_Replaced):
             return self._run(running, hidden_states, *args, **kwargs)
         cache = kwargs.get("past_key_values")
         if cache is not None and "attention_mask" in kwargs:
-            new, cells = hidden_states.shape[1], self.handle.plan.layers[self.index]
+            new = hidden_states.shape[1]
             # Under the break-even point the call may hold an image.
             kind = TEXT if new == 1 or not self.handle.break_even else UNKNOWN
-            mask = stock_mask(cells, kwargs["attention_mask"], cache, self.index, new, kind)
+            mask = kwargs["attention_mask"]
+            mask = stock_mask(mask, cache, self.index, new, kind, has_window=self.has_window)
             kwargs = {**kwargs, "attention_mask": mask}
         return self.stock(hidden_states, *args, **kwargs)
 
@@ -231,10 +234,10 @@ class Applied:
     def check_chunks(self, ids: Tensor, size: int) -> None:
         """Raises: ModelError: some cell needs a prompt whole, and ``size`` tokens at a time are prefilled."""
 
-        def needs_it_whole(column: str, cell: Any) -> bool:
-            is_left_out = column in ("visible", "decode") and cell != Full()
+        def needs_it_whole(column: str, cell: Cell) -> bool:
+            is_left_out = column in ("visible", "decode") and not cell.is_full
             # One token is taken for a decode step, and what was visual in earlier chunks is not written down.
-            return bool(cell.compares) or is_left_out or (size == 1 and isinstance(cell, Window))
+            return cell.compares or is_left_out or (size == 1 and cell.window is not None)
 
         cell = _first_cell(self.plan, needs_it_whole)
         if cell is not None and bool(self._located.visual(ids).any()):
@@ -260,7 +263,7 @@ class Applied:
         self.remove()
 
 
-def _first_cell(plan: Plan, wanted: Callable[[str, Any], bool]) -> str | None:
+def _first_cell(plan: Plan, wanted: Callable[[str, Cell], bool]) -> str | None:
     """The first cell of ``plan`` that is ``wanted``, in words."""
     for layer, row in enumerate(plan.layers):
         for column in COLUMNS:
@@ -279,12 +282,12 @@ def _tell_kept(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
 def _check_sharded(plan: Plan) -> None:
     """Raises: ModelError: under tensor parallelism each process would choose tokens or neurons by its own share."""
     for index, row in enumerate(plan.layers):
-        ranks = [rank for rank in row.ranks if RANKS[rank].heads]
-        if ranks or isinstance(row.ffn, Neurons):
-            what = f"ranks by {ranks[0]}" if ranks else "picks neurons"
+        choices = [cell.sharded_choice for cell in row.cells if cell.sharded_choice]
+        if choices:
             raise ModelError(
-                f"layer {index} of the plan {what}, and under tensor parallelism each process would choose by its own "
-                f"heads or neurons, and differently: load the model without tp_plan, or rank by diversity or random."
+                f"layer {index} of the plan {choices[0]}, and under tensor parallelism each process would choose by "
+                f"its own heads or neurons, and differently: load the model without tp_plan, or rank by diversity or "
+                f"random."
             )
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..cells import Skip, Top
-from ..plan import LayerPlan
+from ..cells import Choice
+from ..layer_plan import LIVE, RowSet
 from .inplace import Buffers
 from .rows import Rows, is_one_call
-
-Kind = Literal["text", "visual", "live", "none"]
 
 
 class Stream:
@@ -94,7 +92,7 @@ class Prompts:
         self.stream = Stream()
         self._rotary: Tensor | None = None
         self._turned: dict[int, tuple[Rows, Any]] = {}  # by id of the row set, which is held, or another might get it
-        self.chosen: dict[Top, tuple[Tensor, ...]] = {}  # in this layer
+        self.chosen: dict[Choice, tuple[Tensor, ...]] = {}  # in this layer
         self._lasting: dict[Any, Any] = {}  # row sets and calls, good until fewer tokens are alive
         self._of_choices: dict[Any, Any] = {}  # those of this layer alone
 
@@ -159,27 +157,31 @@ class Prompts:
         if device != self.device:
             self.device, self._lasting, self._of_choices = device, {}, {}
 
-    def choose(self, top: Top, rows: tuple[Tensor, ...]) -> None:
-        """The visual rows that ``top`` means in the layer about to run."""
-        self.chosen[top] = rows
+    def choose(self, choice: Choice, rows: tuple[Tensor, ...]) -> None:
+        """The visual rows that ``choice`` chooses in the layer about to run."""
+        self.chosen[choice] = rows
         self._of_choices = {}  # whether prompts are alike may have changed
 
     def forget_choices(self) -> None:
         self.chosen, self._of_choices, self._turned = {}, {}, {}
 
-    def rows(self, kind: Kind, top: Top | None = None) -> Rows:
-        """The row set of a kind (``live`` is text and living visual), with the visual rows of ``top`` besides."""
-        key = (kind, top)
-        if key not in self._memory:
-            visual = {"text": None, "none": None, "visual": self.alive, "live": self.alive}[kind]
-            parts = [self.text if kind in ("text", "live") else None, visual, self.chosen[top] if top else None]
-            given = [p for p in parts if p is not None]
+    @property
+    def live(self) -> Rows:
+        """Text and living visual tokens."""
+        return self.rows(LIVE)
+
+    def rows(self, wanted: RowSet) -> Rows:
+        """A layer's set of rows, in this call."""
+        if wanted not in self._memory:
+            choice = wanted.choice
+            visual = self.chosen[choice] if choice is not None else self.alive if wanted.visual == "all" else None
+            given = [rows for rows in (self.text if wanted.text else None, visual) if rows is not None]
             differ = range(len(self.text)) if self._packed else range(1)
             none = torch.zeros(0, dtype=torch.int64)
-            joined = [torch.cat([none, *(p[b] for p in given)]).sort().values for b in differ]
+            joined = [torch.cat([none, *(rows[b] for rows in given)]).sort().values for b in differ]
             joined += joined[:1] * (len(self.text) - len(joined))
-            self._memory[key] = Rows(tuple(joined), self.length, self._packed, self.device)
-        return self._memory[key]
+            self._memory[wanted] = Rows(tuple(joined), self.length, self._packed, self.device)
+        return self._memory[wanted]
 
     @property
     def _packed(self) -> bool:
@@ -222,12 +224,6 @@ class Prompts:
         """``[1, sequence]``"""
         place: Tensor = self.remembered("every place", lambda: torch.arange(self.length, device=self.device)[None])
         return place
-
-    def cached(self, cells: LayerPlan) -> Rows:
-        """Rows whose keys stay in the cache of a layer."""
-        if isinstance(cells.visible, Skip) or isinstance(cells.decode, Skip):
-            return self.rows("text")
-        return self.rows("text", cells.decode) if isinstance(cells.decode, Top) else self.rows("live")
 
     def is_complete(self, rows: Rows) -> bool:
         """Whether ``rows`` lack nothing but padding: then the cache is the stock model's."""

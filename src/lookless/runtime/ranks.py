@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..cells import Filter, Keep, Top
+from ..cells import Choice, Filter, Keep
 from .layer import Seen, may_read, project
 from .prompts import Prompts
 
@@ -299,15 +299,15 @@ RANKERS: dict[str, Ranker] = {
 }
 
 
-def select(cell: Keep | Top, view: View) -> Tensor:
+def select(cell: Choice, view: View) -> Tensor:
     """The rows that ``cell`` chooses of the prompt's living visual rows, ascending, on the CPU."""
     alive = view.prompts.alive[view.b]
     if view.wanted >= len(alive):
         return alive
     if not view.wanted:
         return alive[:0]
-    assert cell.rank is not None
-    order = RANKERS[cell.rank](view).cpu()
+    assert cell.ranks_by is not None
+    order = RANKERS[cell.ranks_by](view).cpu()
     return alive[order[: view.wanted]].sort().values
 
 
@@ -322,9 +322,9 @@ def recycle(cell: Keep, view: View) -> tuple[Tensor, Tensor] | None:
     merged = int(cell.recycled(count, len(alive)))
     if not merged:
         return None
-    assert cell.rank is not None
+    assert cell.ranks_by is not None
     material = max(merged, int(cell.recycle * (len(alive) - view.wanted)))
-    order = RANKERS[cell.rank](replace(view, merged=material)).cpu()
+    order = RANKERS[cell.ranks_by](replace(view, merged=material)).cpu()
     rows = alive[order[view.wanted : view.wanted + material]]
     states = view.hidden[rows.to(view.hidden.device)]
     exact = "donot_use_mm_for_euclid_dist"  # the fast way cancels where tokens are nearly alike

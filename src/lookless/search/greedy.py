@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict
 from .. import files
 from ..cells import Cell, Full, Neurons, Skip, Window
 from ..errors import PlanError
-from ..plan import COLUMNS, LayerPlan, Plan, Provenance
+from ..layer_plan import COLUMNS, LayerPlan
+from ..plan import Plan, Provenance
 from ..progress import shown
 from .objective import Objective, share_kept
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from ..cells import Skip
 from ..errors import PlanError
-from ..plan import LayerPlan, Plan
+from ..layer_plan import LayerPlan
+from ..plan import Plan
 from ..progress import shown
 from .greedy import SLACK, Found
 from .objective import Objective

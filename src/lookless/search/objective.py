@@ -14,8 +14,9 @@ from ..cells import RANKS
 from ..data import Samples
 from ..errors import PlanError
 from ..geometry import Geometry
+from ..layer_plan import LayerPlan
 from ..loading import Loaded
-from ..plan import LayerPlan, Plan, Provenance
+from ..plan import Plan, Provenance
 from ..runtime.families import locate
 
 

@@ -17,9 +17,8 @@ from vllm.forward_context import get_forward_context, is_forward_context_availab
 from vllm.model_executor.layers.attention.attention import unified_kv_cache_update
 from vllm.model_executor.layers.linear import ColumnParallelLinear, QKVParallelLinear
 
-from ..cells import Skip
 from ..errors import ModelError
-from ..plan import LayerPlan
+from ..layer_plan import LayerPlan
 from .counters import KINDS, OPERATORS, Counter, folder
 from .metadata import of_runs
 from .settings import BACKENDS, KEY, ServingError, Settings
@@ -69,7 +68,7 @@ def put_on(model: nn.Module, settings: Settings, vllm_config: Any) -> None:
     plan, live = settings.plan.layers, settings.plan.live().layers
     for index, (layer, row) in enumerate(zip(layers, live, strict=True)):
         _check_layer(layer, index)
-        if row.attention == Skip():  # so it is in the plan as well, or nobody reads what visual tokens ask there
+        if row.attention.skips:  # so it is in the plan as well, or nobody reads what visual tokens ask there
             attention = layer.self_attn
             attention.qkv_proj = SplitProjection(attention.qkv_proj)
         _become(layer, PlannedLayer)
@@ -138,7 +137,7 @@ class _State:
     def _count(self, cells: tuple[LayerPlan, ...], visual: int) -> None:
         if self.counter is None:
             return
-        layers = {o: sum(getattr(row, o) == Skip() for row in cells) for o in OPERATORS}
+        layers = {o: sum(getattr(row, o).skips for row in cells) for o in OPERATORS}
         each = {o: (visual * layers[o], visual * (len(cells) - layers[o])) for o in OPERATORS}
         self.counter.add({o: dict(zip(KINDS, rows, strict=True)) for o, rows in each.items()})
 
@@ -177,15 +176,15 @@ class PlannedLayer:
     ) -> tuple[Tensor, Tensor]:
         step = current_step()
         cells = None if step is None else step.cells[self.lookless_index]
-        if step is None or cells is None or Skip() not in (cells.attention, cells.ffn):
+        if step is None or cells is None or not (cells.attention.skips or cells.ffn.skips):
             return super().forward(positions, hidden_states, residual, *args, **kwargs)  # type: ignore[misc]
         layer: Any = self
         x = hidden_states if residual is None else hidden_states + residual
-        if cells.attention == Skip():
+        if cells.attention.skips:
             x = _text_attends(layer.self_attn, step, positions, layer.input_layernorm(x), x)
         else:
             x = x + layer.self_attn(positions=positions, hidden_states=layer.input_layernorm(x))
-        if cells.ffn != Skip():
+        if not cells.ffn.skips:
             return layer.mlp(layer.post_attention_layernorm(x)), x
         update = torch.zeros_like(x)
         if len(step.text):

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cells import Full, Skip
 from ..errors import LooklessError, PlanError
 from ..geometry import Geometry
 from ..plan import Plan
@@ -101,13 +100,13 @@ def check_plan(plan: Plan) -> None:
     """Raises: PlanError: some cell is not Full or Skip, or stands where an engine cannot do it."""
     for index, row in enumerate(plan.layers):
         for column, reason in REASONS.items():
-            if getattr(row, column) != Full():
+            if not getattr(row, column).is_full:
                 raise PlanError(
                     f"layer {index} of the plan has {column}: {getattr(row, column)}, and vLLM cannot serve that: "
                     f"{reason}. Use a plan that skips attention or FFN."
                 )
         for column in ("attention", "ffn"):
-            if getattr(row, column) not in (Full(), Skip()):
+            if not getattr(row, column).is_served:
                 raise PlanError(
                     f"layer {index} of the plan has {column}: {getattr(row, column)}, and vLLM serves Full and Skip "
                     f"alone: use Skip, or run the plan in transformers."
@@ -128,7 +127,7 @@ def check_engine(plan: Plan, vllm_config: Any) -> None:
     """Raises: ServingError: the engine is set up in a way in which the plan would run wrong, or is not known to run."""
     import vllm
 
-    parallel, skips_attention = vllm_config.parallel_config, any(row.attention == Skip() for row in plan.layers)
+    parallel, skips_attention = vllm_config.parallel_config, any(row.attention.skips for row in plan.layers)
     multimodal = vllm_config.model_config.multimodal_config
     refused = {
         f"vLLM {vllm.__version__}; the plug-in is written for {VERSION}*": not vllm.__version__.startswith(VERSION),

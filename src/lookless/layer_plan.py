@@ -1,0 +1,173 @@
+"""One row of a plan, and the work that it leaves for a decoder layer, as sets of rows.
+
+:class:`LayerPlan` is what a user writes: five cells. :attr:`LayerPlan.work` is what follows from them for the layer:
+which rows query over which keys, which keys are made and cached, which rows pass the FFN. The prices, the runtime and
+the lower bound read the work and know no cell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from .cells import (
+    AttentionCell,
+    Cell,
+    Choice,
+    DecodeCell,
+    FFNCell,
+    Full,
+    KeepCell,
+    Neurons,
+    Part,
+    VisibleCell,
+    Window,
+)
+
+
+class RowSet(NamedTuple):
+    """Some tokens of each prompt, by what they are.
+
+    Attributes:
+        text: whether text tokens are among them.
+        visual: which of the living visual tokens are.
+    """
+
+    text: bool
+    visual: Part
+
+    @property
+    def choice(self) -> Choice | None:
+        """The cell that chooses its visual tokens; None where it has all or none."""
+        return self.visual if isinstance(self.visual, Choice) else None
+
+    def size(self, *, text: float, visual: float, alive: float) -> float:
+        """How many rows of a prompt with ``text`` tokens, in which ``alive`` of ``visual`` visual tokens are left."""
+        chosen = min(alive, self.choice.of(visual)) if self.choice else alive if self.visual == "all" else 0
+        return chosen + (text if self.text else 0)
+
+
+TEXT, VISUAL, LIVE = RowSet(True, "none"), RowSet(False, "all"), RowSet(True, "all")
+
+
+@dataclass(frozen=True)
+class AttentionPart:
+    """Query rows that attend to the same key rows, each up to itself.
+
+    Attributes:
+        query, key: the rows.
+        window: through which visual rows attend to visual rows; None without one.
+        is_sink: the values of visual key rows are the first one's.
+    """
+
+    query: RowSet
+    key: RowSet
+    window: Window | None = None
+    is_sink: bool = False
+
+
+@dataclass(frozen=True)
+class LayerWork:
+    """What one layer computes.
+
+    Attributes:
+        attention: its attention, in parts with different query rows.
+        key: rows whose keys and values are computed.
+        cached: rows whose keys and values stay in the cache.
+        ffn: rows that pass the whole FFN.
+        neurons: the part of the FFN that the other living visual rows pass; None where they pass none.
+    """
+
+    attention: tuple[AttentionPart, ...]
+    key: RowSet
+    cached: RowSet
+    ffn: RowSet
+    neurons: Neurons | None
+
+    @cached_property
+    def has_full_attention(self) -> bool:
+        """Whether nothing is planned for attention, keys and cache."""
+        return self.attention == (AttentionPart(LIVE, LIVE),) and self.cached == LIVE
+
+    @property
+    def reads_visual_keys(self) -> bool:
+        """Whether some row attends to a visual key."""
+        return self.key == LIVE
+
+    @cached_property
+    def window(self) -> Window | None:
+        """Through which visual rows attend to visual rows; None without one."""
+        return next((part.window for part in self.attention if part.window), None)
+
+    @cached_property
+    def is_sink(self) -> bool:
+        """Whether text reads one visual token's values; they are cached so."""
+        return any(part.is_sink for part in self.attention)
+
+    @cached_property
+    def choices(self) -> tuple[Choice, ...]:
+        """The cells that choose rows at the layer's input, each once."""
+        sets = (*(part.query for part in self.attention), self.ffn, self.cached)
+        return tuple(dict.fromkeys(rows.choice for rows in sets if rows.choice is not None))
+
+
+class LayerPlan(BaseModel):
+    """What visual tokens do in one layer; see :mod:`lookless.cells` for what each cell means.
+
+    Attributes:
+        keep: which visual tokens are alive from this layer's input on; the others are dead to every later layer.
+        attention: which of them query, and over what.
+        ffn: which of them pass the FFN, and how much of it.
+        visible: whether text attends to their keys and values.
+        decode: which of those keys and values stay cached for the answer.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    keep: KeepCell = Full()
+    attention: AttentionCell = Full()
+    ffn: FFNCell = Full()
+    visible: VisibleCell = Full()
+    decode: DecodeCell = Full()
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """In the order of the columns."""
+        return (self.keep, self.attention, self.ffn, self.visible, self.decode)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing is planned."""
+        return all(cell.is_full for cell in self.cells)
+
+    @property
+    def ranks(self) -> tuple[str, ...]:
+        """The ranks computed at this layer's input."""
+        return tuple(dict.fromkeys(cell.ranks_by for cell in self.cells if cell.ranks_by))
+
+    @property
+    def work(self) -> LayerWork:
+        """What the layer computes. Made anew at each call: the runtime makes it once for a plan."""
+        parts = _attention(self)
+        return LayerWork(
+            attention=parts,
+            key=LIVE if any(part.key == LIVE for part in parts) else TEXT,
+            cached=TEXT if self.visible.skips else RowSet(True, self.decode.visual),
+            ffn=RowSet(True, self.ffn.visual),
+            neurons=self.ffn.neurons,
+        )
+
+
+COLUMNS = tuple(LayerPlan.model_fields)
+
+
+def _attention(row: LayerPlan) -> tuple[AttentionPart, ...]:
+    """Text and visual rows together, or apart where they do not attend to the same."""
+    queries, window = row.attention.visual, row.attention.window
+    if row.visible.is_full and window is None:
+        return (AttentionPart(RowSet(True, queries), LIVE),)
+    text = AttentionPart(TEXT, RowSet(True, row.visible.visual), is_sink=row.visible.is_sink)
+    return (text,) if row.attention.skips else (text, AttentionPart(RowSet(False, queries), LIVE, window))
