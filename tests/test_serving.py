@@ -18,7 +18,7 @@ from lookless.errors import PlanError
 from lookless.serving.counters import Collector, Counter, read
 from lookless.serving.launch import command
 from lookless.serving.settings import ServingError, check_plan, check_request
-from lookless.serving.steps import ends_in_text, runs_of_text
+from lookless.serving.steps import ends_in_text, text_runs
 
 T, V = False, True
 #: visual tokens of each request's scheduled tokens, and how many tokens of it are in the cache already
@@ -48,7 +48,7 @@ def flat(step):
 def test_virtual_requests_read_what_a_mask_allows(step):
     """Causal attention of each run, aligned to its last key, against one mask over each whole sequence."""
     visual, starts, lengths = flat(step)
-    runs = runs_of_text(visual, starts, lengths)
+    runs = text_runs(visual, starts, lengths)
     assert runs.rows.tolist() == [i for i, v in enumerate(visual) if not v]
     assert runs.starts[-1] == len(runs.rows)
     torch.manual_seed(0)
@@ -79,7 +79,7 @@ def test_virtual_requests_read_what_a_mask_allows(step):
 
 def test_runs_are_as_long_as_they_can_be():
     visual, starts, lengths = flat(STEPS["two images"])
-    assert np.diff(runs_of_text(visual, starts, lengths).starts).tolist() == [1, 1, 2]
+    assert np.diff(text_runs(visual, starts, lengths).starts).tolist() == [1, 1, 2]
 
 
 def test_whose_answer_is_read_from_an_image():

@@ -30,7 +30,7 @@ from lookless.flops import prefill
 from lookless.loading import load_model
 from lookless.reference import MODEL, question
 from lookless.serving import launch
-from lookless.serving.counters import parsed
+from lookless.serving.counters import parse_metrics
 from lookless.serving.settings import ServingError
 from lookless.serving.shipped import servable
 
@@ -189,8 +189,8 @@ def test_refused_before_anything_starts(fake):
 
 
 def test_counts_on_a_page():
-    assert parsed("# nothing\nother_total 1\n") is None
-    assert parsed(fake_vllm.METRICS % (5, 7, 12)) == {
+    assert parse_metrics("# nothing\nother_total 1\n") is None
+    assert parse_metrics(fake_vllm.METRICS % (5, 7, 12)) == {
         "attention": {"skipped": 5, "computed": 7},
         "ffn": {"skipped": 0, "computed": 12},
     }

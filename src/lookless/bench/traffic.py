@@ -18,7 +18,7 @@ import torch
 from .. import flops
 from ..errors import PlanError
 from ..plan import Plan
-from ..serving.counters import Rows
+from ..serving.counters import Counts
 from ..serving.launch import VLLM, command
 from ..serving.settings import ServingError
 from ..version import __version__
@@ -121,7 +121,7 @@ def _warm_up(client: Client, stock: Server, planned: Server, layers: int, say: S
     return visual, round(result["total_input_tokens"] / most) - visual
 
 
-def _counted(planned: Server) -> Rows:
+def _counted(planned: Server) -> Counts:
     rows = planned.visual_rows()
     if rows is None:
         raise ServingError(f"the plan did not engage: its server counts no visual rows; see {planned.log}.")
@@ -145,7 +145,7 @@ def _levels(client: Client, stock: Server, planned: Server, say: Say) -> tuple[L
     return tuple(Level.of(concurrency, each) for concurrency, each in rounds.items())
 
 
-def _skipped(before: Rows, after: Rows) -> dict[str, float]:
+def _skipped(before: Counts, after: Counts) -> dict[str, float]:
     """Share of each operator's visual rows that were skipped in between.
 
     Raises:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..serving.counters import Rows, parsed
+from ..serving.counters import Counts, parse_metrics
 from ..serving.settings import ServingError
 
 HOST = "127.0.0.1"
@@ -67,14 +67,14 @@ class Server:
         if code is not None:
             raise ServingError(f"the {self.name} server ended with code {code}; {tail(self.log)}")
 
-    def visual_rows(self) -> Rows | None:
+    def visual_rows(self) -> Counts | None:
         """What its workers counted so far; None of a server without a plan.
 
         Raises:
             ServingError: it died.
         """
         try:
-            return parsed(self.get("/metrics"))
+            return parse_metrics(self.get("/metrics"))
         except OSError as problem:
             self.check()
             raise ServingError(f"the {self.name} server tells no metrics: {problem}.") from None

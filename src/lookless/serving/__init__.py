@@ -1,19 +1,28 @@
-"""A plan inside vLLM: visual tokens are not queried and not transformed where the plan says so, behind any of its APIs.
+"""A plan inside vLLM: visual tokens skip attention or FFN in the layers where the plan says so, under any of its APIs.
 
     vllm serve MODEL --additional-config '{"lookless": {"plan": "PLAN_DIR"}}'
     lookless serve MODEL --plan PLAN_DIR
 
-Positions, slots and block tables stay as they are, and keys and values of every token are cached, so prefix caching,
-chunked prefill and continuous batching go on as before. What is spared are queries, attention, output projections and
-FFNs of visual rows.
+Positions, slots and block tables do not change, and keys and values of every token are cached, so prefix caching,
+chunked prefill and continuous batching work as before. What visual rows skip are queries, attention, output projections
+and FFNs.
 
-``register`` is vLLM's entry point (group ``vllm.general_plugins``), called in every one of its processes. It costs
-nothing where no plan is named.
+``register`` is vLLM's entry point (group ``vllm.general_plugins``), called in each of its processes. Without a plan it
+costs nothing.
 
-* :mod:`lookless.serving.settings` reads what is asked for and refuses what would run wrong;
-* :mod:`lookless.serving.steps` finds, in the flat batch of one step, the text rows and who may read whom (no engine);
+Inside the engine:
+
+* :mod:`lookless.serving.hooks` wraps the functions of vLLM where a plan is checked and put on a model;
+* :mod:`lookless.serving.settings` reads which plan is wanted and refuses what would run wrong;
+* :mod:`lookless.serving.steps` finds, in the flat batch of one step, the text rows and their keys (needs no engine);
+* :mod:`lookless.serving.metadata` writes the attention metadata of these rows alone;
 * :mod:`lookless.serving.layers` puts the plan on a model that vLLM has built and not yet loaded;
-* :mod:`lookless.serving.counters` tells what was spared, on ``/metrics``.
+* :mod:`lookless.serving.counters` counts skipped and computed rows, and reports them on ``/metrics``.
+
+Outside it:
+
+* :mod:`lookless.serving.launch` writes the command line of vLLM's server;
+* :mod:`lookless.serving.shipped` converts a shipped model to what vLLM loads.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""How many visual rows each operator was spared: counted in workers, told on the API server's ``/metrics``.
+"""How many visual rows skipped each operator: counted in workers, reported on the API server's ``/metrics``.
 
-Workers and servers are processes of their own, and the engine has no channel for a plug-in's numbers, so each worker
-keeps its integers in a file of a few bytes that a server reads when it is asked. The folder is told in the environment,
-which all of them inherit, and not in vLLM's configuration: each API server makes that anew, and its hash, the key of
-compiled graphs, is to be the same at the next start.
+Workers and servers are separate processes, and the engine has no channel for a plug-in's numbers. So each worker keeps
+its integers in a file of a few bytes, and a server reads these files at each query. The folder is named in the
+environment, which all of them inherit, and not in vLLM's configuration: each API server makes its configuration anew,
+and the hash of it, the key of compiled graphs, has to be the same at the next start.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def folder() -> Path:
     return Path(os.environ[FOLDER])
 
 
-#: ``[operator][kind]``
-Rows = dict[str, dict[str, int]]
+#: Visual rows, summed over layers: ``[operator][kind]``, of :data:`OPERATORS` and :data:`KINDS`.
+Counts = dict[str, dict[str, int]]
 
 
 class Counter:
-    """Counts of one model, in a file of its own: a process may have several, one after another."""
+    """Counts of one model, in a file of its own: a process may load several models, one after another."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,15 +46,15 @@ class Counter:
         os.close(handle)
         self._numbers = np.memmap(path, dtype=np.int64, mode="w+", shape=(len(OPERATORS), len(KINDS)))
 
-    def add(self, rows: dict[str, dict[str, int]]) -> None:
-        """``rows[operator][kind]`` visual rows more."""
+    def add(self, rows: Counts) -> None:
+        """Add ``rows`` to the counts."""
         for i, operator in enumerate(OPERATORS):
             for j, kind in enumerate(KINDS):
                 self._numbers[i, j] += rows[operator][kind]
 
 
-def read(folder: Path) -> dict[str, dict[str, int]]:
-    """``[operator][kind]``, summed over all workers."""
+def read(folder: Path) -> Counts:
+    """The counts in ``folder``, summed over all workers."""
     total = np.zeros((len(OPERATORS), len(KINDS)), dtype=np.int64)
     for path in folder.glob("*.rows"):
         numbers = np.fromfile(path, dtype=np.int64)
@@ -63,9 +63,9 @@ def read(folder: Path) -> dict[str, dict[str, int]]:
     return {o: {k: int(total[i, j]) for j, k in enumerate(KINDS)} for i, o in enumerate(OPERATORS)}
 
 
-def parsed(metrics: str) -> Rows | None:
-    """What a :class:`Collector` told on a ``/metrics`` page; None if there is none."""
-    found: Rows = {operator: dict.fromkeys(KINDS, 0) for operator in OPERATORS}
+def parse_metrics(metrics: str) -> Counts | None:
+    """The counts that a :class:`Collector` reported on a ``/metrics`` page; None if there are none."""
+    found: Counts = {operator: dict.fromkeys(KINDS, 0) for operator in OPERATORS}
     samples = re.findall(rf"^{NAME}_total{{(.*)}} (\S+)$", metrics, re.MULTILINE)
     for labels, value in samples:
         named = dict(re.findall(r'(\w+)="(\w+)"', labels))
@@ -74,7 +74,7 @@ def parsed(metrics: str) -> Rows | None:
 
 
 class Collector:
-    """What Prometheus asks: ``lookless_visual_rows_total{operator=..., kind=...}``, of all engines together."""
+    """For Prometheus: ``lookless_visual_rows_total{operator=..., kind=...}``, summed over all engines."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -82,8 +82,8 @@ class Collector:
     def collect(self) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily
 
-        told = "Visual rows of all layers, by operator: skipped by the plan, or computed."
-        family = CounterMetricFamily(NAME, told, labels=["operator", "kind"])
+        described = "Visual rows of all layers, by operator: skipped by the plan, or computed."
+        family = CounterMetricFamily(NAME, described, labels=["operator", "kind"])
         for operator, kinds in read(self.folder).items():
             for kind, rows in kinds.items():
                 family.add_metric([operator, kind], rows)

@@ -1,8 +1,10 @@
-"""Where the plug-in holds on to vLLM: three functions, wrapped once in each process, and checked to be what they were.
+"""The three functions of vLLM that the plug-in wraps, once in each process, and a check that they are what they were.
 
-Wrapped are ``VllmConfig.__post_init__``, where a wrong set-up is refused before any worker starts,
-``BaseModelLoader.create_model``, where a model is built and its weights are not loaded yet, and
-``InputProcessor.process_inputs``, where a request is refused. None does anything where no plan is named.
+* ``VllmConfig.__post_init__``: a wrong set-up is refused before any worker starts.
+* ``BaseModelLoader.create_model``: the plan is put on a model that is built, before its weights are loaded.
+* ``InputProcessor.process_inputs``: a request is refused.
+
+Without a plan the wrappers do nothing.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ def _after_config(stock: Any) -> Any:
         settings = resolve(self)
         if settings is not None:
             check_internals()
-            _plain_graphs(self)
-            _tell()
+            _use_piecewise_graphs(self)
+            _export_counts()
 
     setattr(__post_init__, _MARK, True)
     return __post_init__
@@ -54,11 +56,11 @@ def _after_creation(stock: Any) -> Any:
             from vllm.config import set_current_vllm_config
             from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
 
-            from .layers import put_on
+            from .layers import install_plan
 
             with set_current_vllm_config(vllm_config):
-                put_on(model, settings, vllm_config)
-            record_metadata_for_reloading(model)  # of the projections that are split now
+                install_plan(model, settings, vllm_config)
+            record_metadata_for_reloading(model)  # again, with the projections that are split now
         return model
 
     setattr(create_model, _MARK, True)
@@ -73,7 +75,7 @@ def _after_request(stock: Any) -> Any:
         if settings is not None and not settings.plan.is_full:
             try:
                 check_request(request)
-            except ServingError as problem:  # vLLM tells a client what is wrong in its own class alone
+            except ServingError as problem:  # vLLM reports only errors of its own class to a client
                 from vllm.exceptions import VLLMValidationError
 
                 raise VLLMValidationError(str(problem), parameter="prompt_logprobs") from problem
@@ -83,8 +85,8 @@ def _after_request(stock: Any) -> Any:
     return process_inputs
 
 
-def _plain_graphs(vllm_config: Any) -> None:
-    """Full CUDA graphs replay a step without asking the model, which then cannot tell that a row is visual."""
+def _use_piecewise_graphs(vllm_config: Any) -> None:
+    """Full CUDA graphs replay a step without calling the model, which then cannot know which rows are visual."""
     from vllm.config import CUDAGraphMode
     from vllm.logger import init_logger
 
@@ -95,8 +97,8 @@ def _plain_graphs(vllm_config: Any) -> None:
 
 
 @functools.cache
-def _tell() -> None:
-    """Let ``/metrics`` of this process ask for the counts; once, as a registry takes a name once."""
+def _export_counts() -> None:
+    """Report the counts on ``/metrics`` of this process; once, because a registry takes a name once."""
     from prometheus_client import REGISTRY
     from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -105,14 +107,14 @@ def _tell() -> None:
     stock = MultiProcessCollector.collect
 
     def collect(self: Any) -> list[Any]:
-        """Of several API servers, whose registries are made for each request, and hold this collector alone."""
+        """With several API servers each request makes a new registry, which holds this collector alone."""
         return [*stock(self), *collector.collect()]
 
     MultiProcessCollector.collect = collect
 
 
 def check_internals() -> None:
-    """Raises: ServingError: vLLM's internals that are called here are not what they were when this was written."""
+    """Raises: ServingError: a function of vLLM that the plug-in calls has lost a parameter that it needs."""
     from vllm.forward_context import ForwardContext
     from vllm.model_executor.layers.attention.attention import unified_kv_cache_update
     from vllm.model_executor.layers.linear import ColumnParallelLinear, QKVParallelLinear

@@ -1,4 +1,4 @@
-"""``lookless serve``: the command line of vLLM that serves a model under a plan."""
+"""``lookless serve``: the command line of vLLM's server, for a model under a plan."""
 
 from __future__ import annotations
 
@@ -21,33 +21,42 @@ NAME = "--served-model-name"
 
 
 def command(model: str, plan: str, options: Sequence[str]) -> list[str]:
-    """The words to execute. ``options`` are vLLM's; a configuration of other plug-ins among them is kept.
+    """The words to execute.
+
+    Args:
+        model: a shipped model, a folder, or a hub id.
+        plan: a plan's folder, JSON file, or hub id.
+        options: vLLM's own; configurations of other plug-ins in ``--additional-config`` are kept.
 
     Raises:
-        PlanError: the plan cannot be read, or not be served.
-        ServingError: vLLM is not installed, or the options name a plan as well.
+        PlanError: the plan cannot be read, or vLLM cannot serve it.
+        ServingError: vLLM is not installed, or the options name a plan too.
     """
     check_plan(Plan.from_pretrained(plan))
     check_installed()
-    rest, config = _taken(list(options))
+    rest, config = _split_config(list(options))
     if KEY in config:
         raise ServingError(f"{OPTION} has {KEY!r} already: name the plan there or by --plan, not twice.")
-    told = json.dumps({**config, KEY: {"plan": plan}})
+    merged = json.dumps({**config, KEY: {"plan": plan}})
     served = model
     if model in NAMES:  # its copy outlives this process, which becomes the server
         served = servable(model, Path(tempfile.mkdtemp(prefix="lookless-")) / model)
         rest = rest if NAME in rest else [NAME, model, *rest]
-    return [*VLLM, "serve", served, *rest, OPTION, told]
+    return [*VLLM, "serve", served, *rest, OPTION, merged]
 
 
 def check_installed() -> None:
-    """Raises: ServingError: vLLM is not here."""
+    """Raises: ServingError: vLLM is not installed in this environment."""
     if find_spec("vllm") is None:
         raise ServingError("vLLM is not installed here: pip install '.[vllm]' in a checkout of lookless.")
 
 
-def _taken(options: list[str]) -> tuple[list[str], dict[str, object]]:
-    """``options`` without the additional configuration, and that."""
+def _split_config(options: list[str]) -> tuple[list[str], dict[str, object]]:
+    """``options`` without ``--additional-config``, and its value, parsed; ``{}`` if it is not among them.
+
+    Raises:
+        ServingError: the value is not a JSON object.
+    """
     for at, word in enumerate(options):
         name, equals, value = word.partition("=")
         if name != OPTION:

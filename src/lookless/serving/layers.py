@@ -1,7 +1,7 @@
-"""A model of vLLM's under a plan: its own classes, with what is spared left out.
+"""A model of vLLM's under a plan: its own classes, without the work that the plan skips.
 
-Only steps that hold visual tokens take another path, and take it eagerly; all others, decoding above all, run vLLM's
-own forward, compiled where vLLM compiles it.
+Only steps with visual tokens take another path, eagerly. All other steps, decode steps above all, run vLLM's own
+forward, compiled where vLLM compiles it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from vllm.model_executor.layers.linear import ColumnParallelLinear, QKVParallelL
 from ..errors import ModelError
 from ..layer_plan import LayerPlan
 from .counters import KINDS, OPERATORS, Counter, folder
-from .metadata import of_runs
+from .metadata import text_metadata
 from .settings import BACKENDS, KEY, ServingError, Settings
-from .steps import Runs, ends_in_text, runs_of_text
+from .steps import TextRuns, ends_in_text, text_runs
 
 
 @dataclass(eq=False)
@@ -30,37 +30,38 @@ class Step:
     """One step in which some tokens are visual: what its layers share.
 
     Attributes:
-        cells: a row of the plan for each layer.
-        runs: of its text.
-        text: its text rows, on the device, ``[text rows]``.
-        metadata: of the backend, for text rows alone, by the object it was made from.
+        cells: the plan's row of each layer.
+        runs: the runs of text in the flat batch.
+        text: indices of the text rows in the flat batch, on the device, ``[text rows]``.
+        metadata: the backend's metadata for text rows alone, by the ``id`` of the object it was made from.
     """
 
     cells: tuple[LayerPlan, ...]
-    runs: Runs
+    runs: TextRuns
     text: Tensor
     metadata: dict[int, Any]
 
-    def metadata_of(self, attention: Any) -> Any:
-        """The backend's metadata in which only text asks."""
+    def attention_metadata(self, attention: Any) -> Any:
+        """The backend's metadata in which only text rows query."""
         whole = get_forward_context().attn_metadata[attention.layer_name]  # type: ignore[call-overload]
         if id(whole) not in self.metadata:
-            self.metadata[id(whole)] = of_runs(whole, self.runs, attention)
+            self.metadata[id(whole)] = text_metadata(whole, self.runs, attention)
         return self.metadata[id(whole)]
 
 
 def current_step() -> Step | None:
-    """The step that runs now, if some of its tokens are visual; never within a compiler."""
+    """The step that runs now, if some of its tokens are visual; None otherwise, and while torch compiles."""
     if torch.compiler.is_compiling() or not is_forward_context_available():
         return None
     return get_forward_context().additional_kwargs.get(KEY)
 
 
-def put_on(model: nn.Module, settings: Settings, vllm_config: Any) -> None:
-    """Make ``model``, built and not loaded, run the plan.
+def install_plan(model: nn.Module, settings: Settings, vllm_config: Any) -> None:
+    """Make ``model`` run the plan; vLLM has built it and not yet loaded its weights.
 
     Raises:
-        ServingError: a layer is not built as those this was written for, or its attention backend is not known here.
+        ModelError: the decoder layers are not where vLLM's supported models have them.
+        ServingError: their number is not the plan's, a layer lacks a part, or its attention backend is not known here.
     """
     layers = _layers(model)
     if len(layers) != len(settings.plan.layers):
@@ -68,12 +69,12 @@ def put_on(model: nn.Module, settings: Settings, vllm_config: Any) -> None:
     plan, live = settings.plan.layers, settings.plan.live().layers
     for index, (layer, row) in enumerate(zip(layers, live, strict=True)):
         _check_layer(layer, index)
-        if row.attention.skips:  # so it is in the plan as well, or nobody reads what visual tokens ask there
+        if row.attention.skips:  # by the plan itself, or because nothing reads the attention output of visual rows
             attention = layer.self_attn
             attention.qkv_proj = SplitProjection(attention.qkv_proj)
-        _become(layer, PlannedLayer)
+        _mix_in(layer, PlannedLayer)
         layer.lookless_index = index
-    _become(model, PlannedModel)
+    _mix_in(model, PlannedModel)
     is_first = vllm_config.parallel_config.rank % vllm_config.parallel_config.tensor_parallel_size == 0
     object.__setattr__(model, "lookless", _State(plan, live, Counter(folder()) if is_first else None))
 
@@ -104,21 +105,27 @@ def _check_layer(layer: Any, index: int) -> None:
         )
 
 
-def _become(module: nn.Module, part: type) -> None:
-    """``module``'s class with ``part`` before it."""
+def _mix_in(module: nn.Module, part: type) -> None:
+    """Give ``module`` a class of its own, which inherits from ``part`` and then from its stock class."""
     stock = type(module)
     module.__class__ = type(f"Lookless{stock.__name__}", (part, stock), {"__module__": stock.__module__})
 
 
 class _State:
-    """What a planned model remembers between the embedding of a step's tokens and its forward."""
+    """What a planned model keeps between the embedding of a step's tokens and its forward.
+
+    Attributes:
+        plan, live: the plan's row of each layer, as given and without dead work.
+        counter: where rows are counted; None in all but one worker of a tensor-parallel group.
+        visual: which tokens of the coming step are visual, ``[tokens]``; None if none is.
+    """
 
     def __init__(self, plan: tuple[LayerPlan, ...], live: tuple[LayerPlan, ...], counter: Counter | None) -> None:
         self.plan, self.live, self.counter = plan, live, counter
         self.visual: Tensor | None = None
 
     def step(self) -> Step | None:
-        """The coming step, if some of its tokens are visual; warm-up runs have no metadata."""
+        """The coming step; None if no token is visual, and in warm-up runs, which have no metadata."""
         visual, self.visual = self.visual, None
         context = get_forward_context()
         if visual is None or not context.attn_metadata:
@@ -129,7 +136,7 @@ class _State:
         )
         starts = starts[: len(lengths) + 1]
         mask = visual.cpu().numpy()
-        runs = runs_of_text(mask, starts, lengths)
+        runs = text_runs(mask, starts, lengths)
         cells = self.live if ends_in_text(mask, starts) else self.plan
         self._count(cells, int(mask.sum()))
         return Step(cells, runs, torch.from_numpy(runs.rows).to(metadata.query_start_loc.device), {})
@@ -143,14 +150,14 @@ class _State:
 
 
 class PlannedModel:
-    """What is added to a multimodal model's class."""
+    """Mixed into a multimodal model's class."""
 
     lookless: _State
 
     def embed_input_ids(
         self, input_ids: Tensor, *args: Any, is_multimodal: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
-        """The runner calls this just before each forward, with the mask of the tokens it scheduled."""
+        """Remember the mask of visual tokens; the runner calls this just before each forward."""
         self.lookless.visual = is_multimodal if is_multimodal is not None and bool(is_multimodal.any()) else None
         return super().embed_input_ids(input_ids, *args, is_multimodal=is_multimodal, **kwargs)  # type: ignore[misc]
 
@@ -164,9 +171,10 @@ class PlannedModel:
 
 
 class PlannedLayer:
-    """What is added to a decoder layer's class (``x = x + attention(norm(x)); x = x + ffn(norm(x))``).
+    """Mixed into a decoder layer's class (``x = x + attention(norm(x)); x = x + ffn(norm(x))``).
 
-    The residual protocol is vLLM's: a layer takes and gives ``hidden``, not added yet, and ``residual``.
+    The residual protocol is vLLM's: a layer takes and returns ``hidden_states`` and ``residual``, ``[tokens, hidden]``
+    each, which the next layer adds.
     """
 
     lookless_index: int
@@ -181,7 +189,7 @@ class PlannedLayer:
         layer: Any = self
         x = hidden_states if residual is None else hidden_states + residual
         if cells.attention.skips:
-            x = _text_attends(layer.self_attn, step, positions, layer.input_layernorm(x), x)
+            x = _attend_from_text(layer.self_attn, step, positions, layer.input_layernorm(x), x)
         else:
             x = x + layer.self_attn(positions=positions, hidden_states=layer.input_layernorm(x))
         if not cells.ffn.skips:
@@ -192,8 +200,8 @@ class PlannedLayer:
         return update, x
 
 
-def _text_attends(attention: Any, step: Step, positions: Tensor, normed: Tensor, x: Tensor) -> Tensor:
-    """``x`` with the attention of its text rows added; keys and values of all rows go to the cache."""
+def _attend_from_text(attention: Any, step: Step, positions: Tensor, normed: Tensor, x: Tensor) -> Tensor:
+    """Add the attention output of text rows to ``x [tokens, hidden]``; cache the keys and values of all rows."""
     key, value = attention.qkv_proj.keys_and_values(normed)
     key = _rotated(attention, "k_norm", positions, key)
     unified_kv_cache_update(
@@ -208,24 +216,24 @@ def _text_attends(attention: Any, step: Step, positions: Tensor, normed: Tensor,
     query = query.view(-1, attention.num_heads, attention.head_dim)
     out = torch.empty_like(query)
     inner = attention.attn
-    inner.impl.forward(inner, query, None, None, inner.kv_cache, step.metadata_of(inner), output=out)
+    inner.impl.forward(inner, query, None, None, inner.kv_cache, step.attention_metadata(inner), output=out)
     update, *_ = attention.o_proj(out.flatten(1))
     return x.index_add(0, step.text, update)
 
 
 def _rotated(attention: Any, norm: str, positions: Tensor, x: Tensor) -> Tensor:
-    """``x [rows, heads * head_dim]`` normed where the model does, and rotated."""
+    """``x [rows, heads * head_dim]``, normed if the model norms it, with rotary embedding at ``positions``."""
     x = x.contiguous()
     module = getattr(attention, norm, None)
     if module is not None:
         x = module(x.view(-1, attention.head_dim)).view(x.shape)
-    beside = x.new_zeros(len(x), attention.head_dim)  # vLLM rotates queries and keys of the same rows together
-    rotated, _ = attention.rotary_emb(positions, x, beside)
+    unused = x.new_zeros(len(x), attention.head_dim)  # vLLM rotates queries and keys of the same rows together
+    rotated, _ = attention.rotary_emb(positions, x, unused)
     return rotated.view(x.shape)
 
 
 class SplitProjection(nn.Module):
-    """vLLM's fused projection of queries, keys and values, in two: not every row that is read asks."""
+    """vLLM's fused projection of queries, keys and values, in two: not every key row is a query row."""
 
     def __init__(self, fused: Any) -> None:
         super().__init__()
@@ -254,12 +262,12 @@ class SplitProjection(nn.Module):
         return key, value
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        """As the fused one: queries, keys and values side by side."""
+        """As the fused one: ``[rows, hidden]`` to ``[rows, (heads + 2 * kv_heads) * head_dim]``."""
         both, _ = self.key_value(x)
         return torch.cat((self.queries(x), both), dim=-1), None
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Iterable[str]:
-        """Called by vLLM's loader with what the checkpoint has of the fused projection; ``shard_id`` is q, k or v."""
+        """Load what the checkpoint has of the fused projection; vLLM's loader sets ``shard_id``: q, k or v."""
         for name, weight in weights:
             shard = weight.shard_id  # type: ignore[attr-defined]
             part = "query" if shard == "q" else "key_value"

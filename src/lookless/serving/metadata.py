@@ -1,4 +1,4 @@
-"""Attention metadata in which only text asks: a backend's own, for virtual requests."""
+"""Attention metadata in which only text rows query: a backend's own, for virtual requests."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from typing import Any
 
 import torch
 
-from .steps import Runs
+from .steps import TextRuns
 
 
-def of_runs(whole: Any, runs: Runs, attention: Any) -> Any:
-    """``whole``, the backend's metadata of a step, for the step's text alone.
+def text_metadata(whole: Any, runs: TextRuns, attention: Any) -> Any:
+    """A copy of ``whole``, the backend's metadata of a step, in which only the step's text rows query.
 
-    Each run of text is a request of its own: it has its request's blocks and ends where the run ends, so a causal mask
-    that is aligned to the last key is exact. The slots, to which keys are written, stay those of all tokens.
+    Each run of text becomes a virtual request: it has its request's blocks and ends where the run ends, so a causal
+    mask aligned to the last key is exact. The slots, where keys are written, stay those of all tokens.
+
+    Args:
+        whole: metadata of ``CPU_ATTN``, ``FLASH_ATTN`` or ``TRITON_ATTN``.
+        runs: the runs of text, of which each becomes a request.
+        attention: the layer's ``vllm.Attention``.
     """
     device = whole.query_start_loc.device
     starts, lengths = (
@@ -31,17 +36,17 @@ def of_runs(whole: Any, runs: Runs, attention: Any) -> Any:
         "scheduler_metadata": None,
     }
     known = {field.name for field in fields(whole)}
-    # What some backends plan ahead for the requests as they were.
+    # What some backends schedule ahead, for the requests as they were.
     changed |= {name: None for name in ("prefix_scheduler_metadata",) if name in known}
     changed |= {name: False for name in ("use_cascade",) if name in known}
     made = replace(whole, **{name: value for name, value in changed.items() if name in known})
     if type(whole).__name__ == "CPUAttentionMetadata":
-        made.scheduler_metadata = _scheduled(made, attention)
+        made.scheduler_metadata = _cpu_schedule(made, attention)
     return made
 
 
-def _scheduled(metadata: Any, attention: Any) -> Any:
-    """How the CPU backend shares out the work of ``metadata``."""
+def _cpu_schedule(metadata: Any, attention: Any) -> Any:
+    """How the CPU backend distributes the work of ``metadata`` over threads."""
     from vllm import _custom_ops as ops
     from vllm import envs
 

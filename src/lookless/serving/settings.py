@@ -1,4 +1,4 @@
-"""What a user asks of the engine, and what is refused because it would run wrong."""
+"""Which plan an engine runs, and what is refused because it would run wrong."""
 
 from __future__ import annotations
 
@@ -31,35 +31,40 @@ class Settings:
     """What travels with vLLM's configuration to every process.
 
     Attributes:
-        plan: as asked for.
+        plan: the plan, as given.
     """
 
     plan: Plan
 
     @classmethod
     def of(cls, vllm_config: Any) -> Settings | None:
-        """Those :func:`resolve` has put there; None where no plan is named."""
-        asked = vllm_config.additional_config
-        found = asked.get(KEY) if isinstance(asked, dict) else None
+        """What :func:`resolve` stored in ``vllm_config``; None without a plan."""
+        config = vllm_config.additional_config
+        found = config.get(KEY) if isinstance(config, dict) else None
         if not isinstance(found, dict) or "table" not in found:
             return None
         return cls(Plan.model_validate_json(found["table"]))
 
 
 def resolve(vllm_config: Any) -> Settings | None:
-    """Read the plan that the user or the checkpoint names, check it, and put it whole into the configuration; None
-    where none is named, or that has been done.
+    """Read the plan that the user or the checkpoint names, check it, and store it in ``vllm_config``.
 
-    The table itself travels, and not its path: workers on other machines need no file, and vLLM's cache of compiled
-    graphs, whose key the configuration is part of, tells plans apart.
+    The table itself is stored, not its path. So workers on other machines need no file, and vLLM's cache of compiled
+    graphs, whose key includes the configuration, keeps plans apart.
+
+    Returns:
+        the settings; None if no plan is named, or it is stored already.
 
     Raises:
-        ServingError, PlanError, PlanMismatchError, ModelError: it would run wrong; says what, and what to do.
+        PlanError: the plan cannot be read, or vLLM cannot serve it.
+        PlanMismatchError: the plan is for another architecture.
+        ModelError: the model's family is not supported.
+        ServingError: the engine is set up so that the plan would run wrong.
     """
     model = vllm_config.model_config
     if model is None or getattr(model, "is_submodel_config", False) or Settings.of(vllm_config) is not None:
         return None
-    where = _named(vllm_config.additional_config, model)
+    where = _plan_path(vllm_config.additional_config, model)
     if where is None:
         return None
     plan = Plan.from_pretrained(where)
@@ -76,24 +81,24 @@ def resolve(vllm_config: Any) -> Settings | None:
     return Settings.of(vllm_config)
 
 
-def _named(asked: Any, model: Any) -> Path | str | None:
-    """Where the plan is; a path that a checkpoint names is relative to the checkpoint."""
-    if isinstance(asked, dict) and asked.get(KEY):
-        return _path(asked[KEY], "--additional-config")
+def _plan_path(config: Any, model: Any) -> Path | str | None:
+    """Where the plan is; a path in a checkpoint's ``config.json`` is relative to the checkpoint."""
+    if isinstance(config, dict) and config.get(KEY):
+        return _path(config[KEY], "--additional-config")
     named = getattr(model.hf_config, KEY, None)
     if not named:
         return None
     where = _path(named, "the checkpoint's config.json")
-    return beside if (beside := Path(model.model) / where).exists() else where
+    return inside if (inside := Path(model.model) / where).exists() else where
 
 
-def _path(asked: Any, where: str) -> str:
-    if not isinstance(asked, dict) or not isinstance(asked.get("plan"), str):
-        raise ServingError(f'{where} has {KEY}: {asked!r}; it wants {{"plan": "PLAN_DIR"}}.')
-    unknown = sorted(set(asked) - {"plan"})
+def _path(entry: Any, where: str) -> str:
+    if not isinstance(entry, dict) or not isinstance(entry.get("plan"), str):
+        raise ServingError(f'{where} has {KEY}: {entry!r}; it wants {{"plan": "PLAN_DIR"}}.')
+    unknown = sorted(set(entry) - {"plan"})
     if unknown:
         raise ServingError(f"{where} has the unknown key {unknown[0]!r} under {KEY}; only 'plan' is known.")
-    return str(asked["plan"])
+    return str(entry["plan"])
 
 
 def check_plan(plan: Plan) -> None:
@@ -118,20 +123,20 @@ def check_request(request: Any) -> None:
     in the last layer, and the first text token after an image is predicted from one."""
     if request.mm_features and getattr(request.sampling_params, "prompt_logprobs", None) is not None:
         raise ServingError(
-            "prompt_logprobs of a prompt with an image are not the model's under a lookless plan: ask without "
-            "prompt_logprobs, or serve without the plan."
+            "prompt_logprobs of a prompt with an image are not the model's under a lookless plan: leave "
+            "prompt_logprobs out, or serve without the plan."
         )
 
 
 def check_engine(plan: Plan, vllm_config: Any) -> None:
-    """Raises: ServingError: the engine is set up in a way in which the plan would run wrong, or is not known to run."""
+    """Raises: ServingError: with this set-up of the engine the plan would run wrong, or is not known to run."""
     import vllm
 
     parallel, skips_attention = vllm_config.parallel_config, any(row.attention.skips for row in plan.layers)
     multimodal = vllm_config.model_config.multimodal_config
     refused = {
         f"vLLM {vllm.__version__}; the plug-in is written for {VERSION}*": not vllm.__version__.startswith(VERSION),
-        "pipeline parallelism: later stages are not told which tokens are visual": parallel.pipeline_parallel_size > 1,
+        "pipeline parallelism: later stages do not know which tokens are visual": parallel.pipeline_parallel_size > 1,
         "decode context parallelism": getattr(parallel, "decode_context_parallel_size", 1) > 1,
         "prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
         "dual batch overlap": bool(getattr(parallel, "enable_dbo", False)),

@@ -1,4 +1,4 @@
-"""The shipped models as vLLM reads models: other names of weights, and a processor for videos as well."""
+"""The shipped models in the form that vLLM loads: published names of weights, and a processor for videos too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ WEIGHTS = "model.safetensors"
 
 
 def servable(model: str, folder: Path) -> str:
-    """What vLLM can load: a copy in ``folder`` of a shipped model, and any other ``model`` as it is."""
+    """What vLLM can load: a converted copy in ``folder`` of a shipped model; any other ``model`` as it is.
+
+    ``folder`` must not exist yet.
+    """
     if model not in NAMES:
         return model
     shutil.copytree(NAMES[model], folder)
@@ -24,7 +27,7 @@ def servable(model: str, folder: Path) -> str:
 
 
 def _published_names(folder: Path) -> None:
-    """vLLM looks for CLIP's weights below ``vision_model``, where published checkpoints have them."""
+    """vLLM looks for CLIP's weights under ``vision_model``, as in published checkpoints."""
     from safetensors.torch import load_file, save_file
 
     tower = "vision_tower."
@@ -34,11 +37,11 @@ def _published_names(folder: Path) -> None:
 
 
 def _with_videos(folder: Path) -> None:
-    """It is shipped with a processor of images alone, which needs no torchvision; vLLM asks for one of videos."""
+    """Add a video processor, which vLLM requires; the shipped processor is for images alone, to need no torchvision."""
     from transformers import AutoProcessor, AutoTokenizer, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
-    told = json.loads((folder / "processor_config.json").read_text())["image_processor"]
-    size, patch = told["size"], told["patch_size"]
+    images = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    size, patch = images["size"], images["patch_size"]
     Qwen3VLProcessor(
         AutoProcessor.from_pretrained(folder).image_processor,
         AutoTokenizer.from_pretrained(folder),
