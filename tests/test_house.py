@@ -88,6 +88,7 @@ INSIDE = {
         "patching",
         "tracing",
     ],
+    "reference": ["fonts", "worlds", "draw", "questions"],
     "calibration": ["distances", "replay", "sweep", "gradients", "screening"],
     "search": ["objective", "greedy", "depthwise", "interactions"],
     "bench": [

@@ -1,7 +1,7 @@
-"""The reference models and their tasks: a small LLaVA and a small Qwen3-VL, and images this package draws itself.
+"""The reference models, a small LLaVA and a small Qwen3-VL, and their tasks on images that this package draws itself.
 
-Images and questions are a function of split, task and index; splits share no seed, so no image, and training
-draws from seeds of its own.
+Split, task and index determine an image and its question. Splits share no seed, and so no image; training uses
+other seeds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .questions import TASKS, pose
 #: The folders of the shipped models by architecture, loadable by ``AutoModelForImageTextToText.from_pretrained``.
 MODELS = {"llava": Path(__file__).parent / "model", "qwen3_vl": Path(__file__).parent / "qwen3_vl"}
 MODEL = MODELS["llava"]
-#: What the shipped models are called where a model is asked for.
+#: The names by which ``load_model`` loads the shipped models.
 NAMES = {"reference": MODELS["llava"], "reference-qwen3-vl": MODELS["qwen3_vl"]}
 
 __all__ = ["MODEL", "MODELS", "NAMES", "TASKS", "question"]

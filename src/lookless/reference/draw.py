@@ -1,15 +1,13 @@
-"""Worlds to pixels, and the boxes a dense label is read from. Pillow only; fonts are those matplotlib ships."""
+"""Draws worlds as images. Also gives the box of each thing drawn, from which training makes labels per patch."""
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from pathlib import Path
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from .fonts import font, text_size
 from .worlds import CELL, COLOURS, IMAGE_SIZE, Chart, Scene, Sign, Table, Thing, World
 
 SCALE = 2  # drawn this many times larger and averaged down, which smooths the edges
@@ -22,22 +20,9 @@ LETTER = 18  # size of a table's characters, pixels
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, right and bottom excluded
 
 
-@lru_cache(maxsize=512)
-def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    return ImageFont.truetype(str(folder / f"{name}.ttf"), size)
-
-
-def text_size(text: str, font: str, size: int) -> tuple[int, int]:
-    """Width and height in pixels of ``text``'s advance box."""
-    face = _font(font, size)
-    ascent, descent = face.getmetrics()
-    return math.ceil(face.getlength(text)), ascent + descent
-
-
 def character_boxes(sign: Sign) -> tuple[Box, ...]:
     """The inked box of each character of ``sign``."""
-    face = _font(sign.font, sign.size)
+    face = font(sign.font, sign.size)
     boxes = []
     for i, character in enumerate(sign.text):
         start = sign.x + face.getlength(sign.text[:i])
@@ -64,57 +49,42 @@ def cell_centre(table: Table, row: int, column: int) -> tuple[int, int]:
 def letter_box(table: Table, row: int, column: int) -> Box:
     """The inked box of the character in that cell; rows and columns as in :func:`cell_centre`."""
     x, y = cell_centre(table, row, column)
-    face = _font(table.font, LETTER)
+    face = font(table.font, LETTER)
     left, top, right, bottom = face.getbbox(table.cells[row - 1][column - 1], anchor="mm")
     return round(x + left), round(y + top), round(x + right), round(y + bottom)
 
 
-def _outline(shape: str) -> list[tuple[float, float]]:
-    """Corners of ``shape`` in the unit disc, y down."""
-
-    def around(corners: int, start: float, radii: tuple[float, ...]) -> list[tuple[float, float]]:
-        turn = 2 * math.pi / corners
-        return [
-            (radii[i % len(radii)] * math.cos(start + i * turn), radii[i % len(radii)] * math.sin(start + i * turn))
-            for i in range(corners)
-        ]
-
-    if shape == "square":
-        return [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)]
-    if shape == "triangle":
-        return [(0, -1), (1, 0.85), (-1, 0.85)]
-    if shape == "star":
-        return around(10, -math.pi / 2, (1.0, 0.42))
-    if shape == "diamond":
-        return [(0, -1), (0.75, 0), (0, 1), (-0.75, 0)]
-    if shape == "cross":
-        a, b = 0.33, 0.95
-        return [
-            (-a, -b),
-            (a, -b),
-            (a, -a),
-            (b, -a),
-            (b, a),
-            (a, a),
-            (a, b),
-            (-a, b),
-            (-a, a),
-            (-b, a),
-            (-b, -a),
-            (-a, -a),
-        ]
-    if shape == "heart":
-        points = []
-        for i in range(24):
-            t = 2 * math.pi * i / 24
-            x = 16 * math.sin(t) ** 3
-            y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
-            points.append((x / 17, -y / 17))
-        return points
-    raise ValueError(f"no outline for shape {shape!r}")
+def _spokes(corners: int, radii: tuple[float, ...]) -> list[tuple[float, float]]:
+    """``corners`` at equal angles, the first one at the top, their distances from the centre in turn from ``radii``."""
+    turns = [-math.pi / 2 + i * (2 * math.pi / corners) for i in range(corners)]
+    return [(radii[i % len(radii)] * math.cos(t), radii[i % len(radii)] * math.sin(t)) for i, t in enumerate(turns)]
 
 
-_OUTLINES = {s: _outline(s) for s in ("square", "triangle", "star", "diamond", "cross", "heart")}
+def _cross(a: float, b: float) -> list[tuple[float, float]]:
+    """Arms ``2 * a`` wide that reach ``b`` from the centre."""
+    top = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a)]
+    return [*top, *((-x, -y) for x, y in top)]
+
+
+def _heart(corners: int) -> list[tuple[float, float]]:
+    points = []
+    for i in range(corners):
+        t = 2 * math.pi * i / corners
+        x = 16 * math.sin(t) ** 3
+        y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
+        points.append((x / 17, -y / 17))
+    return points
+
+
+#: Corners of each shape but the round ones, in the unit disc, y down.
+_OUTLINES: dict[str, list[tuple[float, float]]] = {
+    "square": [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
+    "triangle": [(0, -1), (1, 0.85), (-1, 0.85)],
+    "star": _spokes(10, (1.0, 0.42)),
+    "diamond": [(0, -1), (0.75, 0), (0, 1), (-0.75, 0)],
+    "cross": _cross(0.33, 0.95),
+    "heart": _heart(24),
+}
 
 
 def _draw_shape(
@@ -149,8 +119,32 @@ def _draw_table(pen: ImageDraw.ImageDraw, table: Table) -> None:
     for row, characters in enumerate(table.cells, start=1):
         for column, character in enumerate(characters, start=1):
             x, y = cell_centre(table, row, column)
-            face = _font(table.font, SCALE * LETTER)
+            face = font(table.font, SCALE * LETTER)
             pen.text((SCALE * x, SCALE * y), character, font=face, fill=table.ink, anchor="mm")
+
+
+def _draw_chart(pen: ImageDraw.ImageDraw, chart: Chart) -> None:
+    axis = (90, 90, 90)
+    for value in range(11):
+        y = SCALE * (BASELINE - value * UNIT)
+        pen.line((SCALE * (AXIS - 3), y, SCALE * AXIS, y), fill=axis, width=SCALE)
+    pen.line((SCALE * AXIS, SCALE * 6, SCALE * AXIS, SCALE * BASELINE), fill=axis, width=SCALE)
+    pen.line((SCALE * AXIS, SCALE * BASELINE, SCALE * 94, SCALE * BASELINE), fill=axis, width=SCALE)
+    for (colour, _), (left, top, right, bottom) in zip(chart.bars, bar_boxes(chart), strict=True):
+        pen.rectangle((SCALE * left, SCALE * top, SCALE * right - 1, SCALE * bottom - 1), fill=COLOURS[colour])
+
+
+def _draw_sign(pen: ImageDraw.ImageDraw, sign: Sign) -> None:
+    """At the image's own size: fonts have smooth edges already."""
+    width, height = text_size(sign.text, sign.font, sign.size)
+    pen.rectangle((sign.x - 3, sign.y - 2, sign.x + width + 2, sign.y + height + 1), fill=sign.paper)
+    pen.text((sign.x, sign.y), sign.text, font=font(sign.font, sign.size), fill=sign.ink)
+
+
+def _with_noise(image: Image.Image, seed: int) -> Image.Image:
+    pixels = np.asarray(image, dtype=np.int16)
+    noise = np.random.Generator(np.random.SFC64(seed)).integers(-8, 9, pixels.shape, dtype=np.int16)
+    return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
 
 
 def draw(world: World) -> Image.Image:
@@ -161,22 +155,10 @@ def draw(world: World) -> Image.Image:
         for thing in world.things:
             _draw_thing(pen, thing, world.background)
     elif isinstance(world, Chart):
-        axis = (90, 90, 90)
-        for value in range(11):
-            y = SCALE * (BASELINE - value * UNIT)
-            pen.line((SCALE * (AXIS - 3), y, SCALE * AXIS, y), fill=axis, width=SCALE)
-        pen.line((SCALE * AXIS, SCALE * 6, SCALE * AXIS, SCALE * BASELINE), fill=axis, width=SCALE)
-        pen.line((SCALE * AXIS, SCALE * BASELINE, SCALE * 94, SCALE * BASELINE), fill=axis, width=SCALE)
-        for (colour, _), (left, top, right, bottom) in zip(world.bars, bar_boxes(world), strict=True):
-            pen.rectangle((SCALE * left, SCALE * top, SCALE * right - 1, SCALE * bottom - 1), fill=COLOURS[colour])
+        _draw_chart(pen, world)
     elif isinstance(world, Table):
         _draw_table(pen, world)
     image = image.reduce(SCALE)
     if isinstance(world, Sign):
-        pen = ImageDraw.Draw(image)
-        width, height = text_size(world.text, world.font, world.size)
-        pen.rectangle((world.x - 3, world.y - 2, world.x + width + 2, world.y + height + 1), fill=world.paper)
-        pen.text((world.x, world.y), world.text, font=_font(world.font, world.size), fill=world.ink)
-    pixels = np.asarray(image, dtype=np.int16)
-    noise = np.random.Generator(np.random.SFC64(world.grain)).integers(-8, 9, pixels.shape, dtype=np.int16)
-    return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
+        _draw_sign(ImageDraw.Draw(image), world)
+    return _with_noise(image, world.grain)

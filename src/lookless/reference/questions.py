@@ -1,7 +1,7 @@
-"""Questions about a world, in tasks that need different things from vision: six of one look, four of several.
+"""Questions about a world, in tasks that need different visual skills: six need one look, four need several.
 
 ========== ======================================== ==========================
-task       what it asks                             mirrors
+task       question                                 similar to
 ========== ======================================== ==========================
 existence  is such an object there (near misses)    POPE
 attribute  colour, shape, or a fact about them      VQA
@@ -53,8 +53,8 @@ FRUIT = {
     "pink": "guava",
 }
 WARMTH = {c: "cool" if c in ("green", "blue", "purple") else "warm" for c in COLOURS}
-MARGIN = 12  # pixels two objects must differ by before "left of" or "above" is asked
-MOST_COUNTED = 4  # so that a blind guess at a count is right one time in five
+MARGIN = 12  # pixels by which two objects must differ for a question about "left of" or "above"
+MOST_COUNTED = 4  # so that a guess without the image is right one time in five
 
 
 def _yes(truth: bool) -> str:
@@ -67,7 +67,7 @@ def _unique(things: tuple[Thing, ...]) -> list[Thing]:
 
 
 def ask_existence(scene: Scene, rng: random.Random) -> QA:
-    """Half of the answers are no, and most of those name a colour and a shape that are both there, apart."""
+    """Half of the answers are no. Most of those name a colour and a shape that are both there, in different objects."""
     there = {(t.colour, t.shape) for t in scene.things}
     if rng.random() < 0.5:
         colour, shape = rng.choice(sorted(there))
@@ -85,7 +85,7 @@ def ask_existence(scene: Scene, rng: random.Random) -> QA:
 
 
 def ask_attribute(scene: Scene, rng: random.Random) -> QA | None:
-    """About the one object of its shape, or of its colour; a third of the questions need a fact as well as sight."""
+    """About the only object of its shape, or of its colour. A third of the questions also need a fact about colours."""
     shapes = Counter(t.shape for t in scene.things)
     colours = Counter(t.colour for t in scene.things)
     by_shape = [t for t in scene.things if shapes[t.shape] == 1]
@@ -108,7 +108,7 @@ def ask_attribute(scene: Scene, rng: random.Random) -> QA | None:
 
 
 def ask_counting(scene: Scene, rng: random.Random) -> QA | None:
-    """0 to 4 objects of one colour or one shape; absent ones are asked for rarely, as counts of zero are easy."""
+    """0 to 4 objects of one colour or one shape. Counts of zero are easy, and therefore rare."""
     if rng.random() < 0.5:
         counts, wordings = (
             Counter(dict.fromkeys(COLOURS, 0)),
@@ -130,7 +130,7 @@ def ask_counting(scene: Scene, rng: random.Random) -> QA | None:
 
 
 def ask_spatial(scene: Scene, rng: random.Random) -> QA | None:
-    """Between two objects that are each the only one of their colour and shape, and clearly apart."""
+    """Between two objects, each the only one of its colour and shape, at least ``MARGIN`` pixels apart."""
     unique = _unique(scene.things)
     pairs = [
         (a, b, axis)
@@ -173,7 +173,7 @@ def ask_chart(chart: Chart, rng: random.Random) -> QA:
 
 
 def ask_relation(scene: Scene, rng: random.Random) -> QA | None:
-    """What is next to the only object of its shape or colour; half of the questions go on from there once more."""
+    """What is next to the only object of its shape or colour; half of the questions take a second step from there."""
     kind, asked = rng.choice((("shape", "colour"), ("colour", "shape")))
     counts = Counter(getattr(t, kind) for t in scene.things)
     hops = rng.choice((1, 2))
@@ -196,7 +196,7 @@ def ask_relation(scene: Scene, rng: random.Random) -> QA | None:
 
 
 def _follow(scene: Scene, thing: Thing, sides: tuple[str, ...]) -> Thing | None:
-    """Where steps to the next object on each side in turn lead to."""
+    """The object reached by steps to the next one on each of ``sides``; None where a step finds none."""
     for side in sides:
         following = scene.next_to(thing, side)
         if following is None:
@@ -206,7 +206,7 @@ def _follow(scene: Scene, thing: Thing, sides: tuple[str, ...]) -> Thing | None:
 
 
 def ask_comparison(scene: Scene, rng: random.Random) -> QA | None:
-    """Over all objects: which colour or shape is most common, or which of two."""
+    """Which colour or shape is most common among all objects, or which of two."""
     kind = rng.choice(("colour", "shape"))
     (first, most), *others = Counter(getattr(t, kind) for t in scene.things).most_common()
     fewer = [name for name, count in others if count < most]
@@ -249,7 +249,7 @@ TASKS: dict[str, Task] = {
     "text": (sample_sign, ask_text),
     "chart": (sample_chart, ask_chart),
 }
-#: Tasks that need several looks or a long answer. The shipped models have not been trained on them.
+#: Tasks that need several looks or a long answer. The shipped models were not trained on them.
 HARDER: dict[str, Task] = {
     "relation": (sample_scene, ask_relation),
     "comparison": (sample_scene, ask_comparison),
@@ -259,12 +259,12 @@ HARDER: dict[str, Task] = {
 
 
 def _answers(task: str) -> tuple[str, ...]:
-    """The answers a blind guesser would be best off with, balanced in :func:`pose`; empty where they are open."""
+    """All answers of a closed task, which :func:`pose` makes equally frequent; empty for open tasks."""
     return {"existence": ("yes", "no"), "counting": tuple("01234")}.get(task, ())
 
 
 def pose(task: str, rng: random.Random) -> tuple[World, str, str]:
-    """One world with one question about it: (world, question, answer), answers balanced where the task is closed."""
+    """One world with one question about it, as (world, question, answer). Answers of closed tasks are balanced."""
     sample, ask = (TASKS | HARDER)[task]
     wanted = rng.choice(_answers(task)) if _answers(task) else None
     while True:

@@ -1,9 +1,9 @@
 """What an image of the reference tasks shows, before a pixel is drawn.
 
-A *world* is plain frozen data: a :class:`Scene` of coloured shapes, a :class:`Sign` with a few
-characters, a :class:`Chart` of bars, or a :class:`Table` of characters. :mod:`lookless.reference.draw` turns a
-world into an image, :mod:`lookless.reference.questions` asks about it. Everything is drawn from one
-``random.Random``, so an image is its seed, and splits are disjoint because their seeds are.
+A *world* is frozen data: a :class:`Scene` of coloured shapes, a :class:`Sign` with a few characters, a :class:`Chart`
+of bars, or a :class:`Table` of characters. :mod:`lookless.reference.draw` makes an image of it, and
+:mod:`lookless.reference.questions` a question about it. All choices come from one ``random.Random``, so its seed
+determines the image, and splits with different seeds share no image.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from typing import TypeAlias
+
+from .fonts import text_size
 
 IMAGE_SIZE = 96  # pixels, square
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -24,7 +26,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "pink": (245, 150, 195),
 }
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross", "heart", "ring")
-# Confusable pairs (0/O, 1/I, 5/S, 8/B, 2/Z, ...) keep one member each: at 12 pixels some fonts draw both alike.
+# Of each pair that is easily confused (0/O, 1/I, 5/S, 8/B, 2/Z, ...) only one: some fonts draw both alike.
 CHARACTERS = "ACEFHJKLMNPRTUVXY2346789"
 FONTS = (
     "DejaVuSans",
@@ -40,7 +42,7 @@ FONTS = (
 )
 LIGHT = ((250, 250, 248), (232, 236, 240), (245, 238, 225), (225, 240, 230))
 DARK = ((38, 42, 50), (20, 20, 24), (30, 45, 60))
-GRID = 4  # objects stand on a jittered GRID x GRID lattice, so they never overlap
+GRID = 4  # objects are placed in the cells of a GRID x GRID lattice, so they never overlap
 CELL = IMAGE_SIZE // GRID  # of that lattice, and of a table; pixels
 SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}  # steps on the lattice: down, right
 MOST_OBJECTS = 6
@@ -86,7 +88,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Sign:
-    """``text`` in font ``font`` of ``size`` pixels, its box's upper left corner at ``x, y``."""
+    """``text`` in font ``font`` of ``size`` pixels; ``x, y`` is the upper left corner of its box, in pixels."""
 
     text: str
     font: str
@@ -111,9 +113,9 @@ class Chart:
 
 @dataclass(frozen=True)
 class Table:
-    """Characters in cells of ``CELL`` pixels. A colour heads each column, a shape each row; no entry appears twice.
+    """Characters in cells of ``CELL`` pixels, all different. Each column has a colour as its head, each row a shape.
 
-    ``x, y`` is the upper left corner, in pixels, of the empty cell that row heads and column heads leave.
+    ``x, y`` is the upper left corner, in pixels, of the empty cell between row heads and column heads.
     """
 
     columns: tuple[str, ...]
@@ -131,13 +133,13 @@ World: TypeAlias = "Scene | Sign | Chart | Table"
 
 
 def shade(rng: random.Random, rgb: tuple[int, int, int], by: int = 14) -> tuple[int, int, int]:
-    """The colour ``rgb``, each channel moved by at most ``by``: no two reds are the same red."""
+    """The colour ``rgb`` with each channel changed by at most ``by``, so that no two reds are the same red."""
     r, g, b = (min(255, max(0, channel + rng.randint(-by, by))) for channel in rgb)
     return r, g, b
 
 
 def sample_scene(rng: random.Random) -> Scene:
-    """2 to 6 objects. Few colours and shapes per scene, so that counts above one and near misses are common."""
+    """2 to 6 objects. Few colours and shapes per scene, so that counts above one and near misses occur often."""
     count = rng.randint(2, MOST_OBJECTS)
     colours = rng.sample(list(COLOURS), rng.randint(2, 5))
     shapes = rng.sample(SHAPES, rng.randint(2, 5))
@@ -159,8 +161,6 @@ def sample_scene(rng: random.Random) -> Scene:
 
 def sample_sign(rng: random.Random) -> Sign:
     """2 to 5 characters, dark on light or light on dark, anywhere in the image."""
-    from .draw import text_size
-
     text = "".join(rng.choice(CHARACTERS) for _ in range(rng.randint(2, 5)))
     font = rng.choice(FONTS)
     size = rng.randint(18, 28)
