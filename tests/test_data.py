@@ -71,7 +71,7 @@ def test_jsonl(folder):
         (b"\xff\xfe", "it is not UTF-8"),
         ({"image": "bomb.png", "question": "q", "answer": "a"}, "exceeds limit"),
         ({"image": "short.jpg", "question": "q", "answer": "a"}, "short.jpg cannot be read (image file is truncated"),
-        ({"image": "pipe", "question": "q", "answer": "a"}, "pipe cannot be read (it is no file)"),
+        ({"image": "pipe", "question": "q", "answer": "a"}, "pipe cannot be read (it is not a file)"),
         ({"image": "float.tiff", "question": "q", "answer": "a"}, "pixels of mode F have no known range"),
         ({"image": "\0", "question": "q", "answer": "a"}, "cannot be read"),
         ({"image": "gone.png", "question": "q", "answer": "a"}, "gone.png does not exist"),

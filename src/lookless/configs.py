@@ -1,4 +1,4 @@
-"""What a model's configuration alone tells, by the model's name: no weights are read."""
+"""What a model's configuration alone says, by the model's name: no weights are read."""
 
 from __future__ import annotations
 
@@ -19,16 +19,21 @@ _OF_TEXT |= {f"{kind}_text": block for kind, block in _OF_KIND.items()}
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder's numbers, and its kind of block: ``llama``, ``qwen2`` (biases), ``qwen3`` (norms)."""
+    """A decoder's geometry and its kind of block.
+
+    Attributes:
+        geometry: its numbers.
+        block: ``llama``, ``qwen2`` (with biases) or ``qwen3`` (with norms of queries and keys).
+    """
 
     geometry: Geometry
     block: str
 
     def cut(self, layers: int | None) -> Shape:
-        """Of the first ``layers`` layers, if that is given.
+        """The shape of the first ``layers`` layers alone; all layers, if None.
 
         Raises:
-            GeometryError: there are not so many.
+            GeometryError: ``layers`` is below 1 or more than there are.
         """
         there = self.geometry.layers
         if layers is not None and not 1 <= layers <= there:
@@ -37,19 +42,19 @@ class Shape:
 
 
 def geometry_named(name: str) -> Geometry:
-    """Of a preset such as LLaVA-1.5-7B, a shipped model, a folder with a ``config.json``, or a model of the hub.
+    """The geometry of a preset, a shipped model, a folder with a ``config.json``, or a model on the hub.
 
     Raises:
-        GeometryError: there is none, or it cannot be read.
+        GeometryError: there is none of that name, or its configuration cannot be read.
     """
     return Geometry.from_config(_config(name)) if _has_config(name) else Geometry.preset(name)
 
 
 def shape_named(name: str) -> Shape:
-    """As :func:`geometry_named`.
+    """As :func:`geometry_named`, with the kind of the decoder's block.
 
     Raises:
-        GeometryError: there is none, it cannot be read, or its decoder's block is of no known kind.
+        GeometryError: there is none of that name, its configuration cannot be read, or its block is of no known kind.
     """
     if not _has_config(name):
         geometry = Geometry.preset(name)
@@ -62,7 +67,7 @@ def shape_named(name: str) -> Shape:
 
 
 def _has_config(name: str) -> bool:
-    """Whether it is no preset's name: it is shipped, a folder with a configuration, or ``owner/name`` on the hub."""
+    """Whether ``name`` is not a preset but a shipped model, a folder with a configuration, or a hub id."""
     here = Path(name)
     return name in reference.NAMES or (here / "config.json").exists() or (len(here.parts) == 2 and not here.exists())
 
@@ -72,5 +77,5 @@ def _config(name: str) -> Any:
 
     try:
         return transformers.AutoConfig.from_pretrained(reference.NAMES.get(name, name))
-    except Exception as problem:  # a file that holds anything, and the errors of the hub and its transports
+    except Exception as problem:  # any file content, and any error of the hub and its transports
         raise GeometryError(f"{name}/config.json cannot be read as a configuration: {first_line(problem)}.") from None

@@ -1,6 +1,6 @@
-"""Samples: images, a question, the answer to be given. From the reference tasks, or from a JSONL file.
+"""Samples: images, a question and the expected answer, from the reference tasks or from a JSONL file.
 
-Images in files are opened when they are needed and not kept, so that a thousand photos take no more memory than one.
+Image files are opened when they are needed and not kept, so a thousand photos take no more memory than one.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from .files import parse, sentence
 
 
 class SeenWarning(UserWarning):
-    """A plan is tested on what it was calibrated on, or nothing is left to test it on."""
+    """A plan is tested on samples that it was calibrated on, or no other samples are left."""
 
 
-SEED = 0  # of the draw from a file, if no other is given
+SEED = 0  # of the draw from a file, by default
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image on disk, opened anew each time it is asked for.
+    """An image on disk, opened anew at each use.
 
     Attributes:
-        path: where it is.
-        context: begins the sentence if it cannot be read: ``"data.jsonl, line 3: "``.
+        path: of the file.
+        context: how an error message about it begins: ``"data.jsonl, line 3: "``.
     """
 
     path: Path
@@ -51,8 +51,9 @@ class Sample:
 
     Attributes:
         images: each an RGB image, or a file that :meth:`opened` opens.
-        question, answer: what is put to the model, and what it should say.
-        where: for sentences about this sample: ``data.jsonl, line 3``.
+        question: the prompt's text, without a chat template.
+        answer: what the model should answer.
+        where: its place, for error messages: ``data.jsonl, line 3``.
     """
 
     images: tuple[Image.Image | ImageFile, ...] = field(repr=False)
@@ -61,18 +62,19 @@ class Sample:
     where: str = field(default="", compare=False, repr=False)
 
     def opened(self) -> list[Image.Image]:
-        """The images in RGB, decoded.
+        """The images, decoded, in RGB.
 
         Raises:
-            DataError: a file is gone or damaged.
+            DataError: a file does not exist or cannot be decoded.
         """
         return [image.open() if isinstance(image, ImageFile) else image for image in self.images]
 
     @cached_property
     def hash(self) -> str:
-        """sha256 of every pixel and of the question, 16 hex digits: two samples with one hash are one prompt.
+        """sha256 of all pixels and of the question, 16 hex digits: samples with equal hashes are the same prompt.
 
-        The answer is left out: calibration does not read it, so a prompt with another answer has been seen too.
+        The answer is not part of it: calibration does not use answers, so the same prompt with another answer has been
+        seen too.
         """
         digest = hashlib.sha256()
         for image in self.opened():
@@ -86,11 +88,11 @@ class Samples:
     """A named, ordered set of samples.
 
     Attributes:
-        name: for a reader.
+        name: for display.
         items: the samples.
-        seed: of the draw, where they were drawn from a file; else None.
-        left_out: lines passed over because their prompts are among those to leave out.
-        drawn_from: lines of the file that could be taken; None of the endless reference tasks.
+        seed: of the random draw from a file; None if there was none.
+        left_out: how many lines were left out because of ``without``.
+        drawn_from: how many lines of the file could be taken; None for the reference tasks, which are endless.
     """
 
     name: str
@@ -107,12 +109,12 @@ class Samples:
 
     @cached_property
     def hashes(self) -> tuple[str, ...]:
-        """:attr:`Sample.hash` of each."""
+        """:attr:`Sample.hash` of each sample."""
         return tuple(sample.hash for sample in self.items)
 
     @cached_property
     def hash(self) -> str:
-        """sha256 of every pixel, question and answer, 16 hex digits."""
+        """sha256 of all pixels, questions and answers, 16 hex digits."""
         digest = hashlib.sha256()
         for prompt, sample in zip(self.hashes, self.items, strict=True):
             digest.update(repr((prompt, sample.answer)).encode())
@@ -149,31 +151,32 @@ def load_data(
     seed: int | None = None,
     without: Collection[str] = (),
 ) -> Samples:
-    """The samples called ``where``.
+    """The samples named by ``where``.
 
-    A file has no splits of its own. Its ``calibration`` split is drawn at random, and what was not drawn is for
-    testing::
+    A file has no splits of its own. Its ``calibration`` split is drawn at random; test on the lines that were not
+    drawn::
 
         calibration = load_data("mine.jsonl", split="calibration", limit=20)
         test = load_data("mine.jsonl", split="test", without=calibration.hashes)
 
     Args:
-        where: ``reference:TASK``, ``reference`` for all six tasks in turn, or the path of a JSONL file with a
-            ``{"image" | "images", "question", "answer"}`` per line, paths relative to the file, and perhaps a ``task``.
+        where: ``reference:TASK``, ``reference`` for all six tasks in turn, or the path of a JSONL file. Each line of
+            the file is an object with ``question``, ``answer``, ``image`` or ``images`` (paths relative to the file),
+            and optionally ``task``.
         split: ``test``: the lines of a file in their order; ``calibration``: lines with an image, drawn at random,
-            equally many from each ``task``. The reference tasks have both, disjoint.
-        limit: at most so many; the reference tasks are endless and give 100 by default.
-        seed: of the draw from a file, 0 by default. The reference tasks have one of their own.
-        without: the :attr:`Sample.hash` of those to leave out: what a plan was calibrated on.
+            equally many from each ``task``. The two splits of a reference task are disjoint.
+        limit: the largest number of samples; by default all of a file, and 100 of the reference tasks.
+        seed: of the draw from a file, 0 by default. The reference tasks have a seed of their own.
+        without: the :attr:`Sample.hash` of samples to leave out, for example those a plan was calibrated on.
 
     Raises:
-        DataError: nothing is there, nothing is left, or something in it cannot be read; says which line or file.
+        DataError: there is no such file or task, a line or an image cannot be read, or no sample is left.
     """
     if limit is not None and limit < 1:
         raise DataError(f"a limit of {limit} leaves no sample: give 1 or more.")
     if where == "reference" or where.startswith("reference:"):
         if seed is not None:
-            raise DataError(f"seed {seed} is for the draw from a file: {where} is drawn by a seed of its own.")
+            raise DataError(f"seed {seed} is for the draw from a file: {where} has a seed of its own.")
         return _reference(where, split, limit or 100)
     if split not in ("calibration", "test"):
         raise DataError(f"split {split!r} of a file is not one of calibration, test.")
@@ -218,10 +221,10 @@ Numbered = tuple[int, _Line]
 
 
 def _read(path: Path) -> list[Numbered]:
-    """Every line of a data file with its number, the first being 1; no image is opened."""
+    """Every line of a data file with its number, from 1; no image is opened."""
     lines = []
     try:
-        with path.open("rb") as file:  # whose lines end at \n alone: a question may hold any other separator
+        with path.open("rb") as file:  # lines end at \n alone: a question may contain any other separator
             for number, content in enumerate(file, start=1):
                 if content.strip() and content.strip() != b"\xef\xbb\xbf":
                     lines.append((number, _line(path, number, content)))
@@ -244,24 +247,24 @@ def _line(path: Path, number: int, content: bytes) -> _Line:
 
 
 def _drawn(lines: Sequence[Numbered], seed: int) -> list[Numbered]:
-    """The lines with an image in an order by chance, one of each task in turn; all, if none has an image.
+    """The lines with an image in random order, one of each task in turn; all lines, if none has an image.
 
-    The first so many are a sample of any size, and a larger one holds a smaller one.
+    Take the first N as a sample of N lines: a larger sample contains each smaller one.
     """
     by_task: dict[str | None, list[Numbered]] = {}
     for numbered in [pair for pair in lines if pair[1].names] or lines:
         by_task.setdefault(numbered[1].task, []).append(numbered)
-    chance = random.Random(seed)
+    generator = random.Random(seed)
     piles = list(by_task.values())
-    chance.shuffle(piles)
+    generator.shuffle(piles)
     for pile in piles:
-        chance.shuffle(pile)
+        generator.shuffle(pile)
     longest = max(map(len, piles))
     return [pile[i] for i in range(longest) for pile in piles if i < len(pile)]
 
 
 def _sample(path: Path, number: int, line: _Line) -> Sample:
-    """``line`` with its images decoded once, so that a damaged one is found before the work."""
+    """``line`` as a sample; its images are decoded once, so that a damaged one is found before the work starts."""
     where = f"{path}, line {number}"
     sample = Sample(
         tuple(ImageFile(path.parent / name, f"{where}: ") for name in line.names), line.question, line.answer, where
@@ -271,34 +274,39 @@ def _sample(path: Path, number: int, line: _Line) -> Sample:
 
 
 def load_image(path: Path, context: str = "") -> Image.Image:
-    """The RGB image at ``path``, decoded in full, upright as its EXIF says, 16 bits a pixel scaled to 8.
+    """The RGB image at ``path``, fully decoded, turned as its EXIF says, 16 bits a channel scaled to 8.
+
+    Args:
+        context: how an error message begins: ``"data.jsonl, line 3: "``.
 
     Raises:
-        DataError: there is none, it is no image, it is cut off, too large, or its pixels have no known range.
+        DataError: there is no such file, it is not an image, truncated or too large, or its pixels have no known range.
     """
     try:
         if path.exists() and not path.is_file():
-            raise OSError("it is no file")
+            raise OSError("it is not a file")
         with Image.open(path) as image:
             image.load()
             return _eight_bits(_upright(image)).convert("RGB")
     except FileNotFoundError:
         raise DataError(f"{context}the image {path} does not exist.") from None
-    except Exception as problem:  # of its many decoders, each with errors of its own
+    except Exception as problem:  # Pillow has many decoders, each with errors of its own
         reason = " ".join(str(problem).split()).rstrip(".") or type(problem).__name__
-        raise DataError(f"{context}the image {path} cannot be read ({reason}): it is damaged or no image.") from None
+        raise DataError(
+            f"{context}the image {path} cannot be read ({reason}): it is damaged or not an image."
+        ) from None
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """``image`` turned as its EXIF says; as it is where that cannot be read, as every viewer does."""
+    """``image`` turned as its EXIF says; unchanged if the EXIF cannot be read, as image viewers do."""
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # broken EXIF around good pixels is common, and raises whatever its parser stumbles over
+    except Exception:  # broken EXIF with good pixels is common, and its parser raises many kinds of errors
         return image
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """``image`` with at most eight bits a channel, scaled where it has more: a plain conversion clips at 255."""
+    """``image`` with at most 8 bits a channel, scaled if it has more: Pillow's own conversion clips at 255."""
     if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
         return image
     pixels = np.asarray(image)
