@@ -107,7 +107,7 @@ INSIDE = {
         "traffic_report",
     ],
     "comparison": ["results", "plans", "run", "document"],
-    "cli": ["main"],
+    "cli": ["common", "plan", "model", "bench", "main"],
 }
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 import lookless.demo
 from lookless import Geometry, Plan, Scores, Skip, load_data, v_skip
-from lookless.cli import main as cli
+from lookless.cli import common
 from lookless.demo import Demo, Row, demo_table, run_demo, spans
 from lookless.evaluation import Answer, Estimate
 from lookless.figures import examples_figure, profile_figure, save_figure
@@ -102,8 +102,8 @@ def busy_demo() -> Demo:
 def test_nothing_is_cut_where_it_is_narrow(monkeypatch, width, table):
     """Nor in a pipe, which is taken to be 80 columns wide. What may not be wrapped keeps its lines."""
     printed = io.StringIO()
-    monkeypatch.setattr(cli, "out", Console(width=width, file=printed))
-    cli._print_whole(table)
+    monkeypatch.setattr(common, "out", Console(width=width, file=printed))
+    common.print_whole(table)
     told = printed.getvalue()
     assert "…" not in told
     for column in table.columns:

@@ -1,0 +1,146 @@
+"""What all commands share: the application, options, printing, and errors as one sentence."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from ..errors import LooklessError, first_line, is_out_of_memory
+from ..version import __version__
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+
+app = typer.Typer(
+    help="Make multimodal language models look less, at the right depth: measure which decoder layers' visual work "
+    "changes nothing, plan to skip it, apply the plan, and see what it costs and saves.\n\n"
+    "Begin with `lookless demo`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+#: Words that are no option of a command are read by the command: a method's knobs.
+OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+class Pipe(Console):
+    """A console that leaves a closed pipe to :func:`reporting`."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+out, err = Pipe(), Pipe(stderr=True)
+Command = TypeVar("Command", bound=Callable[..., None])
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="`reference`, `reference-qwen3-vl`, a local folder, or a hub id.")
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="`reference:TASK`, `reference` for all tasks, or a JSONL file with image (or images), question, answer "
+        "and perhaps task on each line, paths relative to the file."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
+#: What is more is a slip, and would fail in torch's own words.
+MOST_TOKENS, MOST_PROMPTS = 10_000_000, 100_000
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """One sentence on standard error and exit code 2 for what the library raises on purpose."""
+    try:
+        yield
+    except LooklessError as error:
+        typer.echo(f"lookless: {error}", err=True)
+        raise typer.Exit(2) from None
+    except BrokenPipeError:  # whoever read it has read enough; what is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(141) from None
+    except KeyboardInterrupt:
+        typer.echo("lookless: interrupted.", err=True)
+        raise typer.Exit(130) from None
+    except OSError as problem:  # a full disk, a folder that may not be written
+        typer.echo(f"lookless: {first_line(problem)}.", err=True)
+        raise typer.Exit(2) from None
+    except (MemoryError, RuntimeError) as problem:
+        if not is_out_of_memory(problem):
+            raise
+        typer.echo(f"lookless: there is not enough memory ({first_line(problem)}): ask for less at once.", err=True)
+        raise typer.Exit(2) from None
+
+
+def one_sentence(command: Command) -> Command:
+    """``command``, whose refusals are told as :func:`reporting` does."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        with reporting():
+            command(*args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+def print_whole(table: Table) -> None:
+    """Print ``table`` with nothing cut: where it is too wide for a terminal, or for the 80 columns that a pipe is taken
+    to have, its lines are longer. A column that may not be wrapped keeps its lines, the others their words."""
+    free = out.options.update_width(10_000)
+    for column in table.columns:
+        sizes = [Measurement.get(out, free, cell) for cell in (column.header, *column.cells)]
+        column.min_width = max(size.maximum if column.no_wrap else size.minimum for size in sizes)
+    least = Measurement.get(out, free, table).minimum
+    if least > out.width:
+        table.width = least
+    out.print(table, crop=False)
+
+
+def print_json(record: BaseModel | dict[str, Any]) -> None:
+    data = record if isinstance(record, dict) else record.model_dump(mode="json")
+    typer.echo(json.dumps(data, indent=2))
+
+
+def writable(path: Path, *, folder: bool) -> Path:
+    """As :func:`lookless.files.check_out`."""
+    from ..files import check_out
+
+    return check_out(path, folder=folder)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """In place of :func:`warnings.showwarning`: what happened in one line, and not where in our code."""
+    typer.echo(f"lookless: {category.__name__}: {message}", err=True)
+
+
+@app.callback()
+def _main(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    ctx.with_resource(warnings.catch_warnings())
+    warnings.showwarning = _warn

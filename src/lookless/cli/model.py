@@ -1,0 +1,240 @@
+"""Commands that run a model: calibrate, evaluate, generate, demo and serve."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import LooklessError
+from .common import (
+    OPEN,
+    Data,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Revision,
+    app,
+    err,
+    one_sentence,
+    out,
+    print_json,
+    print_whole,
+    writable,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+@app.command()
+@one_sentence
+def demo(
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for plans, scores, figures and demo.json.")] = Path(
+        "lookless-demo"
+    ),
+    as_json: Json = False,
+) -> None:
+    """All of it on the shipped reference model: calibrate, plan, apply and measure, for six tasks. About two minutes.
+
+    Example: lookless demo --out my-first-look
+    """
+    from .. import demo as demonstration
+
+    writable(out_dir, folder=True)
+    with err.status("starting") as status:
+        result = demonstration.run_demo(out_dir, say=status.update if err.is_terminal else err.print)
+    if as_json:
+        print_json(result)
+        return
+    print_whole(demonstration.demo_table(result))
+    out.print(
+        f"[bold]{out_dir}[/]: visual_information_gain.png shows which layers are saturated, TASK/examples.png what was "
+        f"asked and answered; plans, scores and answers are beside them. Next: lookless show {out_dir}/chart/plan",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+@one_sentence
+def calibrate(
+    model: Model,
+    data: Data,
+    out_path: Annotated[Path, typer.Option("--out", help="The scores, a JSON file.")],
+    samples: Annotated[
+        int, typer.Option(help="How many samples to measure on; of a file, drawn at random from each task.", min=1)
+    ] = 20,
+    seed: Annotated[int | None, typer.Option(help="Of the draw from a file: 0. Scores and plans keep it.")] = None,
+    position: Annotated[
+        str, typer.Option(help="Read the distribution at the `last` prompt token, or over the model's own `answer`.")
+    ] = "last",
+    measure: Annotated[
+        str, typer.Option(help="What to change in a layer; a wrong name lists them.")
+    ] = "visual_information_gain",
+    lowest: Annotated[
+        int | None,
+        typer.Option(
+            "--screen",
+            metavar="N",
+            help="Only tell the N lowest layers from the others, several times faster: estimate all, and measure those "
+            "in doubt.",
+        ),
+    ] = None,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how much each layer matters to the answer: by default its visual attention (visual information gain).
+
+    Example: lookless calibrate reference --data reference:chart --out scores.json
+
+    For a plan that skips 7 layers: lookless calibrate reference --data reference:chart --screen 7 --out scores.json
+    """
+    from .. import report
+    from ..calibration.gradients import DIAGNOSTICS, measured
+    from ..calibration.screening import check_screened, screen
+    from ..calibration.sweep import MEASURES
+    from ..data import SeenWarning, load_data
+    from ..loading import load_model
+
+    writable(out_path, folder=False)
+    if position not in ("last", "answer"):
+        raise LooklessError(f"position {position!r} is not one of last, answer.")
+    names = [*MEASURES, *DIAGNOSTICS]
+    if measure not in names:  # before the model is loaded
+        raise LooklessError(f"no measure is called {measure!r}; choose one of {', '.join(names)}.")
+    if lowest is not None:
+        check_screened(measure)
+    chosen = load_data(data, split="calibration", limit=samples, seed=seed)
+    loaded = load_model(model, dtype=dtype, device=device, revision=revision)
+    if lowest is None:
+        scores = measured(loaded, chosen, measure, position=position)  # type: ignore[arg-type]
+    else:
+        scores = screen(loaded, chosen, {measure: lowest}, position=position)[measure]  # type: ignore[arg-type]
+    scores.save(out_path)
+    if chosen.drawn_from == len(chosen):
+        warnings.warn(
+            f"all {len(chosen)} lines of {data} were calibrated on, so none is left to test on: give fewer --samples.",
+            SeenWarning,
+            stacklevel=2,
+        )
+    if as_json:
+        print_json(scores)
+        return
+    print_whole(report.scores_table(scores))
+    from ..methods import METHODS
+
+    next_step = next((m.name for m in METHODS.values() if m.measures == (measure,)), None)
+    then = f"; next: lookless plan {next_step} --scores {out_path} --out PLAN_DIR" if next_step else ""
+    if measure == "visual_information_gain":
+        then = f"; next: lookless plan v-skip --scores {out_path} --layers {lowest or 'N'} --out PLAN_DIR"
+    out.print(f"saved to {out_path}{then}", soft_wrap=True)
+
+
+@app.command("eval")
+@one_sentence
+def evaluate(
+    model: Model,
+    data: Data,
+    plan_dir: Annotated[str | None, typer.Option("--plan", help="Compare this plan with the dense model.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many samples: of a file, the first.", min=1)] = None,
+    include_seen: Annotated[
+        bool,
+        typer.Option(
+            "--include-seen", help="Also lines that the plan was calibrated on, which are left out otherwise."
+        ),
+    ] = False,
+    batch: Annotated[int, typer.Option(help="Prompts answered at once.", min=1)] = 25,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 16,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
+    """Accuracy by exact match; with a plan also the accuracy retained and the agreement with the dense model.
+
+    A plan is tested on what it was not calibrated on: of a file that both were given, on the lines that were not drawn.
+
+    Example: lookless eval reference --data reference:chart --plan lookless-demo/chart/plan
+    """
+    from .. import report
+    from ..data import SeenWarning, load_data
+    from ..evaluation import evaluate as measure
+    from ..loading import load_model
+    from ..plan import Plan
+    from ..runtime.families import geometry_of
+
+    plan = None if plan_dir is None else Plan.from_pretrained(plan_dir)
+    seen = () if plan is None or include_seen else plan.provenance.sample_hashes or ()
+    chosen = load_data(data, split="test", limit=limit, without=seen)
+    if chosen.left_out:
+        warnings.warn(
+            f"{chosen.left_out} lines of {data} are left out, because the plan was calibrated on them (--include-seen "
+            f"takes them too).",
+            SeenWarning,
+            stacklevel=2,
+        )
+    loaded = load_model(model, dtype=dtype, device=device, revision=revision)
+    if plan is not None:  # before the dense pass, which may take an hour
+        plan.check(geometry_of(loaded.model))
+    result = measure(loaded, chosen, plan, batch=batch, max_new_tokens=max_new_tokens)
+    if as_json:
+        print_json(result)
+    else:
+        print_whole(report.evaluation_table([result]))
+
+
+@app.command()
+@one_sentence
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Option(help="The question.")],
+    image: Annotated[list[Path] | None, typer.Option(help="An image; may be given more than once.")] = None,
+    plan_dir: Annotated[str | None, typer.Option("--plan", help="Answer under this plan.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 64,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
+    """Answer one question about an image.
+
+    Example: lookless generate reference --image photo.png --prompt "what colour is the star?"
+    """
+    from ..data import Sample, load_image
+    from ..loading import load_model
+    from ..plan import Plan
+    from ..runtime.patching import applied
+
+    plan = None if plan_dir is None else Plan.from_pretrained(plan_dir)
+    sample = Sample(tuple(load_image(path) for path in image or ()), prompt, "")
+    with err.status(f"loading {model}"):
+        loaded = load_model(model, dtype=dtype, device=device, revision=revision)
+    with err.status("answering"), applied(loaded.model, plan):
+        [answer] = loaded.answer([sample], max_new_tokens=max_new_tokens)
+    if as_json:
+        print_json({"prompt": prompt, "answer": answer, "plan": plan_dir})
+    else:
+        typer.echo(answer)
+
+
+@app.command(context_settings=OPEN)
+@one_sentence
+def serve(
+    ctx: typer.Context,
+    model: Model,
+    plan_dir: Annotated[str, typer.Option("--plan", help="A plan's folder, JSON file, or hub id.")],
+) -> None:
+    """Serve a model under a plan with vLLM, behind the OpenAI API; every other option is vLLM's own.
+
+    Example: lookless serve llava-hf/llava-1.5-7b-hf --plan my-plan --port 8000 --max-model-len 4096
+    """
+    from ..serving.launch import command
+
+    words = command(model, plan_dir, ctx.args)
+    os.execv(words[0], words)
