@@ -14,7 +14,7 @@ from lookless.reference.worlds import Chart, Scene, Sign, Table, sample_chart, s
 from training.architecture import ARCHITECTURES, WIDTH
 from training.batches import SHARED, UNREAD, talk_batch
 from training.describe import PATCH, sample_world
-from training.graft import KEPT, given, graft, graft_batch
+from training.graft import given, graft, graft_batch
 from training.labels import COLOUR, CONTENT, LABELS, SIDE, VISUAL, dense_labels
 from training.losses import dense_loss, hidden_states, readers, talking_loss, visible, visual_rows
 from training.muon import Muon
@@ -133,20 +133,21 @@ def test_dense_labels_reach_the_layers_before_their_heads(begun):
 
 
 @torch.no_grad()
-def test_a_graft_given_what_the_earlier_decoder_was_given_answers_as_it():
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_graft_given_what_the_earlier_decoder_was_given_answers_as_it(name):
     """Before a step is made the new layers do nothing: the rest is the earlier decoder without the layers left out."""
-    architecture = ARCHITECTURES["llava"]
+    architecture = ARCHITECTURES[name]
     words = Words(build_tokenizer(architecture.prompt), architecture.prompt)
     model = architecture.build(words.tokenizer)
-    earlier = graft(model, words.tokenizer, MODELS["llava"])
+    earlier = graft(architecture, model, words.tokenizer, MODELS[name])
     b = talk_batch(random.Random("graft"), words, worlds(2), room=24, **QUIET)
-    handed = architecture.visual(earlier, b.pixels)
+    handed = architecture.visual(earlier, b.pixels)[:1]  # and nothing by DeepStack
     mine = model.lm_head(model.model.language_model.norm(hidden_states(model, b, handed)[-1]))
 
-    stock = AutoModelForImageTextToText.from_pretrained(MODELS["llava"], dtype=torch.float32).eval()
+    stock = AutoModelForImageTextToText.from_pretrained(MODELS[name], dtype=torch.float32).eval()
     decoder = stock.model.language_model
-    decoder.layers = torch.nn.ModuleList(decoder.layers[i] for i in KEPT)
-    old = Words(earlier_tokenizer(), architecture.prompt).tokenizer.get_vocab()
+    decoder.layers = torch.nn.ModuleList(decoder.layers[i] for i in architecture.kept)
+    old = Words(earlier_tokenizer(name), architecture.prompt).tokenizer.get_vocab()
     new = words.tokenizer.get_vocab()
     known = {new[token]: old[token] for token in new if token in old}
     shared = torch.tensor([int(id) in known for id in b.ids.flatten()]).reshape(b.ids.shape)
@@ -178,10 +179,10 @@ def test_what_a_graft_is_to_hand_on():
     assert (g.batch.pixels - g.blank).abs().amax(1).lt(0.1).float().mean() > 0.5  # most of an image is background
 
 
-def earlier_tokenizer():
+def earlier_tokenizer(name):
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(MODELS["llava"])
+    return AutoTokenizer.from_pretrained(MODELS[name])
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (24, 24)])

@@ -48,6 +48,10 @@ def start_small(model) -> None:
 class Llava:
     """CLIP tower, projector of two layers, Llama decoder."""
 
+    name = "llava"
+    #: Layers of the earlier decoder that a graft keeps; with these 8 of 12 it still had 0.89 of its answers, with the
+    #: first 8 it had 0.56, with every second from layer 2 on 0.85.
+    kept = (0, 1, 2, 5, 6, 7, 10, 11)
     prompt = LLAVA
     card = (
         "LLaVA's architecture as stock `transformers` has it (`LlavaForConditionalGeneration`: CLIP tower\n"
@@ -93,6 +97,11 @@ class Llava:
     def tower(self, model) -> nn.Module:
         return model.model.vision_tower
 
+    def inherit(self, model, earlier) -> None:
+        """``earlier``'s tower and projector, as a start; layers that ``model``'s tower has not are left out."""
+        for part in ("vision_tower", "multi_modal_projector"):
+            getattr(model.model, part).load_state_dict(getattr(earlier.model, part).state_dict(), strict=False)
+
     def freeze(self, model) -> None:
         self.tower(model).requires_grad_(False)
 
@@ -132,6 +141,8 @@ class Qwen3VL:
     Patches half as wide as the labels' are merged two by two, so that visual tokens are the labels' patches.
     """
 
+    name = "qwen3_vl"
+    kept = (0, 1, 2, 5, 6, 7, 10, 11)  # of the earlier decoder, without its DeepStack
     prompt = QWEN
     card = (
         "Qwen3-VL's architecture as stock `transformers` has it (`Qwen3VLForConditionalGeneration`:\n"
@@ -193,6 +204,16 @@ class Qwen3VL:
 
     def tower(self, model) -> nn.Module:
         return model.model.visual
+
+    def inherit(self, model, earlier) -> None:
+        """As :meth:`Llava.inherit`. DeepStack starts at nothing in both: what it adds behind later layers could not be
+        handed on, and without it the earlier model keeps 0.87 of its answers."""
+        mine, its = self.tower(model), self.tower(earlier)
+        for merger in its.deepstack_merger_list:
+            merger.linear_fc2.weight.zero_()
+            merger.linear_fc2.bias.zero_()
+        for part in ("patch_embed", "pos_embed", "blocks", "merger"):
+            getattr(mine, part).load_state_dict(getattr(its, part).state_dict(), strict=False)
 
     def freeze(self, model) -> None:
         tower = self.tower(model)

@@ -65,7 +65,7 @@ def labels_of(worlds: list[World]) -> torch.Tensor:
 def sample_to_see(rng: random.Random) -> World:
     """Text is the slow one to learn and is shown most."""
     kinds = (sample_scene, sample_sign, sample_table, sample_chart)
-    return rng.choices(kinds, (4, 4, 3, 1))[0](rng)
+    return rng.choices(kinds, (3, 6, 3, 1))[0](rng)
 
 
 def _talk(

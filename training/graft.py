@@ -10,7 +10,6 @@ earlier one, which reads such rows nearly as well (93 to 95 % of answer tokens a
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +25,9 @@ from .labels import VISUAL, items, patch
 from .losses import dense_loss, hidden_states, visual_rows
 from .tokens import Words
 
-#: Layers of the earlier decoder that are kept; with these 8 of 12 the shipped LLaVA still had 0.89 of its answers, with
-#: the first 8 it had 0.56, with every second from layer 2 on 0.85.
-KEPT = (0, 1, 2, 5, 6, 7, 10, 11)
 
-
-def graft(model, tokenizer: PreTrainedTokenizerFast, folder: Path, kept: Sequence[int] = KEPT) -> nn.Module:
-    """The model in ``folder``, for its tower; its words, norm, and layers ``kept`` are now the end of ``model``."""
+def graft(architecture, model, tokenizer: PreTrainedTokenizerFast, folder: Path) -> nn.Module:
+    """The model in ``folder``, for its tower; its words, norm, and the layers to keep are now the end of ``model``."""
     earlier = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
     old = PreTrainedTokenizerFast.from_pretrained(folder).get_vocab()
     both = [(new, old[token]) for token, new in tokenizer.get_vocab().items() if token in old]
@@ -41,11 +36,10 @@ def graft(model, tokenizer: PreTrainedTokenizerFast, folder: Path, kept: Sequenc
     with torch.no_grad():
         decoder.embed_tokens.weight[mine] = donor.embed_tokens.weight[its]
         model.lm_head.weight[mine] = earlier.lm_head.weight[its]
-    for part in ("vision_tower", "multi_modal_projector"):  # as a start; what the tower has more layers is left out
-        getattr(model.model, part).load_state_dict(getattr(earlier.model, part).state_dict(), strict=False)
+    architecture.inherit(model, earlier)
     decoder.norm.load_state_dict(donor.norm.state_dict())
-    new = len(decoder.layers) - len(kept)
-    for layer, i in zip(decoder.layers[new:], kept, strict=True):
+    new = len(decoder.layers) - len(architecture.kept)
+    for layer, i in zip(decoder.layers[new:], architecture.kept, strict=True):
         layer.load_state_dict(donor.layers[i].state_dict())
     return earlier
 
@@ -87,7 +81,7 @@ def graft_batch(rng: random.Random, words: Words, size: int) -> Grafting:
 
 def given(architecture, earlier, g: Grafting) -> torch.Tensor:
     """``[batch, VISUAL, width]``: what the new layers are to hand on of each patch."""
-    [image], [blank] = (architecture.visual(earlier, pixels) for pixels in (g.batch.pixels, g.blank))
+    image, blank = (architecture.visual(earlier, pixels)[0] for pixels in (g.batch.pixels, g.blank))
     moved = image.gather(1, g.source.clamp(min=0)[..., None].expand_as(image))
     return torch.where(g.source[..., None] >= 0, moved, blank)
 

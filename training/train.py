@@ -20,7 +20,9 @@ README.md in this folder says why, and what that changes.
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,7 +32,7 @@ from lookless.reference import MODELS
 from .architecture import ARCHITECTURES, WIDTH
 from .batches import image_batch, talk_batch
 from .describe import sample_world
-from .graft import KEPT, graft, graft_batch, grafting_loss
+from .graft import graft, graft_batch, grafting_loss
 from .losses import readers, seeing_loss, talking_loss
 from .run import DEVICE, FAST, SEED, Run, optimizers
 from .tokens import Words, build_tokenizer
@@ -39,66 +41,82 @@ STATING_STEPS = 500  # of the stage "focus": statements alone, until looking up 
 DENSE = 0.3  # weight of the dense labels beside answers; at 0.1 characters were unlearned (93 to 89 % of patches)
 
 
-def stage_see(architecture, model, heads, words, folder, steps):
-    layers = model.model.language_model.layers
-    model.lm_head.requires_grad_(False)
-    layers[max(map(int, heads)) :].requires_grad_(False)
-    run = Run(folder, "see", steps, {"model": model, "heads": heads}, optimizers([model, heads], 4e-3, 2e-3))
-    run.train(
-        lambda rng, step: image_batch(rng, words, 32),
-        lambda b: seeing_loss(architecture, model, heads, b),
+@dataclass(frozen=True)
+class Job:
+    """What a stage trains, for how many ``steps``, and the ``folder`` of its checkpoint and log.
+
+    Attributes:
+        earlier: the folder of the model that a graft begins from.
+    """
+
+    architecture: Any
+    model: nn.Module
+    heads: nn.ModuleDict
+    words: Words
+    folder: Path
+    steps: int
+    earlier: Path
+
+    def run(self, stage: str, muon_lr: float, adam_lr: float) -> Run:
+        trained = {"model": self.model, "heads": self.heads}
+        return Run(self.folder, stage, self.steps, trained, optimizers(list(trained.values()), muon_lr, adam_lr))
+
+
+def stage_see(job: Job) -> None:
+    layers = job.model.model.language_model.layers
+    job.model.lm_head.requires_grad_(False)
+    layers[max(map(int, job.heads)) :].requires_grad_(False)
+    job.run("see", 4e-3, 2e-3).train(
+        lambda rng, step: image_batch(rng, job.words, 32),
+        lambda b: seeing_loss(job.architecture, job.model, job.heads, b),
     )
 
 
-def stage_graft(architecture, model, heads, words, folder, steps):
-    if architecture is not ARCHITECTURES["llava"]:
-        raise SystemExit("stage graft is for --model llava: new layers cannot hand on what DeepStack adds behind them")
-    earlier = graft(model, words.tokenizer, MODELS["llava"]).to(DEVICE)
-    architecture.freeze(model)
-    decoder = model.model.language_model
-    new = len(decoder.layers) - len(KEPT)
-    for part in (model.lm_head, decoder.embed_tokens, decoder.norm, decoder.layers[new:]):
+def stage_graft(job: Job) -> None:
+    architecture = job.architecture
+    earlier = graft(architecture, job.model, job.words.tokenizer, job.earlier).to(DEVICE)
+    architecture.freeze(job.model)
+    decoder = job.model.model.language_model
+    new = len(decoder.layers) - len(architecture.kept)
+    for part in (job.model.lm_head, decoder.embed_tokens, decoder.norm, decoder.layers[new:]):
         part.requires_grad_(False)
-    run = Run(folder, "graft", steps, {"model": model, "heads": heads}, optimizers([model, heads], 4e-3, 2e-3))
-    run.train(
-        lambda rng, step: graft_batch(rng, words, 16),
-        lambda b: grafting_loss(architecture, model, earlier, heads, b, new),
+    job.run("graft", 4e-3, 2e-3).train(
+        lambda rng, step: graft_batch(rng, job.words, 16),
+        lambda b: grafting_loss(architecture, job.model, earlier, job.heads, b, new),
     )
 
 
-def stage_focus(architecture, model, heads, words, folder, steps):
-    architecture.freeze(model)
-    run = Run(folder, "focus", steps, {"model": model, "heads": heads}, optimizers([model, heads], 3e-3, 2e-3))
-    run.train(
+def stage_focus(job: Job) -> None:
+    job.architecture.freeze(job.model)
+    job.run("focus", 3e-3, 2e-3).train(
         lambda rng, step: talk_batch(
             rng,
-            words,
+            job.words,
             [sample_world(rng) for _ in range(16)],
             describing=0.0,
             facts=0.03,
             stating=1.0 if step < STATING_STEPS else 0.25,
             focus=True,
         ),
-        lambda b: talking_loss(architecture, model, heads, b, DENSE),
+        lambda b: talking_loss(job.architecture, job.model, job.heads, b, DENSE),
     )
 
 
-def stage_joint(architecture, model, heads, words, folder, steps):
-    architecture.freeze(model)
-    run = Run(folder, "joint", steps, {"model": model, "heads": heads}, optimizers([model, heads], 2e-3, 1e-3))
-    run.train(
+def stage_joint(job: Job) -> None:
+    job.architecture.freeze(job.model)
+    job.run("joint", 1.5e-3, 8e-4).train(
         lambda rng, step: talk_batch(
-            rng, words, [sample_world(rng) for _ in range(8)], describing=0.05, facts=0.03, stating=0.2
+            rng, job.words, [sample_world(rng) for _ in range(8)], describing=0.05, facts=0.03, stating=0.2
         ),
-        lambda b: talking_loss(architecture, model, heads, b, DENSE),
+        lambda b: talking_loss(job.architecture, job.model, job.heads, b, DENSE),
     )
 
 
 STAGES = {
     "see": (stage_see, 2000),
     "focus": (stage_focus, 2000),
-    "graft": (stage_graft, 1000),
-    "joint": (stage_joint, 4000),
+    "graft": (stage_graft, 1200),
+    "joint": (stage_joint, 3000),
 }
 FROM_NOTHING = ("see", "focus", "joint")
 #: The stages that one builds on: the first that has been run.
@@ -124,6 +142,7 @@ def main() -> None:
     parser.add_argument("--model", choices=ARCHITECTURES, default="llava")
     parser.add_argument("--out", type=Path, help="checkpoints and logs; training/runs/MODEL if not given")
     parser.add_argument("--steps", type=int, help="instead of the stage's own number")
+    parser.add_argument("--earlier", type=Path, help="of graft: the model to begin from; the shipped one if not given")
     arguments = parser.parse_args()
     architecture = ARCHITECTURES[arguments.model]
     out = arguments.out or Path("training/runs") / arguments.model
@@ -137,7 +156,9 @@ def main() -> None:
         model.set_attn_implementation("eager" if FAST else "sdpa")
         load_earlier(model, heads, out, stage)
         run, steps = STAGES[stage]
-        run(architecture, model.to(DEVICE), heads.to(DEVICE), words, out, arguments.steps or steps)
+        earlier = arguments.earlier or MODELS[arguments.model]
+        job = Job(architecture, model.to(DEVICE), heads.to(DEVICE), words, out, arguments.steps or steps, earlier)
+        run(job)
 
 
 if __name__ == "__main__":
