@@ -19,10 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from lookless import Loaded, Samples, Scores, apply, files, load_data, load_model
 from lookless.bench.prefill import processor
 from lookless.calibration.distances import kl
-from lookless.calibration.gradients import lent, slopes
-from lookless.calibration.replay import one_row, visual_prompts, watched
+from lookless.calibration.gradients import frozen_parameters, update_gradients
+from lookless.calibration.replay import one_row, record_activations, visual_prompts
 from lookless.calibration.screening import screen
-from lookless.calibration.sweep import MEASURES, sweep
+from lookless.calibration.sweep import INTERVENTIONS, sweep
 from lookless.methods import METHODS
 from lookless.reference import NAMES, TASKS
 from lookless.runtime.families import locate
@@ -86,7 +86,7 @@ def by_the_papers(loaded: Loaded, samples: Samples) -> tuple[float, dict[str, fl
         at = time.perf_counter()
         scores[name] = []
         for layer in range(len(located.layers)):
-            with apply(model, one_row(located.geometry, layer, MEASURES[name].cells)):
+            with apply(model, one_row(located.geometry, layer, INTERVENTIONS[name].cells)):
                 scores[name].append(float(kl(full, answer()).mean()))
         seconds[name] = dense + time.perf_counter() - at
     return dense, seconds, scores
@@ -97,7 +97,7 @@ def one_by_one(samples: Samples) -> Iterator[Samples]:
 
 
 def swept(loaded: Loaded, samples: Samples, name: str) -> Scores:
-    return sweep(loaded, samples, MEASURES[name].cells, name=name, progress=False)
+    return sweep(loaded, samples, INTERVENTIONS[name].cells, name=name, progress=False)
 
 
 def joined(parts: list[Scores]) -> Scores:
@@ -154,14 +154,19 @@ def backward_flops(loaded: Loaded) -> float:
     """FLOPs of the decoder's backward pass to activations alone, by those of its forward pass."""
     located = locate(loaded.model)
     samples = load_data("reference:chart", split="calibration", limit=1)
-    prompt = next(iter(visual_prompts(loaded, located, samples, "", "last", False)))
+    prompt = next(iter(visual_prompts(loaded, samples, "", "last", False)))
     begun: list[int] = []
-    with FlopCounterMode(display=False) as counter, lent(loaded.model), watched(located) as seen, torch.enable_grad():
+    with (
+        FlopCounterMode(display=False) as counter,
+        frozen_parameters(loaded.model),
+        record_activations(located) as recorded,
+        torch.enable_grad(),
+    ):
         hook = located.layers[0].register_forward_pre_hook(lambda *_: begun.append(counter.get_total_flops()))
         last = located.inner(**prompt.inputs, use_cache=False).last_hidden_state
         hook.remove()
         forward = counter.get_total_flops()
-        slopes(last[0, prompt.read].sum(), seen)
+        update_gradients(last[0, prompt.read].sum(), recorded)
     return (counter.get_total_flops() - forward) / (forward - begun[0])
 
 

@@ -29,7 +29,7 @@ from lookless import (
 from lookless.bench.timing import time_prefill
 from lookless.calibration.distances import kl
 from lookless.calibration.gradients import diagnose
-from lookless.calibration.sweep import MEASURES
+from lookless.calibration.sweep import INTERVENTIONS
 from lookless.errors import DataError, ModelError, ScoresError
 from lookless.runtime.families import geometry_of
 
@@ -90,23 +90,23 @@ def test_vig_on_the_reference_model_is_the_naive_passes(reference):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("measure", INTERVENTIONS)
 @torch.no_grad()
 def test_every_measure_on_every_family(name, measure):
     """A run from the middle is the whole run, also where features are added between layers (DeepStack)."""
     family, model = FAMILIES[name], FAMILIES[name].build()
     arguments = family.batch("one image")
-    cells = MEASURES[measure].cells
+    cells = INTERVENTIONS[measure].cells
     if measure == "window_effect":  # wider than these prompts
         cells = LayerPlan(attention=Window(4))
     samples = data.Samples("tiny", (data.Sample((PIXEL,), "q", ""),))
     loaded = SimpleNamespace(model=model, name=name, revision=None, inputs=lambda _: dict(arguments))
-    scores = sweep(loaded, samples, cells, name=measure, distance=MEASURES[measure].distance, progress=False)
+    scores = sweep(loaded, samples, cells, name=measure, distance=INTERVENTIONS[measure].distance, progress=False)
     stock = model(**arguments).logits[0, -1].float()
     for layer, score in enumerate(scores.mean):
         plan = Plan.full(geometry_of(model)).at([layer], **dict(cells))
         changed = slow_logits(model, plan, arguments, family.visual_ids)[0, -1].float()
-        assert score == pytest.approx(MEASURES[measure].distance(stock, changed).item(), rel=2e-3, abs=2e-6)
+        assert score == pytest.approx(INTERVENTIONS[measure].distance(stock, changed).item(), rel=2e-3, abs=2e-6)
     assert max(scores.mean) > 1e-5
 
 

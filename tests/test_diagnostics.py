@@ -9,7 +9,7 @@ from helpers.families import FAMILIES
 from helpers.loaded import ONE, loaded_of, made
 from helpers.models import tiny_llava
 from lookless import Plan, Scores, Skip, apply, data, methods, screen
-from lookless.calibration.gradients import DIAGNOSTICS, diagnose, measured
+from lookless.calibration.gradients import DIAGNOSTICS, diagnose, scores_by_name
 from lookless.calibration.sweep import calibrate
 from lookless.errors import DataError, ScoresError
 from lookless.runtime.families import geometry_of, locate
@@ -159,8 +159,8 @@ def test_scores_by_name():
     model, arguments = made("llava")
     loaded = loaded_of(model, arguments)
     for name in ("ffn_effect", "state_cosine"):
-        assert measured(loaded, ONE, name, progress=False).name == name
+        assert scores_by_name(loaded, ONE, name, progress=False).name == name
     swept = calibrate(loaded, ONE, measure="ffn_effect", progress=False)
-    assert measured(loaded, ONE, "ffn_effect", progress=False).per_sample == swept.per_sample
+    assert scores_by_name(loaded, ONE, "ffn_effect", progress=False).per_sample == swept.per_sample
     with pytest.raises(ScoresError, match=r"no measure is called 'vibes'; choose one of .*state_cosine"):
-        measured(loaded, ONE, "vibes", progress=False)
+        scores_by_name(loaded, ONE, "vibes", progress=False)

@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from lookless import Filter, Full, Geometry, Keep, Neurons, Plan, Scores, Sink, Skip, Top, Window, methods
-from lookless.calibration.sweep import MEASURES
+from lookless.calibration.sweep import INTERVENTIONS
 from lookless.errors import PlanError, PlanMismatchError
 from lookless.flops import prefill
 from lookless.methods import METHODS, READY, Method, preset
@@ -70,7 +70,7 @@ def test_the_papers_setting_at_any_depth(method, layers, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_records_are_whole(method):
-    assert set(method.measures) <= {*MEASURES, "state_cosine"}
+    assert set(method.measures) <= {*INTERVENTIONS, "state_cosine"}
     assert method.idea.endswith(".")
     assert len(method.idea) < 120
     assert set(method.paper_arguments) | set(method.example_arguments) <= set(method.knobs)

@@ -9,7 +9,7 @@ import torch
 from helpers.loaded import ONE, loaded_of, made
 from lookless import Scores, calibrate, load_data, screen
 from lookless.calibration.screening import SCREENED, _in_doubt
-from lookless.calibration.sweep import MEASURES
+from lookless.calibration.sweep import INTERVENTIONS
 from lookless.errors import ScoresError
 from lookless.runtime.families import locate
 from lookless.runtime.patching import prompts_of
@@ -182,7 +182,7 @@ def test_ties_at_zero_cost_nothing():
 
 def test_what_can_be_screened():
     assert SCREENED == (VIG, FFN, "freeze_effect", "layer_contribution")
-    assert set(SCREENED) < set(MEASURES)
+    assert set(SCREENED) < set(INTERVENTIONS)
 
 
 @pytest.mark.parametrize(
@@ -191,12 +191,12 @@ def test_what_can_be_screened():
         (
             {VIG: 0},
             4,
-            "tells the 0 lowest layers of visual_information_gain from the others, and the model has 5: give 1",
+            "identifies the 0 lowest layers of visual_information_gain, and the model has 5: give 1",
         ),
         (
             {VIG: 2, FFN: 5},
             4,
-            "tells the 5 lowest layers of ffn_effect from the others, and the model has 5: give 1 to 4",
+            "identifies the 5 lowest layers of ffn_effect, and the model has 5: give 1 to 4",
         ),
         ({"withdrawal": 2}, 4, "'withdrawal' cannot be screened; choose one of visual_information_gain, ffn_effect"),
         ({VIG: 2}, 0.5, "trusted to a factor of 0.5: give 1 or more"),

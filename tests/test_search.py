@@ -102,7 +102,7 @@ def test_refusals(objective):
         Objective(tiny_loaded(MODEL), data.Samples("words", (data.Sample((), "hello", ""),)), progress=False)
     with pytest.raises(PlanMismatchError):
         objective(Plan.full(LAYERS + 1).at([0], attention=Skip()))
-    with pytest.raises(PlanError, match="begins behind the tower"):
+    with pytest.raises(PlanError, match="starts after the tower"):
         objective(Plan.full(LAYERS).at([0], keep=Keep(0.5, rank="tower_attention")))
 
 

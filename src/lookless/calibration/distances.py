@@ -7,21 +7,18 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional as F
 
-#: From the full model's next-token logits to the changed one's, both float32 ``[rows, vocabulary]``: one number a row.
+#: From the full model's logits to the changed model's, both float32 ``[rows, vocabulary]``: one number per row.
 Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p || q) in nats, of logits ``[..., vocabulary]``; one number per row, never below zero.
-
-    Log-probabilities are logits, too.
-    """
+    """KL(p || q) in nats, of logits or log-probabilities ``[..., vocabulary]``; a number per row, never below zero."""
     p, q = p.log_softmax(-1), q.log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1).clamp_min(0.0)
 
 
 def reverse_kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(q || p): ShortV's and VTW's direction, whose code puts the changed model first."""
+    """KL(q || p): the direction of ShortV and VTW, whose code puts the changed model first."""
     return kl(q, p)
 
 

@@ -1,4 +1,8 @@
-"""Run a model again from a recorded full run: everything below the changed layer is as it was."""
+"""Run a model again from a recorded full run.
+
+Everything below a changed layer is as in the full run. So a changed run starts at the recorded input of its layer, and
+costs only the layers from there on.
+"""
 
 from __future__ import annotations
 
@@ -19,33 +23,14 @@ from ..layer_plan import COLUMNS, LayerPlan
 from ..loading import Loaded
 from ..plan import Plan
 from ..progress import shown
-from ..runtime.families import Located
+from ..runtime.families import Located, locate
 from ..runtime.forward import Pass, steps_of
 from ..runtime.patching import check_stock, prompts_of
 from ..runtime.prompts import Prompts
 from .distances import Distance
 
+#: Where a distribution is read: at the last prompt token, or at every token of the full model's greedy answer.
 Position = Literal["last", "answer"]
-
-
-@dataclass(frozen=True)
-class Dense:
-    """One prompt run in full, once: what every changed run begins from.
-
-    Attributes:
-        inputs: the input of each layer, ``[1, sequence, hidden]``, and the rest of its arguments.
-        added: what the model adds behind each layer, ``[1, sequence, hidden]``, None where nothing: Qwen3-VL's
-            DeepStack.
-        logits: of the next token at the rows read, float32 ``[rows read, vocabulary]``.
-        prompts: makes the state of one pass.
-        prompt: what was run.
-    """
-
-    inputs: tuple[tuple[Tensor, dict[str, Any]], ...]
-    added: tuple[Tensor | None, ...]
-    logits: Tensor
-    prompts: Callable[[], Prompts]
-    prompt: VisualPrompt
 
 
 @dataclass(frozen=True)
@@ -55,8 +40,8 @@ class VisualPrompt:
     Attributes:
         name: the sample's, for errors.
         inputs: the arguments of one pass.
-        read: the rows of the prompt at which the answer is read.
-        visual: bool ``[sequence]``, the visual tokens; those of an answer after the prompt are none.
+        read: the rows at which logits are read.
+        visual: bool ``[sequence]``, true at visual tokens; false at an answer's tokens after the prompt.
     """
 
     name: str
@@ -71,46 +56,76 @@ class VisualPrompt:
         return visual, self.read.start + 1 - visual
 
 
+@dataclass(frozen=True)
+class Activations:
+    """What went through the layers in one pass, in their order, each ``[1, sequence, hidden]``.
+
+    Attributes:
+        inputs: the input of each layer, and the rest of its arguments.
+        attention, ffn: what each operator adds. Recorded only where gradients are on: nothing else needs them.
+        outputs: the output of each layer.
+    """
+
+    inputs: list[tuple[Tensor, dict[str, Any]]] = field(default_factory=list)
+    attention: list[Tensor] = field(default_factory=list)
+    ffn: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FullRun:
+    """One prompt, run once through the full model: where every changed run starts.
+
+    Attributes:
+        inputs: the input of each layer, ``[1, sequence, hidden]``, and the rest of its arguments.
+        added: what the model adds after each layer (Qwen3-VL's DeepStack), ``[1, sequence, hidden]``; None where
+            nothing.
+        logits: of the next token at the rows read, float32 ``[rows read, vocabulary]``.
+        prompts: makes the state of one pass.
+        prompt: what was run.
+    """
+
+    inputs: tuple[tuple[Tensor, dict[str, Any]], ...]
+    added: tuple[Tensor | None, ...]
+    logits: Tensor
+    prompts: Callable[[], Prompts]
+    prompt: VisualPrompt
+
+
+def full_runs(loaded: Loaded, samples: Samples, what: str, position: Position, progress: bool) -> Iterator[FullRun]:
+    """A full run of each sample with an image, one at a time; the progress bar says ``what``.
+
+    Raises:
+        DataError, ModelError: as :func:`visual_prompts`; the model's logits are not finite.
+    """
+    located = locate(loaded.model)
+    for prompt in visual_prompts(loaded, samples, what, position, progress):
+        yield full_run(loaded.model, located, prompt)
+
+
 @torch.no_grad()
-def run_dense(model: nn.Module, located: Located, prompt: VisualPrompt) -> Dense:
-    """Run ``model`` in full on one prompt of :func:`visual_prompts` and keep what entered each layer.
+def full_run(model: nn.Module, located: Located, prompt: VisualPrompt) -> FullRun:
+    """Run ``model`` on one prompt of :func:`visual_prompts` and record the input of each layer.
 
     Raises:
         ModelError: its logits are not finite.
     """
-    with watched(located) as seen:
+    with record_activations(located) as activations:
         located.inner(**prompt.inputs, use_cache=False)
-    return dense_of(model, located, prompt, seen)
-
-
-@dataclass(frozen=True)
-class Watched:
-    """What went through the layers in one pass, in their order, each ``[1, sequence, hidden]``.
-
-    Attributes:
-        entered: the input of each layer, and the rest of its arguments.
-        attention, ffn: what its operators add; kept only where gradients are on, which are taken there: otherwise they
-            would be held for nobody.
-        left: its output.
-    """
-
-    entered: list[tuple[Tensor, dict[str, Any]]] = field(default_factory=list)
-    attention: list[Tensor] = field(default_factory=list)
-    ffn: list[Tensor] = field(default_factory=list)
-    left: list[Tensor] = field(default_factory=list)
+    return full_run_of(model, located, prompt, activations)
 
 
 @contextmanager
-def watched(located: Located) -> Iterator[Watched]:
-    """See what goes through the layers of one pass; where gradients are on, they begin at the first layer's input."""
-    seen = Watched()
+def record_activations(located: Located) -> Iterator[Activations]:
+    """Record the layers of one pass. Where gradients are on, the graph starts at the first layer's input."""
+    recorded = Activations()
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         x = args[0] if args else kwargs["hidden_states"]
-        begins = torch.is_grad_enabled() and not seen.entered
-        x = x.detach().requires_grad_() if begins else x
-        seen.entered.append((x, dict(kwargs)))
-        if not begins:
+        is_root = torch.is_grad_enabled() and not recorded.inputs
+        x = x.detach().requires_grad_() if is_root else x
+        recorded.inputs.append((x, dict(kwargs)))
+        if not is_root:
             return None
         return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
 
@@ -122,29 +137,29 @@ def watched(located: Located) -> Iterator[Watched]:
     for layer in located.layers:
         hooks += [
             layer.register_forward_pre_hook(enter, with_kwargs=True),
-            layer.self_attn.register_forward_hook(lambda _, __, out: add(seen.attention, out[0])),  # type: ignore[union-attr]
-            layer.mlp.register_forward_hook(lambda _, __, out: add(seen.ffn, out)),  # type: ignore[union-attr]
-            layer.register_forward_hook(lambda _, __, out: seen.left.append(out)),
+            layer.self_attn.register_forward_hook(lambda _, __, out: add(recorded.attention, out[0])),  # type: ignore[union-attr]
+            layer.mlp.register_forward_hook(lambda _, __, out: add(recorded.ffn, out)),  # type: ignore[union-attr]
+            layer.register_forward_hook(lambda _, __, out: recorded.outputs.append(out)),
         ]
     try:
-        yield seen
+        yield recorded
     finally:
         for hook in hooks:
             hook.remove()
 
 
 @torch.no_grad()
-def dense_of(model: nn.Module, located: Located, prompt: VisualPrompt, seen: Watched) -> Dense:
-    """What a pass that was ``seen`` leaves to begin from; no graph hangs on it.
+def full_run_of(model: nn.Module, located: Located, prompt: VisualPrompt, recorded: Activations) -> FullRun:
+    """The full run of a pass that was ``recorded``, without its graph.
 
     Raises:
         ModelError: the logits are not finite.
     """
-    pairs = zip(seen.entered[1:], seen.left[:-1], strict=True)
+    pairs = zip(recorded.inputs[1:], recorded.outputs[:-1], strict=True)
     added = [None if x is out else x - out for (x, _), out in pairs]
-    logits = _logits(model, located, seen.left[-1], prompt, "the full model")
-    entered = tuple((x.detach(), arguments) for x, arguments in seen.entered)
-    return Dense(entered, (*added, None), logits, partial(_fresh, located, prompt.inputs), prompt)
+    logits = _logits(model, located, recorded.outputs[-1], prompt, "the full model")
+    inputs = tuple((x.detach(), arguments) for x, arguments in recorded.inputs)
+    return FullRun(inputs, (*added, None), logits, partial(_fresh, located, prompt.inputs), prompt)
 
 
 def _fresh(located: Located, inputs: dict[str, Any]) -> Prompts:
@@ -155,8 +170,8 @@ def _fresh(located: Located, inputs: dict[str, Any]) -> Prompts:
 
 
 @torch.no_grad()
-def run_from(model: nn.Module, located: Located, dense: Dense, layer: int, plan: Plan) -> Tensor:
-    """Logits as in :class:`Dense`, under ``plan``, which changes nothing before ``layer``.
+def run_from(model: nn.Module, located: Located, full: FullRun, layer: int, plan: Plan) -> Tensor:
+    """Logits as in :class:`FullRun`, under ``plan``, which changes nothing before ``layer``.
 
     Raises:
         ModelError: they are not finite.
@@ -164,26 +179,21 @@ def run_from(model: nn.Module, located: Located, dense: Dense, layer: int, plan:
     changed = f"the model with layer {layer} changed"
     if any(RANKS[rank].reads == "previous" for rank in plan.layers[layer].ranks):
         layer -= 1
-    x, _ = dense.inputs[layer]
-    prompts = dense.prompts()
-    running = Pass(steps_of(plan.live() if prompts.end_in_text else plan), prompts, embedded=dense.inputs[0][0])
-    steps = zip(located.layers, dense.inputs, dense.added, strict=True)
+    x, _ = full.inputs[layer]
+    prompts = full.prompts()
+    running = Pass(steps_of(plan.live() if prompts.end_in_text else plan), prompts, embedded=full.inputs[0][0])
+    steps = zip(located.layers, full.inputs, full.added, strict=True)
     for index, (module, (_, arguments), added) in list(enumerate(steps))[layer:]:
         x = running.run(module, index, x, **arguments)
         x = x if added is None else x + added
-    return _logits(model, located, x, dense.prompt, changed)
+    return _logits(model, located, x, full.prompt, changed)
 
 
-def moved(
-    model: nn.Module,
-    located: Located,
-    dense: Dense,
-    layer: int,
-    plan: Plan,
-    distance: Distance,
+def divergence_under(
+    model: nn.Module, located: Located, full: FullRun, layer: int, plan: Plan, distance: Distance
 ) -> float:
-    """How far the answer moves under ``plan``, which changes nothing before ``layer``; mean over the rows read."""
-    return float(distance(dense.logits, run_from(model, located, dense, layer, plan)).mean())
+    """How far the distribution moves under ``plan``, which changes nothing before ``layer``: mean over rows read."""
+    return float(distance(full.logits, run_from(model, located, full, layer, plan)).mean())
 
 
 def _logits(model: nn.Module, located: Located, x: Tensor, prompt: VisualPrompt, whose: str) -> Tensor:
@@ -194,7 +204,7 @@ def _logits(model: nn.Module, located: Located, x: Tensor, prompt: VisualPrompt,
 
 
 def check_finite(logits: Tensor, whose: str, sample: str) -> None:
-    """Raises: ModelError: a number of ``logits`` is infinite or none at all."""
+    """Raises: ModelError: a number of ``logits`` is infinite or NaN."""
     if not logits.isfinite().all():
         raise ModelError(
             f"{whose} gives logits that are not finite (NaN or infinite) for {sample}: "
@@ -203,9 +213,9 @@ def check_finite(logits: Tensor, whose: str, sample: str) -> None:
 
 
 def visual_prompts(
-    loaded: Loaded, located: Located, samples: Samples, what: str, position: Position, progress: bool
+    loaded: Loaded, samples: Samples, what: str, position: Position, progress: bool
 ) -> Iterator[VisualPrompt]:
-    """Each sample with an image as a prompt for the stock model; with a bar that says ``what``.
+    """Each sample with an image as a prompt for the stock model; the progress bar says ``what``.
 
     Raises:
         DataError: no sample has an image, or the processor puts no visual token into a prompt.
@@ -217,6 +227,7 @@ def visual_prompts(
         raise DataError(
             f"none of the {len(samples)} samples of {samples.name} has an image: there is nothing to measure."
         )
+    located = locate(loaded.model)
     for name, sample in shown(with_images, what, progress):
         inputs, read = _prompt(loaded, sample, position)
         prompts = prompts_of(located, inputs)
@@ -236,7 +247,7 @@ def _prompt(loaded: Loaded, sample: Sample, position: Position) -> tuple[dict[st
         return inputs, slice(length - 1, length)
     with torch.no_grad():
         ids = loaded.model.generate(**inputs, max_new_tokens=32, do_sample=False)  # type: ignore[operator]
-    # Whatever else is told of each token (Qwen's token types) says text of those that were answered.
+    # Other per-token inputs (Qwen's token types) mark generated tokens as text: zero.
     per_token = {k: v for k, v in inputs.items() if isinstance(v, Tensor) and v.shape == inputs["input_ids"].shape}
     more = ids.shape[1] - length
     extended = {**inputs, **{k: torch.nn.functional.pad(v, (0, more)) for k, v in per_token.items()}}

@@ -1,30 +1,32 @@
-"""All layers estimated at once, and only those near the cut measured: calibration for a fraction of its passes.
+"""Estimate all layers at once, and measure only those near the cut: calibration for a fraction of its passes.
 
-A method that takes the N lowest layers needs no score but the order around N. So every layer is estimated first, both
-operators together, by one forward and one backward pass a sample; then one-layer runs settle who is in and who is out.
+A method that takes the N lowest layers needs only the order around N. So every layer is estimated first, for both
+operators, by one forward and one backward pass per sample. Then one-layer runs settle which layers are the lowest.
 
-**The estimate.** Skipping an operator takes its update ``op(i)`` of the visual tokens i from the residual stream. To
-second order KL(p || skipped) is the Fisher form 1/2 E_{y~p} (sum over i of <d log p(y) / d op(i), op(i)>)^2. To sample
-y is hopeless where the model is sure: at p = 0.9999 all draws are the same answer, whose log-probability hardly has a
-slope, and nearly all of the form sits in answers drawn once in ten thousand times. Nor is that slope a number to
-compute with: it is 1 - p, which rounding eats. So answers are told apart in two, the likeliest and all the others, and
-their log-odds o = z - log sum exp(other z) is what is differentiated. Then the expectation over y is exact and needs
-one backward pass: the form is p (1 - p) u^2 / 2, with u = sum over i of <d o / d op(i), op(i)>. It is the divergence of
-two answers as u tends to 0; as a skip is no small change we take that divergence itself, between the odds o and o - u,
-in the measure's own direction. Two departures from the full form: what moves among the other answers is not seen, so it
-errs low (to group answers can only lessen a divergence), and o is followed along a straight line.
+**The estimate.** Skipping an operator removes its update ``op(i)`` of the visual tokens i from the residual stream. To
+second order KL(p || skipped) is the Fisher form 1/2 E_{y~p} (sum over i of <d log p(y) / d op(i), op(i)>)^2. Sampling y
+fails where the model is sure: at p = 0.9999 nearly all draws are the same answer, whose log-probability is almost flat,
+and nearly all of the form comes from answers drawn once in ten thousand times. That gradient, 1 - p, is also lost to
+rounding. So the answers are put into two groups, the likeliest one and all others, and the log-odds
+o = z - log sum exp(other z) between the groups is differentiated. The expectation over y is then exact and needs one
+backward pass: the form is p (1 - p) u^2 / 2, with u = sum over i of <d o / d op(i), op(i)>. This is the small-u limit
+of the divergence between two groups of answers. A skip is not a small change, so that divergence itself is used,
+between the odds o and o - u, in the direction of the measure. There are two departures from the full form. Movement
+among the other answers is not seen, so estimates err low (grouping answers can only lessen a divergence). And o is
+extrapolated along a straight line.
 
-**The cut.** An estimate is trusted to a factor (:data:`TRUST`), so a layer's mean lies between bounds. While the bounds
-of a chosen and of a left-out layer overlap, the wider of the two that overlap most is measured, in the sample
-from which most of its mean is to come. A mean of divergences is made by a few samples, so bounds close in a few runs; a
-run from layer l on costs (L - l) / L of a pass. This is LUCB (Kalyanakrishnan et al., ICML 2012) with bounds that are
-ours and no guarantee: an estimate that is wrong by more than the factor can misplace its layer.
+**The cut.** An estimate is trusted to a factor (:data:`TRUST`), so a layer's mean lies between two bounds. While the
+bounds of a chosen and of a left-out layer overlap, the wider of the two that overlap most is measured, in the sample
+that contributes most to its mean. Few samples make up most of a mean of divergences, so the bounds close in a few runs;
+a run from layer l on costs (L - l) / L of a pass. This is LUCB (Kalyanakrishnan et al., ICML 2012) with our own bounds,
+which come without a guarantee: an estimate that is wrong by more than the factor can misplace its layer.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -41,19 +43,30 @@ from ..progress import shown
 from ..runtime.families import Located, locate
 from ..scores import Scores
 from .distances import kl, reverse_kl
-from .gradients import lent, pulls, slopes
-from .replay import Dense, Position, VisualPrompt, check_finite, dense_of, moved, one_row, visual_prompts, watched
-from .sweep import MEASURES, Measure, scores_of
+from .gradients import first_order_effects, frozen_parameters, update_gradients
+from .replay import (
+    Activations,
+    FullRun,
+    Position,
+    VisualPrompt,
+    check_finite,
+    divergence_under,
+    full_run_of,
+    one_row,
+    record_activations,
+    visual_prompts,
+)
+from .sweep import INTERVENTIONS, Intervention, scores_of
 
-#: divergences when what an operator adds is taken away, which is what can be estimated
+#: Measures that can be estimated: divergences when an operator's update is removed.
 SCREENED = tuple(
     name
-    for name, measure in MEASURES.items()
-    if {measure.cells.attention, measure.cells.ffn} <= {Full(), Skip()}
-    and measure.cells == LayerPlan(attention=measure.cells.attention, ffn=measure.cells.ffn)
-    and measure.distance in (kl, reverse_kl)
+    for name, intervention in INTERVENTIONS.items()
+    if {intervention.cells.attention, intervention.cells.ffn} <= {Full(), Skip()}
+    and intervention.cells == LayerPlan(attention=intervention.cells.attention, ffn=intervention.cells.ffn)
+    and intervention.distance in (kl, reverse_kl)
 )
-#: an estimate is taken to be within this factor of the score, either way
+#: An estimate is taken to be within this factor of the score, either way.
 TRUST = 4.0
 
 
@@ -66,25 +79,25 @@ def screen(
     trust: float = TRUST,
     progress: bool = True,
 ) -> dict[str, Scores]:
-    """Scores that name the lowest layers of some measures as :func:`lookless.calibrate` would, for fewer passes::
+    """Scores that name the lowest layers of some measures as :func:`lookless.calibrate` would, in fewer passes::
 
         scores = screen(loaded, samples, {"visual_information_gain": 7, "ffn_effect": 7})
         plan = v_skip(scores["visual_information_gain"], layers=7)
 
-    All measures share one forward and one backward pass a sample; the full runs are kept meanwhile, on the model's
-    device, so ``layers x tokens x hidden`` numbers a sample.
+    All measures share one forward and one backward pass per sample. The full runs stay on the model's device meanwhile:
+    ``layers x tokens x hidden`` numbers per sample.
 
     Args:
-        loaded: the model, without a plan on it. Its parameters are lent: gradients go to activations alone.
+        loaded: the model, without a plan on it. Its parameters are frozen meanwhile: gradients go to activations alone.
         samples: those without an image are left out.
-        lowest: of each measure, one of :data:`SCREENED`, how many layers are to be told from the others.
-        position: as :func:`lookless.calibrate` has it; ``answer`` takes a backward pass for each token of the answer.
+        lowest: of each measure, one of :data:`SCREENED`, how many lowest layers to identify.
+        position: as in :func:`lookless.calibrate`; ``answer`` takes a backward pass for each token of the answer.
         trust: an estimate is taken to be within this factor of the score. At 1 nothing is measured.
         progress: show a bar on standard error.
 
     Returns:
-        Scores by measure, in nats: :attr:`Scores.measured` says which were measured, :attr:`Scores.passes` what they
-        cost; with several measures both the shared passes and ``seconds`` are told with each.
+        Scores by measure, in nats. :attr:`Scores.measured` says which were measured, :attr:`Scores.passes` what they
+        cost. With several measures, each reports the shared passes and ``seconds``.
 
     Raises:
         ScoresError: a measure that cannot be screened; a number of layers that is not between 1 and one less than the
@@ -94,36 +107,17 @@ def screen(
     """
     started, located = time.perf_counter(), locate(loaded.model)
     _check(lowest, len(located.layers), trust)
-    runs: list[Dense] = []
-    estimates: dict[str, list[list[float]]] = {name: [] for name in lowest}
-    backward = 0
-    prompts = visual_prompts(loaded, located, samples, f"estimates on {samples.name}", position, progress)
-    for prompt in prompts:
-        dense, rows = _estimated(loaded.model, located, prompt, {n: MEASURES[n] for n in lowest})
-        runs.append(dense)
-        backward += prompt.read.stop - prompt.read.start
-        for name, row in rows.items():
-            estimates[name].append(row)
+    interventions = {name: INTERVENTIONS[name] for name in lowest}
+    runs, estimates = _all_estimated(loaded, located, samples, interventions, position, progress)
+    backward = sum(run.prompt.read.stop - run.prompt.read.start for run in runs)
     found = {}
     for name, count in lowest.items():
-        cells, distance = MEASURES[name].cells, MEASURES[name].distance
-        scores: NDArray[np.float64] = np.array(estimates[name])
-        layers = len(located.layers)
-        measured = np.zeros(scores.shape, dtype=bool)
-        for sample, layer in shown(_in_doubt(scores, measured, count, trust), f"{name} near the cut", progress):
-            plan = one_row(located.geometry, layer, cells)
-            scores[sample, layer] = moved(loaded.model, located, runs[sample], layer, plan, distance)
-            measured[sample, layer] = True
-        layers_run = float((measured * np.arange(layers, 0, -1)).sum()) / layers
+        settled = _settle(loaded, located, runs, name, estimates[name], count, trust, progress)
         lengths = [run.prompt.lengths for run in runs]
-        found[name] = scores_of(
-            loaded, samples, name, scores.tolist(), lengths, position=position, started=started
-        ).model_copy(
-            update={
-                "measured": tuple(map(tuple, measured.tolist())),
-                "passes": 1 + (backward + layers_run) / len(runs),
-            }
-        )
+        scores = scores_of(loaded, samples, name, settled.scores.tolist(), lengths, position=position, started=started)
+        passes = 1 + (backward + settled.passes) / len(runs)
+        update = {"measured": tuple(map(tuple, settled.is_measured.tolist())), "passes": passes}
+        found[name] = scores.model_copy(update=update)
     return found
 
 
@@ -138,44 +132,66 @@ def _check(lowest: Mapping[str, int], layers: int, trust: float) -> None:
         check_screened(name)
         if not 1 <= count < layers:
             raise ScoresError(
-                f"screening tells the {count} lowest layers of {name} from the others, and the model has {layers}: "
+                f"screening identifies the {count} lowest layers of {name}, and the model has {layers}: "
                 f"give 1 to {layers - 1}."
             )
     if not trust >= 1:
         raise ScoresError(f"estimates are trusted to a factor of {trust:g}: give 1 or more.")
 
 
-def _estimated(
-    model: nn.Module,
+def _all_estimated(
+    loaded: Loaded,
     located: Located,
-    prompt: VisualPrompt,
-    measures: Mapping[str, Measure],
-) -> tuple[Dense, dict[str, list[float]]]:
+    samples: Samples,
+    interventions: Mapping[str, Intervention],
+    position: Position,
+    progress: bool,
+) -> tuple[list[FullRun], dict[str, list[list[float]]]]:
+    """The full run of each sample, and of each measure the estimates in nats, ``[samples][layers]``."""
+    runs, estimates = [], {name: [] for name in interventions}  # type: ignore[var-annotated]
+    for prompt in visual_prompts(loaded, samples, f"estimates on {samples.name}", position, progress):
+        run, rows = _estimated(loaded.model, located, prompt, interventions)
+        runs.append(run)
+        for name, row in rows.items():
+            estimates[name].append(row)
+    return runs, estimates
+
+
+def _estimated(
+    model: nn.Module, located: Located, prompt: VisualPrompt, interventions: Mapping[str, Intervention]
+) -> tuple[FullRun, dict[str, list[float]]]:
     """The full run of one prompt, and of each measure an estimate per layer, in nats."""
-    with lent(model), watched(located) as seen, torch.enable_grad():
+    with frozen_parameters(model), record_activations(located) as recorded, torch.enable_grad():
         last = located.inner(**prompt.inputs, use_cache=False).last_hidden_state
         logits = model.get_output_embeddings()(last[0, prompt.read]).float()  # type: ignore[operator]
         check_finite(logits, "the full model", prompt.name)
         odds = _log_odds(logits)
-        rows = prompt.visual.to(last.device)
-        by_row = []  # of each row read, what each operator pulls at the odds
-        for i, told in enumerate(odds):
-            at_attention, at_ffn = slopes(told, seen, again=i + 1 < len(odds))
-            by_row.append(
-                {
-                    (True, False): pulls(at_attention, seen.attention, rows),
-                    (False, True): pulls(at_ffn, seen.ffn, rows),
-                    # Without its attention the FFN adds something else; without both, both updates are gone behind it.
-                    (True, True): np.add(pulls(at_ffn, seen.attention, rows), pulls(at_ffn, seen.ffn, rows)).tolist(),
-                }
-            )
-    whole = odds.detach().double().cpu()[:, None]  # [rows read, 1]
+        effects = [
+            _effects(target, recorded, prompt.visual.to(last.device), keep_graph=i + 1 < len(odds))
+            for i, target in enumerate(odds)
+        ]
+    full = odds.detach().double().cpu()[:, None]  # [rows read, 1]
     found = {}
-    for name, measure in measures.items():
-        skipped = (measure.cells.attention == Skip(), measure.cells.ffn == Skip())
-        pull = torch.tensor([row[skipped] for row in by_row], dtype=torch.float64)  # [rows read, layers]
-        found[name] = measure.distance(_of_two(whole), _of_two(whole - pull)).mean(0).tolist()
-    return dense_of(model, located, prompt, seen), found
+    for name, intervention in interventions.items():
+        skipped = (intervention.cells.attention == Skip(), intervention.cells.ffn == Skip())
+        effect = torch.tensor([of_row[skipped] for of_row in effects], dtype=torch.float64)  # [rows read, layers]
+        found[name] = intervention.distance(_of_two(full), _of_two(full - effect)).mean(0).tolist()
+    return full_run_of(model, located, prompt, recorded), found
+
+
+def _effects(
+    target: Tensor, recorded: Activations, rows: Tensor, *, keep_graph: bool
+) -> dict[tuple[bool, bool], list[float]]:
+    """First-order effect on ``target`` per layer, by (attention skipped, FFN skipped)."""
+    at_attention, at_ffn = update_gradients(target, recorded, keep_graph=keep_graph)
+    ffn = first_order_effects(at_ffn, recorded.ffn, rows)
+    return {
+        (True, False): first_order_effects(at_attention, recorded.attention, rows),
+        (False, True): ffn,
+        # Without its attention the FFN adds something else. With both skipped, both updates are gone after the FFN, so
+        # both are taken along the gradient there.
+        (True, True): np.add(first_order_effects(at_ffn, recorded.attention, rows), ffn).tolist(),
+    }
 
 
 def _log_odds(logits: Tensor) -> Tensor:
@@ -190,12 +206,52 @@ def _of_two(odds: Tensor) -> Tensor:
     return torch.stack((F.logsigmoid(odds), F.logsigmoid(-odds)), dim=-1)
 
 
+@dataclass(frozen=True)
+class _Settled:
+    """Scores of which the lowest layers are known.
+
+    Attributes:
+        scores, is_measured: ``[samples, layers]``; a score that is not measured is an estimate.
+        passes: what the measurements cost, all samples together.
+    """
+
+    scores: NDArray[np.float64]
+    is_measured: NDArray[np.bool_]
+
+    @property
+    def passes(self) -> float:
+        layers = self.scores.shape[1]
+        return float((self.is_measured * np.arange(layers, 0, -1)).sum()) / layers
+
+
+def _settle(
+    loaded: Loaded,
+    located: Located,
+    runs: list[FullRun],
+    name: str,
+    estimates: list[list[float]],
+    count: int,
+    trust: float,
+    progress: bool,
+) -> _Settled:
+    """Measure what is in doubt until the ``count`` lowest layers are known."""
+    intervention, scores = INTERVENTIONS[name], np.array(estimates)
+    settled = _Settled(scores, np.zeros(scores.shape, dtype=bool))
+    for sample, layer in shown(_in_doubt(scores, settled.is_measured, count, trust), f"{name} near the cut", progress):
+        plan = one_row(located.geometry, layer, intervention.cells)
+        scores[sample, layer] = divergence_under(
+            loaded.model, located, runs[sample], layer, plan, intervention.distance
+        )
+        settled.is_measured[sample, layer] = True
+    return settled
+
+
 def _in_doubt(
     scores: NDArray[np.float64], measured: NDArray[np.bool_], count: int, trust: float
 ) -> Iterator[tuple[int, int]]:
-    """(sample, layer) to measure next, until the ``count`` lowest layers are told from the others.
+    """(sample, layer) to measure next, until the ``count`` lowest layers are known.
 
-    Both arrays are ``[samples, layers]``; whoever asks writes what was measured there before asking again.
+    Both arrays are ``[samples, layers]``; the caller writes each measurement into them before it takes the next pair.
     """
     while True:
         mean, open_part = scores.mean(0), np.where(measured, 0.0, scores).mean(0)

@@ -1,9 +1,9 @@
 """Where does looking matter? A sweep of one-row plans.
 
-Change one layer, leave the rest, and see how far the answer moves: V-Skip's visual information gain, ShortV's layer
-contribution and operator skipping's intervention risks are this one experiment with another change. Everything below
-the changed layer is as in the full run, so a run begins at the saved input of its layer: L+1 full passes shrink to
-about 1 + L/2.
+Change one layer, leave the rest, and measure how far the next-token distribution moves. V-Skip's visual information
+gain, ShortV's layer contribution and operator skipping's intervention risks are this one experiment with different
+interventions. A changed run starts at the recorded input of its layer (:mod:`lookless.calibration.replay`), so a sweep
+costs about 1 + L/2 passes, not L + 1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..loading import Loaded
 from ..runtime.families import locate
 from ..scores import Scores
 from .distances import Distance, kl, reverse_kl, turn
-from .replay import Position, moved, one_row, run_dense, visual_prompts
+from .replay import Position, divergence_under, full_runs, one_row
 
 
 def sweep(
@@ -35,7 +35,7 @@ def sweep(
     position: Position = "last",
     progress: bool = True,
 ) -> Scores:
-    """How far the answer moves when ``cells`` are in force in one layer, for each layer.
+    """How far the next-token distribution moves when ``cells`` are in force in one layer, for each layer.
 
     Args:
         loaded: the model, without a plan on it.
@@ -43,23 +43,24 @@ def sweep(
         cells: what visual tokens do in the changed layer.
         name: of the scores.
         distance: from the full model's logits to the changed one's, both float32 ``[rows, vocabulary]``; one number
-            per row. (A distance of probabilities begins with ``log_softmax``, as :func:`kl` does.)
+            per row. (A distance of probabilities starts with ``log_softmax``, as :func:`kl` does.)
         unit: of the distance.
         position: read the distribution at the ``last`` prompt token, or at every token of the full model's own greedy
             ``answer`` (at most 32), and take the mean.
         progress: show a bar on standard error.
 
     Raises:
-        DataError, ModelError: as :func:`visual_prompts`; the model's logits are not finite.
-        PlanError: the cells rank by the layer before, which the first layer has not, or by the vision tower.
+        DataError, ModelError: as :func:`calibrate`.
+        PlanError: the cells rank by the previous layer, which the first layer does not have, or by the vision tower.
     """
     started, located = time.perf_counter(), locate(loaded.model)
     plans = [one_row(located.geometry, layer, cells) for layer in range(len(located.layers))]
     table, lengths = [], []
-    for prompt in visual_prompts(loaded, located, samples, f"{name} on {samples.name}", position, progress):
-        dense = run_dense(loaded.model, located, prompt)
-        lengths.append(prompt.lengths)
-        table.append([moved(loaded.model, located, dense, layer, plan, distance) for layer, plan in enumerate(plans)])
+    for full in full_runs(loaded, samples, f"{name} on {samples.name}", position, progress):
+        lengths.append(full.prompt.lengths)
+        table.append(
+            [divergence_under(loaded.model, located, full, layer, plan, distance) for layer, plan in enumerate(plans)]
+        )
     return scores_of(loaded, samples, name, table, lengths, position=position, started=started, unit=unit)
 
 
@@ -74,8 +75,13 @@ def scores_of(
     started: float,
     unit: str = "nats",
 ) -> Scores:
-    """``table``, ``[samples][layers]``, as scores of ``loaded`` on ``samples``, whose prompts have such ``lengths``
-    (:attr:`VisualPrompt.lengths`); ``started`` is ``perf_counter()``."""
+    """``table`` as the scores of ``loaded`` on ``samples``.
+
+    Args:
+        table: ``[samples][layers]``.
+        lengths: of each prompt, :attr:`lookless.calibration.replay.VisualPrompt.lengths`.
+        started: ``perf_counter()`` when the work began.
+    """
     visual, text = map(fmean, zip(*lengths, strict=True))
     return Scores(
         name=name,
@@ -96,8 +102,8 @@ def scores_of(
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A sweep with a name: what is changed in one layer, and how the answer's move is told."""
+class Intervention:
+    """A sweep with a name: what is changed in one layer, and how the change of the distribution is measured."""
 
     what: str
     cells: LayerPlan
@@ -106,16 +112,16 @@ class Measure:
 
 
 _SKIP = Skip()
-MEASURES: dict[str, Measure] = {
-    "visual_information_gain": Measure("visual attention skipped (V-Skip, Eq. 3)", LayerPlan(attention=_SKIP)),
-    "ffn_effect": Measure("visual FFN skipped", LayerPlan(ffn=_SKIP)),
-    "freeze_effect": Measure("both skipped", LayerPlan(attention=_SKIP, ffn=_SKIP)),
-    "layer_contribution": Measure("both skipped (ShortV's LC)", LayerPlan(attention=_SKIP, ffn=_SKIP), reverse_kl),
-    "reading_effect": Measure("text does not read visual keys", LayerPlan(visible=_SKIP)),
-    "withdrawal": Measure("image withdrawn from this layer on (VTW)", LayerPlan(keep=Keep(0)), reverse_kl),
-    "window_effect": Measure("visual attention in a window (RedundancyLens)", LayerPlan(attention=Window(256))),
-    "neuron_effect": Measure("a fifth of the neurons (RedundancyLens)", LayerPlan(ffn=Neurons(0.2, probe=0.1))),
-    "logit_cosine": Measure(
+INTERVENTIONS: dict[str, Intervention] = {
+    "visual_information_gain": Intervention("visual attention skipped (V-Skip, Eq. 3)", LayerPlan(attention=_SKIP)),
+    "ffn_effect": Intervention("visual FFN skipped", LayerPlan(ffn=_SKIP)),
+    "freeze_effect": Intervention("both skipped", LayerPlan(attention=_SKIP, ffn=_SKIP)),
+    "layer_contribution": Intervention("both skipped (ShortV's LC)", LayerPlan(attention=_SKIP, ffn=_SKIP), reverse_kl),
+    "reading_effect": Intervention("text does not read visual keys", LayerPlan(visible=_SKIP)),
+    "withdrawal": Intervention("image withdrawn from this layer on (VTW)", LayerPlan(keep=Keep(0)), reverse_kl),
+    "window_effect": Intervention("visual attention in a window (RedundancyLens)", LayerPlan(attention=Window(256))),
+    "neuron_effect": Intervention("a fifth of the neurons (RedundancyLens)", LayerPlan(ffn=Neurons(0.2, probe=0.1))),
+    "logit_cosine": Intervention(
         "visual attention skipped, by the cosine of output logits (V-Skip, Sec. 4.5.3)",
         LayerPlan(attention=_SKIP),
         turn,
@@ -132,21 +138,31 @@ def calibrate(
     position: Position = "last",
     progress: bool = True,
 ) -> Scores:
-    """How much each layer matters, by one of :data:`MEASURES`.
+    """How much each layer matters, by one of :data:`INTERVENTIONS`.
 
-    By default the visual information gain, KL(full || visual attention of the layer skipped): V-Skip (arXiv
-    2606.08511), Eq. 3. The text does not say where the distribution is read; by lineage (ShortV, VTW) it is the next
-    token at the last prompt position, ``position="last"``. ``"answer"`` reads it at every token of the full model's
-    greedy answer, which sees what later answer tokens look up.
+    The default is the visual information gain, KL(full || visual attention of the layer skipped): V-Skip (arXiv
+    2606.08511), Eq. 3. The paper does not say where the distribution is read; its predecessors (ShortV, VTW) read the
+    next token at the last prompt position, ``position="last"``. ``"answer"`` reads every token of the full model's
+    greedy answer, and so sees what later answer tokens look up.
+
+    Args:
+        loaded: the model, without a plan on it.
+        samples: those without an image are left out.
+        measure: a name in :data:`INTERVENTIONS`.
+        position: where the distribution is read.
+        progress: show a bar on standard error.
+
+    Returns:
+        One score per sample and layer, in the intervention's unit (nats by default).
 
     Raises:
         ScoresError: no such measure.
-        DataError: no sample has an image.
+        DataError: no sample has an image, or the processor puts no visual token into a prompt.
         ModelError: a plan is applied to the model, or its logits are not finite; the message names the sample.
     """
-    if measure not in MEASURES:
-        raise ScoresError(f"no measure is called {measure!r}; choose one of {', '.join(MEASURES)}.")
-    chosen = MEASURES[measure]
+    if measure not in INTERVENTIONS:
+        raise ScoresError(f"no measure is called {measure!r}; choose one of {', '.join(INTERVENTIONS)}.")
+    chosen = INTERVENTIONS[measure]
     return sweep(
         loaded,
         samples,

@@ -96,16 +96,16 @@ def calibrate(
     For a plan that skips 7 layers: lookless calibrate reference --data reference:chart --screen 7 --out scores.json
     """
     from .. import report
-    from ..calibration.gradients import DIAGNOSTICS, measured
+    from ..calibration.gradients import DIAGNOSTICS, scores_by_name
     from ..calibration.screening import check_screened, screen
-    from ..calibration.sweep import MEASURES
+    from ..calibration.sweep import INTERVENTIONS
     from ..data import SeenWarning, load_data
     from ..loading import load_model
 
     writable(out_path, folder=False)
     if position not in ("last", "answer"):
         raise LooklessError(f"position {position!r} is not one of last, answer.")
-    names = [*MEASURES, *DIAGNOSTICS]
+    names = [*INTERVENTIONS, *DIAGNOSTICS]
     if measure not in names:  # before the model is loaded
         raise LooklessError(f"no measure is called {measure!r}; choose one of {', '.join(names)}.")
     if lowest is not None:
@@ -113,7 +113,7 @@ def calibrate(
     chosen = load_data(data, split="calibration", limit=samples, seed=seed)
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
     if lowest is None:
-        scores = measured(loaded, chosen, measure, position=position)  # type: ignore[arg-type]
+        scores = scores_by_name(loaded, chosen, measure, position=position)  # type: ignore[arg-type]
     else:
         scores = screen(loaded, chosen, {measure: lowest}, position=position)[measure]  # type: ignore[arg-type]
     scores.save(out_path)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .. import flops
-from ..calibration.gradients import measured
+from ..calibration.gradients import scores_by_name
 from ..calibration.sweep import sweep
 from ..cells import Window
 from ..data import Samples, load_data
@@ -73,7 +73,7 @@ class Bench:
                 if narrow:
                     found = sweep(self.loaded, samples, LayerPlan(attention=Window(window)), name=measure)
                 else:
-                    found = measured(self.loaded, samples, measure)
+                    found = scores_by_name(self.loaded, samples, measure)
                 found.save(path)
             self._scores[task, measure] = found
         return self._scores[task, measure]

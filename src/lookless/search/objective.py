@@ -1,6 +1,6 @@
-"""How far the answer moves under a whole plan: what searches over plans ask again and again.
+"""How far the next-token distribution moves under a whole plan: what every search over plans minimises.
 
-``lookless.calibrate`` changes one layer at a time; what several changes do together is not the sum of what each does.
+``lookless.calibrate`` changes one layer at a time. The effect of several changes is not the sum of their effects.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from statistics import fmean
 
 from .. import flops
 from ..calibration.distances import Distance, kl
-from ..calibration.replay import Dense, Position, moved, run_dense, visual_prompts
+from ..calibration.replay import Position, divergence_under, full_runs
 from ..cells import RANKS
 from ..data import Samples
 from ..errors import PlanError
@@ -21,14 +21,21 @@ from ..runtime.families import locate
 
 
 class Objective:
-    """How far the answer moves under any plan, in nats: ``objective(plan)``, or ``objective.per_sample(plan)``.
+    """How far the distribution moves under a plan, in nats: ``objective(plan)``, or ``objective.per_sample(plan)``.
 
-    The full runs are made once and kept, on the model's device: the input of every layer, so ``layers x tokens x
-    hidden`` numbers a sample. A plan then runs from its first changed layer on, and not at all if it does the same live
-    work as one before it. Cells of ``decode`` are not seen, as nothing is decoded; nor are samples without an image.
+    The full runs are made once and stay on the model's device: the input of every layer, so ``layers x tokens x
+    hidden`` numbers per sample. A plan runs from its first changed layer on, and not at all if a plan with the same
+    live work was run before. Cells of ``decode`` have no effect here, as nothing is decoded.
+
+    Args:
+        loaded: the model, without a plan on it.
+        samples: those without an image are left out.
+        distance: between the full model's logits and the plan's, as in :func:`lookless.sweep`.
+        position: where logits are read, as in :func:`lookless.calibrate`.
+        progress: show a bar on standard error.
 
     Attributes:
-        evaluations: plans run so far; each is one pass, or the end of one, of each sample.
+        evaluations: plans run so far; each is at most one pass per sample.
         visual, text: tokens of a prompt, mean over samples.
         provenance: the model and the samples.
 
@@ -47,17 +54,12 @@ class Objective:
         progress: bool = True,
     ) -> None:
         self._model, self._located, self._distance = loaded.model, locate(loaded.model), distance
-        self._dense: list[Dense] = []
-        lengths = []
-        prompts = visual_prompts(loaded, self._located, samples, f"full runs on {samples.name}", position, progress)
-        for prompt in prompts:
-            self._dense.append(run_dense(self._model, self._located, prompt))
-            lengths.append(prompt.lengths)
-        self.visual, self.text = map(fmean, zip(*lengths, strict=True))
+        self._runs = list(full_runs(loaded, samples, f"full runs on {samples.name}", position, progress))
+        self.visual, self.text = map(fmean, zip(*(run.prompt.lengths for run in self._runs), strict=True))
         self.evaluations = 0
         self.geometry: Geometry = self._located.geometry
         self._full = Plan.full(self.geometry).live().layers
-        self._known: dict[tuple[LayerPlan, ...], tuple[float, ...]] = {self._full: (0.0,) * len(self._dense)}
+        self._known: dict[tuple[LayerPlan, ...], tuple[float, ...]] = {self._full: (0.0,) * len(self._runs)}
         self.provenance = Provenance(
             knobs={"distance": getattr(distance, "__name__", "distance"), "position": position},
             model=loaded.name,
@@ -66,7 +68,7 @@ class Objective:
             data_hash=samples.hash,
             sample_hashes=samples.hashes,
             seed=samples.seed,
-            samples=len(self._dense),
+            samples=len(self._runs),
         )
 
     def per_sample(self, plan: Plan) -> tuple[float, ...]:
@@ -80,12 +82,12 @@ class Objective:
         ranks = {rank for row in plan.layers for rank in row.ranks}
         for rank in sorted(ranks):
             if RANKS[rank].reads == "tower":
-                raise PlanError(f"the plan ranks by {rank}, and a search begins behind the tower: rank by diversity.")
+                raise PlanError(f"the plan ranks by {rank}, and a search starts after the tower: rank by diversity.")
         live = plan.live().layers
         if live not in self._known:
             first = next(layer for layer, row in enumerate(plan.layers) if not row.is_full)
             self._known[live] = tuple(
-                moved(self._model, self._located, dense, first, plan, self._distance) for dense in self._dense
+                divergence_under(self._model, self._located, run, first, plan, self._distance) for run in self._runs
             )
             self.evaluations += 1
         return self._known[live]
@@ -95,7 +97,7 @@ class Objective:
         return fmean(self.per_sample(plan))
 
     def kept(self, plan: Plan) -> float:
-        """The share of the dense prefill's FLOPs."""
+        """The share of the full model's prefill FLOPs."""
         return share_kept(plan, self.geometry, self.visual, self.text)
 
     def made_by(self, method: str, **knobs: int | float | str) -> Provenance:
@@ -115,6 +117,6 @@ def joint_distance(
 
 
 def share_kept(plan: Plan, geometry: Geometry, visual: float, text: float) -> float:
-    """FLOPs of a prefill under ``plan`` by those of the dense one."""
+    """FLOPs of a prefill under ``plan``, as a share of the full model's."""
     dense = flops.prefill(geometry, visual=visual, text=text).total
     return flops.prefill(geometry, visual=visual, text=text, plan=plan).total / dense
