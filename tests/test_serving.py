@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from lookless import Keep, Plan, Skip, Window
-from lookless.errors import PlanError
+from lookless.errors import PlanError, ServingError
 from lookless.serving.counters import Collector, Counter, read
 from lookless.serving.launch import command
-from lookless.serving.settings import ServingError, check_plan, check_request
+from lookless.serving.settings import check_plan, check_request
 from lookless.serving.steps import ends_in_text, text_runs
 
 T, V = False, True

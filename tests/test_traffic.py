@@ -25,13 +25,12 @@ from lookless.bench.traffic_report import HEADS, rows, save, section, traffic_ta
 from lookless.bench.traffic_results import Level, Load, Round, TrafficReport
 from lookless.bench.vllm_server import running, tail
 from lookless.cli.main import app
-from lookless.errors import GeometryError, ModelError, PlanError
+from lookless.errors import GeometryError, ModelError, PlanError, ServingError
 from lookless.flops import prefill
 from lookless.loading import load_model
 from lookless.reference import MODEL, question
 from lookless.serving import launch
 from lookless.serving.counters import parse_metrics
-from lookless.serving.settings import ServingError
 from lookless.serving.shipped import servable
 
 FAKE = (sys.executable, fake_vllm.__file__)

@@ -78,4 +78,6 @@ def _config(name: str) -> Any:
     try:
         return transformers.AutoConfig.from_pretrained(reference.NAMES.get(name, name))
     except Exception as problem:  # any file content, and any error of the hub and its transports
-        raise GeometryError(f"{name}/config.json cannot be read as a configuration: {first_line(problem)}.") from None
+        raise GeometryError(
+            f"{name}/config.json cannot be read as a configuration: {first_line(problem)}."
+        ) from problem

@@ -231,7 +231,7 @@ def _read(path: Path) -> list[Numbered]:
     except OSError as problem:
         raise DataError(
             f"{path} cannot be read as data ({problem.strerror}): give reference, reference:TASK, or a JSONL file."
-        ) from None
+        ) from problem
     if not lines:
         raise DataError(f"{path} holds no sample: it needs a JSON object per line with image, question and answer.")
     return lines
@@ -241,9 +241,9 @@ def _line(path: Path, number: int, content: bytes) -> _Line:
     try:
         return _Line.model_validate(parse(content))
     except ValidationError as problem:
-        raise DataError(f"{path}, line {number}: {sentence(problem)}.") from None
+        raise DataError(f"{path}, line {number}: {sentence(problem)}.") from problem
     except ValueError as problem:
-        raise DataError(f"{path}, line {number} cannot be read: {problem}.") from None
+        raise DataError(f"{path}, line {number} cannot be read: {problem}.") from problem
 
 
 def _drawn(lines: Sequence[Numbered], seed: int) -> list[Numbered]:
@@ -288,13 +288,13 @@ def load_image(path: Path, context: str = "") -> Image.Image:
         with Image.open(path) as image:
             image.load()
             return _eight_bits(_upright(image)).convert("RGB")
-    except FileNotFoundError:
-        raise DataError(f"{context}the image {path} does not exist.") from None
+    except FileNotFoundError as problem:
+        raise DataError(f"{context}the image {path} does not exist.") from problem
     except Exception as problem:  # Pillow has many decoders, each with errors of its own
         reason = " ".join(str(problem).split()).rstrip(".") or type(problem).__name__
         raise DataError(
             f"{context}the image {path} cannot be read ({reason}): it is damaged or not an image."
-        ) from None
+        ) from problem
 
 
 def _upright(image: Image.Image) -> Image.Image:

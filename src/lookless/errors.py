@@ -2,16 +2,20 @@
 
 LooklessError
 ├── GeometryError         the architecture is unknown, or a configuration lacks a number we need
-├── PlanError             the table itself is wrong: no such layer, a cell set twice, a file of a newer schema
-│   └── PlanMismatchError the table is fine, and made for another architecture than this model's
-├── ScoresError           a scores file that cannot be read, or does not fit what is asked of it
+├── PlanError             the plan itself is wrong: no such layer, a cell set twice, a file of a newer schema
+│   └── PlanMismatchError the plan is valid, but made for another architecture than this model's
+├── ScoresError           a scores file that cannot be read, or scores that do not fit their use
 ├── DataError             samples that cannot be read: no file, a truncated image, an unknown key, nothing at all
 ├── ModelError            a model that cannot be loaded, or that the runtime does not support
-└── ServingError          (lookless.serving.settings) an engine set up so that a plan would run wrong, or not at all
+└── ServingError          an engine set up so that a plan would run wrong, or not at all
 
-Every message is one sentence or two: what, where, the two values that disagree, and what to do.
-The command line prints it and exits with code 2, as it does for an OSError (a full disk, a folder that may not be
-written); a broken pipe or Ctrl-C ends it with code 130. Nothing else is caught there.
+Every message is one sentence or two: what, where, the two values that disagree, and what to do. The error of another
+library that it stands for is its ``__cause__``.
+
+The command line prints the message and exits with code 2, as it does for an OSError (a full disk, a folder that may not
+be written) and for memory that runs out; Ctrl-C ends it with code 130, a closed pipe with 141. Any other exception is a
+bug, and shows its traceback. With ``LOOKLESS_DEBUG=1`` in the environment the traceback of every error is shown, with
+its causes.
 """
 
 from __future__ import annotations
@@ -45,11 +49,18 @@ class ModelError(LooklessError):
     """A model that cannot be loaded or is not supported."""
 
 
+class ServingError(LooklessError, ValueError):
+    """The engine is set up so that a plan would run wrong, or not at all.
+
+    A ValueError too, as vLLM's own refusals are.
+    """
+
+
 def is_out_of_memory(problem: BaseException) -> bool:
-    """Whether it says that there is no memory left: torch has no class of its own for that on a CPU."""
-    told = str(problem)
+    """Whether it reports that no memory is left: torch has no class of its own for that on a CPU."""
+    said = str(problem)
     return isinstance(problem, MemoryError) or (
-        isinstance(problem, RuntimeError) and any(words in told for words in ("out of memory", "allocate memory"))
+        isinstance(problem, RuntimeError) and any(words in said for words in ("out of memory", "allocate memory"))
     )
 
 

@@ -126,20 +126,20 @@ def parse(content: bytes) -> Any:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
-        raise ValueError(f"it is not UTF-8 ({problem.reason} at byte {problem.start})") from None
+        raise ValueError(f"it is not UTF-8 ({problem.reason} at byte {problem.start})") from problem
     try:
         data = json.loads(
             text, object_pairs_hook=_once, parse_constant=_no_number, parse_int=_integer, parse_float=_finite
         )
     except json.JSONDecodeError as problem:
-        raise ValueError(f"it is not JSON ({problem})") from None
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None
+        raise ValueError(f"it is not JSON ({problem})") from problem
+    except RecursionError as problem:
+        raise ValueError("it is nested too deep") from problem
     if _SURROGATE.search(text):
         try:
             json.dumps(data, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError as problem:
-            raise ValueError(f"it holds half a surrogate pair ({problem.object[problem.start]!a})") from None
+            raise ValueError(f"it holds half a surrogate pair ({problem.object[problem.start]!a})") from problem
     return data
 
 
@@ -181,11 +181,11 @@ def load(path: Path, kind: type[Record], error: type[LooklessError], schema: int
     what = kind.__name__.lower()
     try:
         data = parse(path.read_bytes())
-    except FileNotFoundError:
-        raise error(f"no {what} at {path}: the file does not exist.") from None
+    except FileNotFoundError as problem:
+        raise error(f"no {what} at {path}: the file does not exist.") from problem
     except (OSError, ValueError) as problem:
         reason = getattr(problem, "strerror", None) or problem
-        raise error(f"{path} cannot be read as a {what}: {reason}.") from None
+        raise error(f"{path} cannot be read as a {what}: {reason}.") from problem
     if not isinstance(data, dict):
         raise error(f"{path} cannot be read as a {what}: it holds a JSON {type(data).__name__}, not an object.")
     found = data.get("schema_version", schema)
@@ -196,9 +196,9 @@ def load(path: Path, kind: type[Record], error: type[LooklessError], schema: int
     try:
         return kind.model_validate(data)
     except ValidationError as problem:
-        raise error(f"{path} is not a valid {what}: {sentence(problem)}.") from None
+        raise error(f"{path} is not a valid {what}: {sentence(problem)}.") from problem
     except LooklessError as problem:  # what the record's own validators refuse
-        raise error(f"{path} is not a valid {what}: {problem}") from None
+        raise error(f"{path} is not a valid {what}: {problem}") from problem
 
 
 def sentence(problem: ValidationError) -> str:

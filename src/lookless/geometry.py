@@ -94,7 +94,9 @@ class Geometry(BaseModel):
                 head_dim=text.get("head_dim") or hidden // heads,
             )
         except ValidationError as problem:
-            raise GeometryError(f"the configuration of {model_type} is not a decoder's: {sentence(problem)}.") from None
+            raise GeometryError(
+                f"the configuration of {model_type} is not a decoder's: {sentence(problem)}."
+            ) from problem
 
     @classmethod
     def preset(cls, name: str) -> Geometry:

@@ -235,7 +235,7 @@ def check_device(name: str) -> None:
     try:
         torch.zeros(1, device=name).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as problem:
-        raise ModelError(f"device {name!r} cannot be used: {first_line(problem)}.") from None
+        raise ModelError(f"device {name!r} cannot be used: {first_line(problem)}.") from problem
 
 
 def looks_local(where: str) -> bool:

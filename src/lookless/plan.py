@@ -338,7 +338,9 @@ def _row(cells: dict[str, Any]) -> LayerPlan:
         return LayerPlan(**cells)
     except ValidationError as problem:
         column = str(problem.errors()[0]["loc"][0])
-        raise PlanError(f"{cells[column]} ({type(cells[column]).__name__}) cannot stand in column {column}.") from None
+        raise PlanError(
+            f"{cells[column]} ({type(cells[column]).__name__}) cannot stand in column {column}."
+        ) from problem
 
 
 def _download(repo_id: str, revision: str | None) -> Path:
@@ -350,4 +352,4 @@ def _download(repo_id: str, revision: str | None) -> Path:
         raise PlanError(
             f"no plan at {repo_id!r}: there is no such folder here, and the hub did not give {FILE_NAME} "
             f"({first_line(problem)})."
-        ) from None
+        ) from problem

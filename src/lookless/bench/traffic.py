@@ -16,11 +16,10 @@ from pathlib import Path
 import torch
 
 from .. import flops
-from ..errors import PlanError
+from ..errors import PlanError, ServingError
 from ..plan import Plan
 from ..serving.counters import Counts
 from ..serving.launch import VLLM, command
-from ..serving.settings import ServingError
 from ..version import __version__
 from .prefill import processor
 from .prefill_results import STOCK

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..configs import shape_named
-from ..errors import ModelError, first_line
+from ..configs import geometry_named, shape_named
+from ..errors import ModelError, ServingError
 from ..geometry import Geometry
 from ..loading import looks_local
 from ..reference import NAMES
 from ..serving.launch import VLLM
-from ..serving.settings import ServingError
 from ..serving.shipped import servable
 from .dummy_checkpoint import skeleton
 from .subjects import cut_name
@@ -74,19 +73,19 @@ def of_geometry(name: str, folder: Path, *, layers: int | None, visual: int) -> 
     """
     shape = shape_named(name)
     side = skeleton(shape.cut(layers), folder, whole=shape.geometry.layers, visual=visual)
-    return Served(cut_name(name, layers), str(folder), _geometry(str(folder)), side, ("--load-format", "dummy"))
+    return Served(cut_name(name, layers), str(folder), geometry_named(str(folder)), side, ("--load-format", "dummy"))
 
 
 def of_model(name: str, folder: Path) -> Served:
     """A model of the hub or a folder, as it is; of a shipped one, a copy in ``folder``.
 
     Raises:
-        ModelError: it is not there.
+        ModelError, GeometryError: it is not there, or its configuration cannot be read.
     """
     if name not in NAMES and looks_local(name) and not (Path(name) / "config.json").is_file():
         raise ModelError(f"{name} is not a model's folder: it has no config.json.")
     path = servable(name, folder)
-    return Served(name, path, _geometry(path), SIDE_OF_SHIPPED if name in NAMES else SIDE)
+    return Served(name, path, geometry_named(path), SIDE_OF_SHIPPED if name in NAMES else SIDE)
 
 
 class Client:
@@ -139,12 +138,3 @@ class Client:
         }
         named = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
         return [*VLLM, "bench", "serve", *named, "--save-result", "--disable-tqdm"]
-
-
-def _geometry(path: str) -> Geometry:
-    import transformers
-
-    try:
-        return Geometry.from_config(transformers.AutoConfig.from_pretrained(path))
-    except (OSError, ValueError) as problem:
-        raise ModelError(f"{path} cannot be loaded: {first_line(problem)}.") from None

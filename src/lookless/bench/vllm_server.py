@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import ServingError
 from ..serving.counters import Counts, parse_metrics
-from ..serving.settings import ServingError
 
 HOST = "127.0.0.1"
 PATIENCE_S = 1800.0  # a large model is loaded and compiled for minutes
@@ -77,7 +77,7 @@ class Server:
             return parse_metrics(self.get("/metrics"))
         except OSError as problem:
             self.check()
-            raise ServingError(f"the {self.name} server tells no metrics: {problem}.") from None
+            raise ServingError(f"the {self.name} server tells no metrics: {problem}.") from problem
 
 
 @contextlib.contextmanager

@@ -292,7 +292,7 @@ def _bench_vllm(
     try:
         words = shlex.split(options)
     except ValueError as problem:
-        raise LooklessError(f"--vllm {options!r} cannot be split into words: {problem}.") from None
+        raise LooklessError(f"--vllm {options!r} cannot be split into words: {problem}.") from problem
     check_installed()
     with tempfile.TemporaryDirectory(prefix="lookless-") as work:
         folder = Path(work)

@@ -6,11 +6,12 @@ import functools
 import json
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
@@ -27,12 +28,15 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Make multimodal language models look less, at the right depth: measure which decoder layers' visual work "
     "changes nothing, plan to skip it, apply the plan, and see what it costs and saves.\n\n"
-    "Begin with `lookless demo`.",
+    "Begin with `lookless demo`.\n\n"
+    "An error is one sentence and exit code 2. Set LOOKLESS_DEBUG=1 to see its traceback and its cause.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+#: The variable that shows tracebacks.
+DEBUG = "LOOKLESS_DEBUG"
 #: Words that are no option of a command are read by the command: a method's knobs.
 OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -66,30 +70,34 @@ MOST_TOKENS, MOST_PROMPTS = 10_000_000, 100_000
 
 @contextmanager
 def reporting() -> Iterator[None]:
-    """One sentence on standard error and exit code 2 for what the library raises on purpose."""
+    """One sentence on standard error and exit code 2 for every error of :mod:`lookless.errors`."""
     try:
         yield
     except LooklessError as error:
-        typer.echo(f"lookless: {error}", err=True)
-        raise typer.Exit(2) from None
-    except BrokenPipeError:  # whoever read it has read enough; what is left in the buffer goes nowhere
+        _exit(str(error))
+    except BrokenPipeError:  # the reader has closed the pipe: what is left in the buffer goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(141) from None
     except KeyboardInterrupt:
-        typer.echo("lookless: interrupted.", err=True)
-        raise typer.Exit(130) from None
+        _exit("interrupted.", code=130)
     except OSError as problem:  # a full disk, a folder that may not be written
-        typer.echo(f"lookless: {first_line(problem)}.", err=True)
-        raise typer.Exit(2) from None
+        _exit(f"{first_line(problem)}.")
     except (MemoryError, RuntimeError) as problem:
         if not is_out_of_memory(problem):
             raise
-        typer.echo(f"lookless: there is not enough memory ({first_line(problem)}): ask for less at once.", err=True)
-        raise typer.Exit(2) from None
+        _exit(f"there is not enough memory ({first_line(problem)}): ask for less at once.")
+
+
+def _exit(sentence: str, code: int = 2) -> NoReturn:
+    """End with ``sentence``; with :data:`DEBUG` set, print the traceback and its causes before it."""
+    if os.environ.get(DEBUG, "0") not in ("", "0"):
+        traceback.print_exc()
+    typer.echo(f"lookless: {sentence}", err=True)
+    raise typer.Exit(code) from None
 
 
 def one_sentence(command: Command) -> Command:
-    """``command``, whose refusals are told as :func:`reporting` does."""
+    """``command``, which reports errors as :func:`reporting` does."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:

@@ -166,7 +166,7 @@ def _knobs(method: Method, words: dict[str, str], rest: list[str]) -> dict[str, 
     try:
         return {name: method.knobs[name].parsed(text) for name, text in typed.items()}
     except PlanError as problem:
-        raise PlanError(f"{method.name}: {problem} Its knobs are {method.forms}.") from None
+        raise PlanError(f"{method.name}: {problem} Its knobs are {method.forms}.") from problem
 
 
 @app.command("methods")

@@ -191,7 +191,7 @@ class Method:
         try:
             check_measures(found, [*self.measures, *self.measures[-1:] * (len(found) - len(self.measures))])
         except PlanError as problem:
-            raise PlanError(f"{self.name}: {problem}") from None
+            raise PlanError(f"{self.name}: {problem}") from problem
         return tuple(found)
 
     def _in_order(self, scores: Sequence[Scores]) -> list[Scores]:

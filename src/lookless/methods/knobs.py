@@ -91,8 +91,8 @@ class Knob:
             if any(isinstance(value, float) and not math.isfinite(value) for value in found):
                 raise ValueError("neither a price nor a share")
             return found if self._is_listed else found[0]
-        except ValueError:
-            raise PlanError(f"{self.name} is {text!r} and should be {self.form}.") from None
+        except ValueError as problem:
+            raise PlanError(f"{self.name} is {text!r} and should be {self.form}.") from problem
 
     def typed(self, value: Any) -> str:
         """What :meth:`parsed` reads ``value`` from."""
@@ -165,9 +165,9 @@ def method(make: Callable[Arguments, Plan]) -> Callable[Arguments, Plan]:
             _of_one_model(scores)
             plan = make(*args, **kwargs)
         except PlanError as problem:
-            raise type(problem)(f"{name}: {problem}") from None
+            raise type(problem)(f"{name}: {problem}") from problem
         except ValidationError as problem:
-            raise PlanError(f"{name}: {sentence(problem)}.") from None
+            raise PlanError(f"{name}: {sentence(problem)}.") from problem
         knobs = {knob: formatted(value) for knob, value in bound.kwargs.items()}
         found = plan.provenance.knobs  # what was left out, and is known now
         return plan.made_by(method=name, knobs=knobs | found | _source_names(scores), **_sources(scores))

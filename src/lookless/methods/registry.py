@@ -88,7 +88,7 @@ def _loaded(point: EntryPoint, others: Container[str]) -> Method:
             method.is_prefix_cache_safe  # noqa: B018  # which makes a plan: a method that cannot is none
     except (Exception, SystemExit) as problem:  # whatever a stranger's module raises
         said = f"{type(problem).__name__}: {first_line(problem)}"
-        raise PlanError(f"{where} cannot be used ({said}): mend or uninstall it.") from None
+        raise PlanError(f"{where} cannot be used ({said}): mend or uninstall it.") from problem
     if not isinstance(method, Method):
         raise PlanError(f"{where} is a {type(method).__name__} and should be a lookless.methods.Method.")
     if method.name in others:

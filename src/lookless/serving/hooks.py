@@ -13,8 +13,9 @@ import functools
 import inspect
 from typing import Any
 
+from ..errors import ServingError
 from .counters import Collector, folder
-from .settings import ServingError, Settings, check_request, resolve
+from .settings import Settings, check_request, resolve
 
 _MARK = "_lookless"
 

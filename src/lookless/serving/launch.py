@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..errors import ServingError
 from ..plan import Plan
 from ..reference import NAMES
-from .settings import KEY, ServingError, check_plan
+from .settings import KEY, check_plan
 from .shipped import servable
 
 #: The words that run vLLM's own command line in this environment.
@@ -66,7 +67,7 @@ def _split_config(options: list[str]) -> tuple[list[str], dict[str, object]]:
         try:
             config = json.loads(value)
         except json.JSONDecodeError as problem:
-            raise ServingError(f"{OPTION} {value!r} is not JSON: {problem}.") from None
+            raise ServingError(f"{OPTION} {value!r} is not JSON: {problem}.") from problem
         if not isinstance(config, dict):
             raise ServingError(f"{OPTION} {value!r} is not a JSON object.")
         return options[:at] + options[end:], config

@@ -17,11 +17,11 @@ from vllm.forward_context import get_forward_context, is_forward_context_availab
 from vllm.model_executor.layers.attention.attention import unified_kv_cache_update
 from vllm.model_executor.layers.linear import ColumnParallelLinear, QKVParallelLinear
 
-from ..errors import ModelError
+from ..errors import ModelError, ServingError
 from ..layer_plan import LayerPlan
 from .counters import KINDS, OPERATORS, Counter, folder
 from .metadata import text_metadata
-from .settings import BACKENDS, KEY, ServingError, Settings
+from .settings import BACKENDS, KEY, Settings
 from .steps import TextRuns, ends_in_text, text_runs
 
 
@@ -82,10 +82,10 @@ def install_plan(model: nn.Module, settings: Settings, vllm_config: Any) -> None
 def _layers(model: Any) -> list[Any]:
     try:
         return list(model.get_language_model().model.layers)
-    except AttributeError:
+    except AttributeError as problem:
         raise ModelError(
             f"vLLM's {type(model).__name__} keeps its decoder layers where a plan does not find them."
-        ) from None
+        ) from problem
 
 
 def _check_layer(layer: Any, index: int) -> None:
@@ -93,10 +93,10 @@ def _check_layer(layer: Any, index: int) -> None:
     for part in (*parts, "input_layernorm", "post_attention_layernorm"):
         try:
             layer.get_submodule(part)
-        except AttributeError:
+        except AttributeError as problem:
             raise ServingError(
                 f"layer {index} is a {type(layer).__name__} without {part}: a lookless plan does not know it."
-            ) from None
+            ) from problem
     backend = layer.self_attn.attn.attn_backend.get_name()
     if backend not in BACKENDS:
         raise ServingError(

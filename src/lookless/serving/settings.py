@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import LooklessError, PlanError
+from ..errors import PlanError, ServingError
 from ..geometry import Geometry
 from ..plan import Plan
 
@@ -20,10 +20,6 @@ REASONS = {
 }
 BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
 LOADERS = ("auto", "hf", "safetensors", "pt", "npcache", "dummy", "fastsafetensors", "mistral", "runai_streamer")
-
-
-class ServingError(LooklessError, ValueError):
-    """The engine is set up so that a plan would run wrong, or not at all."""
 
 
 @dataclass(frozen=True)
