@@ -10,11 +10,26 @@ import torch
 
 from helpers.loaded import samples_of, tiny_loaded
 from helpers.models import BATCHES, LAYERS, tiny_llava
-from lookless import Filter, Keep, LayerPlan, Neurons, Plan, Sink, Skip, Top, Window, apply, calibrate, data, load_data
+from lookless import (
+    Filter,
+    Keep,
+    LayerPlan,
+    Neurons,
+    Plan,
+    Sink,
+    Skip,
+    Top,
+    Window,
+    apply,
+    calibrate,
+    data,
+    load_data,
+    methods,
+)
 from lookless.calibration.distances import kl
 from lookless.errors import DataError, PlanError, PlanMismatchError
-from lookless.search.depthwise import DepthChoice, depthwise_plan, dop
-from lookless.search.greedy import Move, Order, greedy_order, gsop_order, redundancylens_order
+from lookless.search.depthwise import DepthChoice, dop
+from lookless.search.greedy import GreedyOrder, Step, greedy_order, gsop_order, redundancylens_order
 from lookless.search.interactions import ACTIONS, Repaired, repair
 from lookless.search.objective import Objective, joint_distance
 
@@ -108,37 +123,37 @@ def test_refusals(objective):
 
 # greedy orders
 
-MOVES = [Move(layer=layer, cells=cells) for layer, cells in product((0, 2, 3), (ATTENTION, FFN))]
+STEPS = [Step(layer=layer, cells=cells) for layer, cells in product((0, 2, 3), (ATTENTION, FFN))]
 
 
 def test_greedy_is_the_greedy_of_whole_runs(objective):
-    order = greedy_order(objective, MOVES, progress=False)
-    plan, left, expected = Plan.full(LAYERS), list(MOVES), []
+    order = greedy_order(objective, STEPS, progress=False)
+    plan, left, expected = Plan.full(LAYERS), list(STEPS), []
     while left:
         best = min(left, key=lambda move: sum(naive(move.on(plan))))
         plan, left = best.on(plan), [move for move in left if move != best]
         expected.append(best)
-    assert [order.moves[i] for i in order.taken] == expected
+    assert [order.candidates[i] for i in order.taken] == expected
     assert order.plan().layers == plan.layers
     for steps, distance in enumerate(order.distances, start=1):
         assert distance == pytest.approx(sum(naive(order.plan(steps))) / 3, rel=1e-3, abs=ROUNDING)
     assert min(np.diff(order.distances, prepend=0)) > 100 * ROUNDING  # one step's distance is not another's
-    assert order.evaluations == objective.evaluations <= len(MOVES) * (len(MOVES) + 1) / 2
+    assert order.evaluations == objective.evaluations <= len(STEPS) * (len(STEPS) + 1) / 2
     assert "layer 3: attention skip" in str(order)
 
 
 def test_greedy_against_the_best_of_all_subsets(objective):
-    order = greedy_order(objective, MOVES, progress=False)
+    order = greedy_order(objective, STEPS, progress=False)
     for steps, distance in enumerate(order.distances, start=1):
         every = []
-        for some in combinations(MOVES, steps):
+        for some in combinations(STEPS, steps):
             plan = Plan.full(LAYERS)
             for move in some:
                 plan = move.on(plan)
             every.append(objective(plan))
         assert distance >= min(every)
         assert distance <= sorted(every)[len(every) // 3]  # not the best, but among the better
-        if steps in (1, len(MOVES)):
+        if steps in (1, len(STEPS)):
             assert distance == min(every)
 
 
@@ -149,9 +164,9 @@ class StoppedError(Exception):
 @pytest.mark.parametrize("stride", [None, 0.0, 0.05])
 def test_an_interrupted_order_goes_on(tmp_path, stride):
     path = tmp_path / "order.json"
-    whole = greedy_order(Objective(tiny_loaded(MODEL), SAMPLES, progress=False), MOVES, stride=stride, progress=False)
+    whole = greedy_order(Objective(tiny_loaded(MODEL), SAMPLES, progress=False), STEPS, stride=stride, progress=False)
     taken = 0
-    while taken < len(MOVES):
+    while taken < len(STEPS):
         objective = Objective(tiny_loaded(MODEL), SAMPLES, progress=False)  # another process: nothing is remembered
         stop_at, run = 9, objective.per_sample
 
@@ -162,28 +177,28 @@ def test_an_interrupted_order_goes_on(tmp_path, stride):
 
         objective.per_sample = stopping
         try:
-            greedy_order(objective, MOVES, stride=stride, path=path, progress=False)
+            greedy_order(objective, STEPS, stride=stride, path=path, progress=False)
         except StoppedError:
-            assert len(Order.load(path).taken) > taken  # it gets on
-        taken = len(Order.load(path).taken)
-    order = Order.load(path)
+            assert len(GreedyOrder.load(path).taken) > taken  # it gets on
+        taken = len(GreedyOrder.load(path).taken)
+    order = GreedyOrder.load(path)
     assert (order.taken, order.distances) == (whole.taken, whole.distances)
-    again = greedy_order(Objective(tiny_loaded(MODEL), SAMPLES, progress=False), MOVES, stride=stride, path=path)
+    again = greedy_order(Objective(tiny_loaded(MODEL), SAMPLES, progress=False), STEPS, stride=stride, path=path)
     assert again == order  # nothing to do
 
 
 def test_another_order_is_not_continued(objective, tmp_path):
     path = tmp_path / "order.json"
-    short = greedy_order(objective, MOVES, steps=2, path=path, progress=False)
+    short = greedy_order(objective, STEPS, steps=2, path=path, progress=False)
     assert len(short.taken) == 2
     for options in ({"penalty": 2.0}, {"stride": 0.1}, {"start": Plan.full(objective.geometry).at([1], ffn=Skip())}):
-        with pytest.raises(PlanError, match="of other moves, knobs, model or samples"):
-            greedy_order(objective, MOVES, path=path, progress=False, **options)
-    longer = greedy_order(objective, MOVES, steps=3, path=path, progress=False)
+        with pytest.raises(PlanError, match="of other candidates, knobs, model or samples"):
+            greedy_order(objective, STEPS, path=path, progress=False, **options)
+    longer = greedy_order(objective, STEPS, steps=3, path=path, progress=False)
     assert longer.taken[:2] == short.taken
     path.write_text(path.read_text().replace('"taken"', '"took"'))
     with pytest.raises(PlanError, match="unknown key 'took'"):
-        greedy_order(objective, MOVES, path=path, progress=False)
+        greedy_order(objective, STEPS, path=path, progress=False)
 
 
 def test_a_stride_saves_evaluations():
@@ -199,7 +214,7 @@ def test_a_stride_saves_evaluations():
 
 def test_gsop(objective):
     order = gsop_order(objective, progress=False)
-    made = [str(order.moves[i]) for i in order.taken]
+    made = [str(order.candidates[i]) for i in order.taken]
     assert set(made[:2]) == {"layer 4: attention skip", "layer 4: ffn skip"}  # dead work goes first, for nothing
     assert order.distances[:2] == (0.0, 0.0)
     last_read = max(made.index(f"layer {layer}: visible skip") for layer in range(LAYERS))
@@ -215,15 +230,19 @@ def test_gsop(objective):
 
 def test_an_order_serves_every_budget(objective, tmp_path):
     order = gsop_order(objective, stride=0.5, progress=False)
-    order = Order.load(order.save(tmp_path / "gsop.json"))
+    order = GreedyOrder.load(order.save(tmp_path / "gsop.json"))
     for kept in (1.0, 0.8, 0.5):
         plan = order.within(kept, visual=objective.visual, text=objective.text)
         steps = plan.provenance.knobs["steps"]
         assert objective.kept(plan) <= kept
         assert steps == 0 or objective.kept(order.plan(steps - 1)) > kept
-    with pytest.raises(PlanError, match=r"all 15 moves keep"):
+    old = order.model_dump_json().replace('"candidates"', '"moves"').replace('"schema_version":2', '"schema_version":1')
+    (tmp_path / "old.json").write_text(old)
+    with pytest.raises(PlanError, match=r"old.json is not a valid greedyorder: it is an order of schema 1"):
+        GreedyOrder.load(tmp_path / "old.json")
+    with pytest.raises(PlanError, match=r"all 15 steps keep"):
         order.within(0.01, visual=objective.visual, text=objective.text)
-    with pytest.raises(PlanError, match="16 moves were asked for"):
+    with pytest.raises(PlanError, match="16 steps were requested"):
         order.plan(16)
 
 
@@ -231,20 +250,20 @@ def test_redundancylens(objective):
     attention = redundancylens_order(objective, "attention", preranked=2, window=2, progress=False)
     ffn = redundancylens_order(objective, "ffn", preranked=2, ratio=0.1, progress=False)
     for order in (attention, ffn):
-        layers = [order.moves[i].layer for i in order.taken]
+        layers = [order.candidates[i].layer for i in order.taken]
         assert layers[:2] == [4, 3]
         assert sorted(layers) == list(range(LAYERS))
         assert order.distances[0] == 0.0
     joined = attention.plan(3) | ffn.plan(2)
     assert objective(joined) > 0
     assert joined.layers[4] == LayerPlan(attention=Window(2), ffn=Neurons(0.1, probe=0.1))
-    with pytest.raises(PlanError, match="6 layers were to be ranked beforehand"):
+    with pytest.raises(PlanError, match="6 layers were to be ranked first"):
         redundancylens_order(objective, "ffn", preranked=6)
 
 
 def test_the_penalty_weighs_losses(objective):
     """With samples that lose and others that win by the same move, a large penalty chooses another."""
-    a, b = Move(layer=0, cells=ATTENTION), Move(layer=0, cells=FFN)
+    a, b = Step(layer=0, cells=ATTENTION), Step(layer=0, cells=FFN)
     table = {"start": (1.0, 1.0), "a": (0.2, 1.5), "b": (0.9, 1.0)}  # a: -0.8 and +0.5; b: -0.1 and nothing
     full = Plan.full(objective.geometry)
     known = {full.layers: table["start"], a.on(full).layers: table["a"], b.on(full).layers: table["b"]}
@@ -257,15 +276,19 @@ def test_the_penalty_weighs_losses(objective):
 # DOP
 
 
+def depthwise(geometry, attention, ffn, ratio):
+    return methods.dop(geometry, attention=attention, ffn=ffn, keep=ratio, rank="diversity")
+
+
 def test_dop_sums_three_distances(objective):
     g = objective.geometry
     choice = dop(objective, kept=0.6, ratios=(1.0, 0.5), brute=100, progress=False)
     a, f, r = choice.attention_depth, choice.ffn_depth, choice.ratio
     parts = [(a, LAYERS, 1.0), (LAYERS, f, 1.0), (LAYERS, LAYERS, r)]
-    assert choice.additive == pytest.approx(sum(objective(depthwise_plan(g, *p, "diversity")) for p in parts))
+    assert choice.additive == pytest.approx(sum(objective(depthwise(g, *p)) for p in parts))
     assert choice.joint == objective(choice.plan)
     assert choice.kept == pytest.approx(objective.kept(choice.plan))
-    grid = [depthwise_plan(g, *p, "diversity") for p in product(range(LAYERS + 1), range(LAYERS + 1), (1.0, 0.5))]
+    grid = [depthwise(g, *p) for p in product(range(LAYERS + 1), range(LAYERS + 1), (1.0, 0.5))]
     within = [plan for plan in grid if objective.kept(plan) <= 0.6]
     assert choice.plan.layers in [plan.layers for plan in within]
     assert choice.best == min(map(objective, within))

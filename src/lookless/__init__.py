@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .runtime.patching import Applied, apply
     from .runtime.tracing import Trace, trace
     from .search.depthwise import dop
-    from .search.greedy import Move, Order, greedy_order, gsop_order, redundancylens_order
+    from .search.greedy import GreedyOrder, Step, greedy_order, gsop_order, redundancylens_order
     from .search.interactions import repair
     from .search.objective import Objective, joint_distance
 
@@ -50,9 +50,9 @@ _LATER = {
     "Applied": "runtime.patching",
     "Evaluation": "evaluation",
     "Loaded": "loading",
-    "Move": "search.greedy",
     "Objective": "search.objective",
-    "Order": "search.greedy",
+    "Step": "search.greedy",
+    "GreedyOrder": "search.greedy",
     "Sample": "data",
     "Samples": "data",
     "Trace": "runtime.tracing",
@@ -81,20 +81,20 @@ __all__ = [
     "Filter",
     "Full",
     "Geometry",
+    "GreedyOrder",
     "Keep",
     "LayerPlan",
     "Loaded",
     "LooklessError",
-    "Move",
     "Neurons",
     "Objective",
-    "Order",
     "Plan",
     "Sample",
     "Samples",
     "Scores",
     "Sink",
     "Skip",
+    "Step",
     "Top",
     "Trace",
     "Window",

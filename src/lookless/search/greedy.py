@@ -1,7 +1,7 @@
-"""Greedy search: changes made one after the other, each the one that hurts least given those before it.
+"""Greedy search: changes made one by one, each the one that costs least given those before it.
 
-The order it gives serves every budget, from one layer to all. GSOP sorts operations so, RedundancyLens layers. The
-distance of a plan is an :class:`~lookless.search.objective.Objective`'s, in nats, of all its changes together.
+The resulting order serves every budget, from one layer to all. GSOP sorts operations this way, RedundancyLens layers.
+The distance of a plan is its :class:`~lookless.search.objective.Objective`, in nats, of all its changes together.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import fmean
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from .. import files
 from ..cells import Cell, Full, Neurons, Skip, Window
@@ -23,13 +23,13 @@ from ..plan import Plan, Provenance
 from ..progress import shown
 from .objective import Objective, share_kept
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SLACK = 1e-9  # of prices of one plan, summed in another order
 
-_Found = TypeVar("_Found", bound="Found")
+_Result = TypeVar("_Result", bound="SearchResult")
 
 
-class Found(BaseModel):
+class SearchResult(BaseModel):
     """What a search found; frozen.
 
     Attributes:
@@ -51,13 +51,13 @@ class Found(BaseModel):
         return Path(path)
 
     @classmethod
-    def load(cls: type[_Found], path: str | Path) -> _Found:
+    def load(cls: type[_Result], path: str | Path) -> _Result:
         """Raises: PlanError: no such file, an unknown key, or a newer schema."""
         return files.load(Path(path), cls, PlanError, SCHEMA_VERSION)
 
 
-class Move(BaseModel):
-    """Cells to set in one layer: those of ``cells`` that are not ``Full``."""
+class Step(BaseModel):
+    """One change of a plan: the cells to set in one layer, those of ``cells`` that are not ``Full``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -69,52 +69,63 @@ class Move(BaseModel):
         return {column: cell for column in COLUMNS if (cell := getattr(self.cells, column)) != Full()}
 
     def on(self, plan: Plan) -> Plan:
-        """``plan`` with this move made."""
+        """``plan`` with this change made."""
         return plan.at([self.layer], **self.set)
 
     def __str__(self) -> str:
         return f"layer {self.layer}: " + ", ".join(f"{column} {cell}" for column, cell in self.set.items())
 
 
-class Order(Found):
-    """Moves in the order in which they are made; its beginnings serve every budget.
+class GreedyOrder(SearchResult):
+    """Steps in the order in which they are applied; each prefix of it is the plan for a budget.
 
     Attributes:
-        start: the plan the first move is made on.
-        moves: all there were to choose from; the first ``preranked`` were made first, as given.
-        taken: indices of ``moves``, in order.
-        distances: of the plan after each of ``taken``, all moves so far made.
-        waiting: what is left by the last ranking, best first; ``ranked_at`` is the distance then.
+        start: the plan to which the first step is applied.
+        candidates: all candidate steps; the first ``preranked`` are applied first, in the given order.
+        taken: indices of ``candidates``, in the order applied.
+        distances: of the plan after each of ``taken``, in nats.
+        waiting: candidates left by the last ranking, best first; ``ranked_at`` is the distance at that ranking.
     """
 
     start: Plan
-    moves: tuple[Move, ...]
+    candidates: tuple[Step, ...]
     preranked: int = 0
     taken: tuple[int, ...] = ()
     distances: tuple[float, ...] = ()
     waiting: tuple[int, ...] = ()
     ranked_at: float = 0.0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_this_schema(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "moves" in data:
+            raise PlanError("it is an order of schema 1, and this lookless reads schema 2: search again.")
+        return data
+
     def plan(self, steps: int | None = None) -> Plan:
-        """The plan after ``steps`` moves, all by default.
+        """The plan after ``steps`` steps, all by default.
 
         Raises:
-            PlanError: the order has not so many.
+            PlanError: the order does not have as many.
         """
         steps = len(self.taken) if steps is None else steps
         if not 0 <= steps <= len(self.taken):
-            raise PlanError(f"{steps} moves were asked for and the order has {len(self.taken)}.")
+            raise PlanError(f"{steps} steps were requested and the order has {len(self.taken)}.")
         plan = self.start
         for index in self.taken[:steps]:
-            plan = self.moves[index].on(plan)
+            plan = self.candidates[index].on(plan)
         knobs = {**self.provenance.knobs, "steps": steps}
         return plan.model_copy(update={"provenance": self.provenance.model_copy(update={"knobs": knobs})})
 
     def within(self, kept: float, *, visual: float, text: float) -> Plan:
-        """The plan of the fewest moves that keeps at most ``kept`` of the FLOPs of a prompt of so many tokens.
+        """The plan of the fewest steps that keeps at most ``kept`` of the prefill FLOPs.
+
+        Args:
+            kept: a share of the full model's.
+            visual, text: tokens of the prompt.
 
         Raises:
-            PlanError: all moves together keep more, or the order knows no geometry.
+            PlanError: all steps together keep more, or the order has no geometry.
         """
         if self.start.geometry is None:
             raise PlanError(
@@ -125,19 +136,19 @@ class Order(Found):
             share = share_kept(plan, self.start.geometry, visual, text)
             if share <= kept + SLACK:
                 return plan
-        raise PlanError(f"all {len(self.taken)} moves keep {share:.1%} of the FLOPs, and {kept:.1%} were asked for.")
+        raise PlanError(f"all {len(self.taken)} steps keep {share:.1%} of the FLOPs, and {kept:.1%} were requested.")
 
     def __str__(self) -> str:
         rows = zip(self.taken, self.distances, strict=True)
-        return "\n".join(f"{i:>5}  {d:10.6f}  {self.moves[m]}" for i, (m, d) in enumerate(rows, start=1))
+        return "\n".join(f"{i:>5}  {d:10.6f}  {self.candidates[m]}" for i, (m, d) in enumerate(rows, start=1))
 
 
 def greedy_order(
     objective: Objective,
-    moves: Iterable[Move],
+    candidates: Iterable[Step],
     *,
     method: str = "greedy",
-    first: Sequence[Move] = (),
+    first: Sequence[Step] = (),
     start: Plan | None = None,
     steps: int | None = None,
     limit: float | None = None,
@@ -145,42 +156,37 @@ def greedy_order(
     stride: float | None = None,
     path: str | Path | None = None,
     progress: bool = True,
-) -> Order:
-    """Again and again the move that hurts least, given those already made; of equal ones, the deepest.
+) -> GreedyOrder:
+    """Repeatedly apply the candidate that costs least, given those already applied; of equal ones the deepest.
 
     Args:
-        moves: to choose from.
+        objective: measures plans.
+        candidates: to choose from.
         method: the order's name in its provenance.
-        first: moves made first, as they come.
+        first: steps applied first, in this order.
         start: the plan to begin from, full by default.
-        steps: at most so many moves, with ``first``; all by default.
-        limit: stop before the move that takes the distance above this many nats.
-        penalty: a sample whose distance rises by a move counts this many times one whose distance falls by as much.
-        stride: follow one ranking of the moves until the distance is this many nats above where it was ranked, and only
-            then rank anew (GSOP's reuse of rankings); at 0, moves that cost nothing are taken together. None ranks
-            before every move, ``n (n + 1) / 2`` evaluations for n moves.
-        path: saved there after every move; an order found there goes on where it stopped.
+        steps: at most so many, ``first`` included; all by default.
+        limit: stop before the step that takes the distance above this many nats.
+        penalty: a sample whose distance rises by a step counts this many times one whose distance falls by as much.
+        stride: follow one ranking of the candidates until the distance is this many nats above where it was ranked,
+            then rank again (GSOP's reuse of rankings). At 0, steps that cost nothing are taken together. None ranks
+            before every step: ``n (n + 1) / 2`` evaluations for n candidates.
+        path: the order is saved there after every step; an order found there is resumed.
         progress: show a bar on standard error.
 
     Raises:
-        PlanError: at ``path`` is an order of something else; or a move that cannot be made.
+        PlanError: at ``path`` is an order of something else; or a step cannot be applied.
     """
     knobs: dict[str, int | float | str] = {"penalty": penalty, **({} if stride is None else {"stride": stride})}
-    order = fresh = Order(
+    order = GreedyOrder(
         start=start or Plan.full(objective.geometry),
-        moves=(*first, *moves),
+        candidates=(*first, *candidates),
         preranked=len(first),
         provenance=objective.made_by(method, **knobs),
     )
     if path is not None and Path(path).exists():
-        order = Order.load(path)
-        unset = ("taken", "distances", "waiting", "ranked_at", "evaluations", "seconds")
-        if order.model_copy(update={name: getattr(fresh, name) for name in unset}) != fresh:
-            raise PlanError(
-                f"{path} holds an order by {order.provenance.method} of other moves, knobs, model or samples than this "
-                f"one by {method}: give another path, or remove the file."
-            )
-    wanted = len(order.moves) if steps is None else min(steps, len(order.moves))
+        order = _resumed(Path(path), order)
+    wanted = len(order.candidates) if steps is None else min(steps, len(order.candidates))
     for _ in shown(range(len(order.taken), wanted), f"{method} order", progress):
         started, evaluations = time.perf_counter(), objective.evaluations
         after = _extended(objective, order, penalty, stride)
@@ -196,32 +202,57 @@ def greedy_order(
     return order
 
 
-def _extended(objective: Objective, order: Order, penalty: float, stride: float | None) -> Order:
-    """``order`` with one more move."""
+def _resumed(path: Path, fresh: GreedyOrder) -> GreedyOrder:
+    """The order at ``path``, if it is ``fresh`` with steps taken.
+
+    Raises:
+        PlanError: it is another.
+    """
+    order = GreedyOrder.load(path)
+    unset = ("taken", "distances", "waiting", "ranked_at", "evaluations", "seconds")
+    if order.model_copy(update={name: getattr(fresh, name) for name in unset}) != fresh:
+        raise PlanError(
+            f"{path} holds an order by {order.provenance.method} of other candidates, knobs, model or samples than "
+            f"this one by {fresh.provenance.method}: give another path, or remove the file."
+        )
+    return order
+
+
+def _extended(objective: Objective, order: GreedyOrder, penalty: float, stride: float | None) -> GreedyOrder:
+    """``order`` with one more step."""
     plan, waiting, ranked_at = order.plan(), order.waiting, order.ranked_at
     if len(order.taken) < order.preranked:
         chosen = len(order.taken)
     else:
-        stale = not waiting or stride is None
-        if not stale and stride is not None:
-            stale = objective(order.moves[waiting[0]].on(plan)) - ranked_at > stride
-        if stale:
-            before = objective.per_sample(plan)
-            cost = {}
-            for index in sorted(set(range(len(order.moves))) - set(order.taken)):
-                move = order.moves[index]
-                rises = [b - a for a, b in zip(before, objective.per_sample(move.on(plan)), strict=True)]
-                cost[index] = (fmean(penalty * rise if rise > 0 else rise for rise in rises), -move.layer, index)
-            waiting, ranked_at = tuple(sorted(cost, key=cost.__getitem__)), fmean(before)
+        if _is_stale(objective, order, plan, stride):
+            waiting, ranked_at = _ranked(objective, order, plan, penalty)
         chosen, waiting = waiting[0], waiting[1:]
     return order.model_copy(
         update={
             "taken": (*order.taken, chosen),
-            "distances": (*order.distances, objective(order.moves[chosen].on(plan))),
+            "distances": (*order.distances, objective(order.candidates[chosen].on(plan))),
             "waiting": waiting if stride is not None else (),
             "ranked_at": ranked_at if stride is not None else 0.0,
         }
     )
+
+
+def _is_stale(objective: Objective, order: GreedyOrder, plan: Plan, stride: float | None) -> bool:
+    """Whether the candidates have to be ranked again."""
+    if not order.waiting or stride is None:
+        return True
+    return objective(order.candidates[order.waiting[0]].on(plan)) - order.ranked_at > stride
+
+
+def _ranked(objective: Objective, order: GreedyOrder, plan: Plan, penalty: float) -> tuple[tuple[int, ...], float]:
+    """Indices of the candidates not taken, best first, and the distance of ``plan``."""
+    before = objective.per_sample(plan)
+    cost = {}
+    for index in sorted(set(range(len(order.candidates))) - set(order.taken)):
+        step = order.candidates[index]
+        rises = [b - a for a, b in zip(before, objective.per_sample(step.on(plan)), strict=True)]
+        cost[index] = (fmean(penalty * rise if rise > 0 else rise for rise in rises), -step.layer, index)
+    return tuple(sorted(cost, key=cost.__getitem__)), fmean(before)
 
 
 def gsop_order(
@@ -232,18 +263,23 @@ def gsop_order(
     stride: float | None = None,
     path: str | Path | None = None,
     progress: bool = True,
-) -> Order:
-    """GSOP (arXiv 2507.02909v1): operations of all layers sorted greedily; a layer has three for visual tokens.
+) -> GreedyOrder:
+    """GSOP (arXiv 2507.02909v1): operations of all layers sorted greedily; each layer has three on visual tokens.
 
-    They are to be read (``visible``), to ask (``attention``) and to be transformed (``ffn``). Departures: distance in
-    place of GQA's exact match; one group of visual tokens, not two by tower attention; no set of dangerous operations
-    left out beforehand, and the free depths its code searches by bisection are what ``stride=0`` takes at once. That
-    what nobody reads may go is no rule here but a result: such work is dead, and costs nothing.
+    Their keys are read (``visible``), they issue queries (``attention``), and they pass the FFN (``ffn``). Departures:
+    the objective's distance instead of exact match on GQA; one group of visual tokens, not two by tower attention; no
+    set of dangerous operations excluded beforehand; and ``stride=0`` takes at once the free depths that the authors'
+    code finds by bisection. There is no rule for dead work: it costs nothing, so it is taken first.
+
+    Args:
+        objective: measures plans.
+        steps, limit, stride, path, progress: as in :func:`greedy_order`.
     """
     operations = (LayerPlan(visible=Skip()), LayerPlan(attention=Skip()), LayerPlan(ffn=Skip()))
-    moves = [Move(layer=layer, cells=cells) for layer, cells in product(range(objective.geometry.layers), operations)]
+    layers = range(objective.geometry.layers)
+    candidates = [Step(layer=layer, cells=cells) for layer, cells in product(layers, operations)]
     return greedy_order(
-        objective, moves, method="gsop", steps=steps, limit=limit, stride=stride, path=path, progress=progress
+        objective, candidates, method="gsop", steps=steps, limit=limit, stride=stride, path=path, progress=progress
     )
 
 
@@ -259,23 +295,32 @@ def redundancylens_order(
     steps: int | None = None,
     path: str | Path | None = None,
     progress: bool = True,
-) -> Order:
-    """RedundancyLens' hybrid layer ranking (arXiv 2501.19036), an order for each operator; their plans join with ``|``.
+) -> GreedyOrder:
+    """RedundancyLens' hybrid layer ranking (arXiv 2501.19036) for one operator; ``|`` combines the plans of both.
 
     The last ``preranked`` layers come first, from the end backwards; the others by greedy search, in which a loss
-    counts ``penalty`` times a gain. Departures: loss and gain are of each sample's distance by one more
-    layer, where the paper takes benchmark scores of some 2350 samples; and probes are evenly spaced, not drawn.
+    counts ``penalty`` times a gain. Departures: loss and gain are the change of each sample's distance by one more
+    layer, where the paper takes benchmark scores of some 2350 samples; and probes are evenly spaced, not random.
+
+    Args:
+        objective: measures plans.
+        operator: the one whose layers are ranked.
+        preranked: layers taken first, from the last one backwards.
+        penalty: weight of a loss against a gain.
+        window: of the reduced attention, in visual tokens.
+        ratio, probe: shares of the reduced FFN's neurons kept, and of visual tokens they are chosen by.
+        steps, path, progress: as in :func:`greedy_order`.
 
     Raises:
         PlanError: ``preranked`` is negative or more than the model's layers.
     """
     layers = objective.geometry.layers
     if not 0 <= preranked <= layers:
-        raise PlanError(f"{preranked} layers were to be ranked beforehand and the model has {layers}.")
+        raise PlanError(f"{preranked} layers were to be ranked first and the model has {layers}.")
     cells = (
         LayerPlan(attention=Window(window)) if operator == "attention" else LayerPlan(ffn=Neurons(ratio, probe=probe))
     )
-    backwards = [Move(layer=layer, cells=cells) for layer in reversed(range(layers))]
+    backwards = [Step(layer=layer, cells=cells) for layer in reversed(range(layers))]
     return greedy_order(
         objective,
         backwards[preranked:],
