@@ -21,3 +21,25 @@ torch.manual_seed(0)
 def reference() -> lookless.Loaded:
     """The shipped model. Tests that put a plan on it take it off again."""
     return lookless.load_model("reference")
+
+
+@pytest.fixture
+def image(tmp_path):
+    """The file of an image."""
+    path = tmp_path / "chart.png"
+    lookless.load_data("reference:chart", limit=1).items[0].images[0].save(path)
+    return path
+
+
+@pytest.fixture
+def plan(tmp_path, reference):
+    """The folder of a plan for the shipped model."""
+    from lookless.runtime.families import geometry_of
+
+    made = (
+        lookless.Plan.full(geometry_of(reference.model))
+        .at([5, 8, 11], attention=lookless.Skip())
+        .made_by(method="test")
+    )
+    made.save_pretrained(tmp_path / "plan")
+    return tmp_path / "plan"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 
 import pytest
@@ -10,16 +9,14 @@ import torch
 from torch.nn import functional as F
 
 from helpers.compare import TOLERANCE, far
-from helpers.families import FAMILIES, SPECIAL
+from helpers.families import FAMILIES
 from helpers.models import LAYERS, batch, prompt
 from helpers.models import VISUAL as V
+from helpers.plans import FAST, FULL, SKIP
 from helpers.slow_reference import slow_logits
-from lookless import Filter, Full, Keep, Neurons, Plan, Sink, Skip, Top, Window, apply, trace
+from lookless import Keep, Skip, apply, trace
 from lookless.errors import ModelError
 
-FULL = Plan.full(LAYERS)
-SKIP = FULL.at([0, 2], attention=Skip()).at([1, 2], ffn=Skip())
-FAST = FULL.at([2], keep=Keep(0.3, rank="last_query_attention"))
 TOWER = FULL.at([0], keep=Keep(0.4, rank="tower_attention"))
 LLAVA = FAMILIES["llava"]
 
@@ -202,203 +199,6 @@ def test_the_model_without_its_head(name):
 
 
 # masks
-
-
-def causal_mask(*runs: int, dtype: torch.dtype = torch.bool) -> torch.Tensor:
-    """``[1, 1, n, n]``: sequences of these lengths one behind the other, each causal; of padding, where negative."""
-    n = sum(map(abs, runs))
-    allowed, at = torch.zeros(n, n, dtype=torch.bool), 0
-    for run in runs:
-        if run > 0:
-            allowed[at : at + run, at : at + run] = torch.ones(run, run).tril().bool()
-        at += abs(run)
-    allowed = allowed[None, None]
-    return allowed if dtype == torch.bool else torch.zeros(1, 1, n, n).masked_fill(~allowed, torch.finfo(dtype).min)
-
-
-BY_RANK = {
-    rank: FULL.at([2], keep=Keep(0.4, rank=rank)).at([3], attention=Top(0.3, rank=rank))
-    for rank in ("last_query_attention", "instruction_attention", "mutual_attention", "text_raters", "value_aware")
-}
-OTHERS = {
-    "skip": SKIP,
-    "window": FULL.at([0, 1, 3], attention=Window(5)),
-    "blind": FULL.at([1], visible=Skip()),
-    "sink": FULL.at([1], visible=Sink()),
-    "neurons": FULL.at([1, 2], ffn=Neurons(0.3, probe=0.3)),
-}
-
-
-@pytest.mark.parametrize("plan", {**BY_RANK, **OTHERS})
-@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
-@torch.no_grad()
-def test_a_mask_of_every_row_is_what_a_mask_of_padding_is(model, plan, dtype):
-    """As a static cache has it made."""
-    plan = {**BY_RANK, **OTHERS}[plan]
-    arguments = LLAVA.batch("padded left")
-    real = arguments["attention_mask"].bool()
-    wide = torch.cat([causal_mask(-int((~r).sum()), int(r.sum()), dtype=dtype) for r in real])
-    with apply(model, plan):
-        expected = model(**arguments).logits[real]
-        assert far(model(**{**arguments, "attention_mask": wide}).logits[real], expected) < TOLERANCE
-
-
-@pytest.mark.parametrize("plan", BY_RANK)
-@torch.no_grad()
-def test_ranks_do_not_see_the_padding_of_a_static_cache(model, plan):
-    arguments = LLAVA.arguments((5, "image", 9), (2, "image", 4))
-    plan = Plan(layers=tuple(row.model_copy(update={"keep": Full()}) for row in BY_RANK[plan].layers))  # none dropped
-    options = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0, "suppress_tokens": SPECIAL}
-    options |= {"return_dict_in_generate": True, "output_logits": True}
-    with apply(model, plan):
-        static, dynamic = (
-            model.generate(**arguments, **options, **kind).logits for kind in ({"cache_implementation": "static"}, {})
-        )
-    assert far(torch.stack(static), torch.stack(dynamic)) < TOLERANCE
-
-
-@pytest.mark.parametrize("plan", BY_RANK)
-@torch.no_grad()
-def test_ranks_read_through_a_mask_of_the_callers_own(model, plan):
-    """Words of another prompt before this one, that nobody of this one may read, change nothing."""
-    alone, before = LLAVA.batch("one image"), torch.arange(1, 7)[None]
-    n = alone["input_ids"].shape[1]
-    joined = {
-        "input_ids": torch.cat((before, alone["input_ids"]), 1),
-        "pixel_values": alone["pixel_values"],
-        "position_ids": torch.cat((torch.arange(6), torch.arange(n)))[None],
-        "attention_mask": causal_mask(6, n),
-    }
-    with apply(model, BY_RANK[plan]):
-        expected = model(**alone).logits
-        assert far(model(**joined).logits[:, 6:], expected) < TOLERANCE
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@torch.no_grad()
-def test_what_a_mask_adds_to_scores_is_added(attention):
-    """A layer in which nothing is spared but queries that nobody reads is the stock layer; ranks feel the mask."""
-    model, arguments = LLAVA.build(attention), LLAVA.batch("one image")
-    n = arguments["input_ids"].shape[1]
-    bias = -3 * torch.rand(1, 1, n, n, generator=torch.Generator().manual_seed(0))
-    masked = {**arguments, "attention_mask": causal_mask(n, dtype=torch.float32) + bias}
-    with apply(model, FULL.at([LAYERS - 1], attention=Skip(), ffn=Skip())):
-        planned = model(**masked, logits_to_keep=7).logits
-    assert far(planned, model(**masked, logits_to_keep=7).logits) < TOLERANCE
-    steered = causal_mask(n, dtype=torch.float32)
-    steered[..., -1, 5:15] = -1e4  # the last word does not look at the first ten visual tokens
-    with apply(model, FULL.at([2], keep=Keep(count=6, rank="last_query_attention"))):
-        cache = model(**{**arguments, "attention_mask": steered}, use_cache=True).past_key_values
-    assert cache.layers[2].places[0].tolist() == [*range(5), *range(15, n)]
-
-
-@pytest.mark.parametrize("plan", ["skip", "window", "blind"])
-@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
-@torch.no_grad()
-def test_packed_sequences_do_not_read_each_other(name, plan):
-    family = FAMILIES[name]
-    model = family.build()
-    one, other = family.arguments((5, "image", 7)), family.arguments((3, "wide", 4), seed=1)
-    along = {"input_ids": 1, "mm_token_type_ids": 1}
-    packed = {k: torch.cat((one[k], other[k]), along.get(k, 0)) for k in one if k != "attention_mask"}
-    starts = [torch.arange(a["input_ids"].shape[1]) for a in (one, other)]
-    positions = torch.cat(starts)[None]
-    if family.mrope:
-        grids = ("input_ids", "mm_token_type_ids", "image_grid_thw")
-        rope = [model.model.get_rope_index(**{k: a[k] for k in grids})[0] for a in (one, other)]
-        positions = torch.cat((positions[None], torch.cat(rope, -1)))
-    with apply(model, OTHERS[plan]):
-        expected = torch.cat([model(**a, use_cache=False).logits for a in (one, other)], 1)
-        assert far(model(**packed, position_ids=positions, use_cache=False).logits, expected) < TOLERANCE
-
-
-@torch.no_grad()
-def test_packed_sequences_are_not_ranked_as_one(model):
-    arguments = {k: torch.cat((v, v), int(k == "input_ids")) for k, v in LLAVA.batch("one image").items()}
-    arguments["attention_mask"] = None
-    arguments["position_ids"] = torch.arange(28).repeat(2)[None]
-    for plan in (FAST, OTHERS["sink"], OTHERS["neurons"]):
-        with apply(model, plan), pytest.raises(ModelError, match=r"position_ids that restart .* one prompt a row"):
-            model(**arguments, use_cache=False)
-
-
-# what generate cuts and joins
-
-
-CHUNKS = {"skip": SKIP, "window": OTHERS["window"], "withdraw": FULL.at([3], keep=Keep(0))}
-WHOLE = {
-    "keep": FULL.at([1], keep=Keep(0.5, rank="random")),
-    "top": FULL.at([1], attention=Top(0.5, rank="random")),
-    "sink": OTHERS["sink"],
-    "neurons": OTHERS["neurons"],
-    "blind": OTHERS["blind"],
-    "decode": FULL.at([2], decode=Skip()),
-    "filter": FULL.at([2], keep=Filter()),
-}
-GREEDY = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "suppress_tokens": SPECIAL}
-LOGITS = {"return_dict_in_generate": True, "output_logits": True}
-
-
-@pytest.mark.parametrize(
-    ("plan", "size"), [*((plan, size) for plan in CHUNKS for size in (4, 9, 200)), ("skip", 1), ("withdraw", 1)]
-)
-@torch.no_grad()
-def test_a_prompt_in_chunks_is_the_prompt(model, plan, size):
-    """Where a cell does to each visual token what it does to it alone; 9 leaves one token for the last chunk."""
-    arguments = LLAVA.batch("one image")
-    with apply(model, CHUNKS[plan]):
-        expected = torch.stack(model.generate(**arguments, **GREEDY, **LOGITS).logits)
-        chunked = torch.stack(model.generate(**arguments, **GREEDY, **LOGITS, prefill_chunk_size=size).logits)
-    assert far(chunked, expected) < TOLERANCE
-
-
-@pytest.mark.parametrize("plan", WHOLE)
-@torch.no_grad()
-def test_a_chunk_is_not_taken_for_a_prompt(model, plan):
-    arguments, text = LLAVA.batch("one image"), batch(prompt(20))
-    config = copy.deepcopy(model.generation_config)
-    config.prefill_chunk_size = 9
-    with apply(model, WHOLE[plan]):
-        for options in ({"prefill_chunk_size": 9}, {"generation_config": config}):
-            with pytest.raises(ModelError, match=r"prefill_chunk_size=9 cuts this prompt of 28 tokens .* \(.*\) needs"):
-                model.generate(**arguments, **GREEDY, **options)
-        expected = model.generate(**arguments, **GREEDY)
-        assert torch.equal(model.generate(**arguments, **GREEDY, prefill_chunk_size=28), expected)
-        assert torch.equal(model.generate(**text, **GREEDY, prefill_chunk_size=9), model.generate(**text, **GREEDY))
-    with apply(model, OTHERS["window"]), pytest.raises(ModelError, match="prefill_chunk_size=1 cuts"):
-        model.generate(**arguments, **GREEDY, prefill_chunk_size=1)
-    assert "generate" not in model.__dict__
-
-
-ASSISTED = {**BY_RANK, "skip": SKIP, "filter": FULL.at([2, 3], keep=Filter(cosine=2.0, norm=0.02))}
-
-
-@pytest.mark.parametrize("plan", ASSISTED)
-@torch.no_grad()
-def test_a_draft_behind_the_prompt_is_not_the_question(model, assistant, plan):
-    """Drafts from the prompt itself, and from another model: always the answers of the plan by itself."""
-    for seed in range(6):
-        arguments = LLAVA.arguments((5, "image", 9), seed=seed)
-        arguments["input_ids"][0, -3:] = arguments["input_ids"][0, -7:-4]  # so that there is something to look up
-        with apply(model, ASSISTED[plan]):
-            expected = model.generate(**arguments, **GREEDY)
-            assert torch.equal(model.generate(**arguments, **GREEDY, prompt_lookup_num_tokens=4), expected)
-            assert torch.equal(model.generate(**arguments, **GREEDY, assistant_model=assistant), expected)
-
-
-@pytest.mark.parametrize("plan", BY_RANK)
-@torch.no_grad()
-def test_an_answer_is_scored_as_it_was_written(model, plan):
-    """Prompt and answer in one call, with the logits kept that the answer was read from."""
-    arguments = LLAVA.batch("one image")
-    with apply(model, BY_RANK[plan]):
-        answer = model.generate(**arguments, **GREEDY, **LOGITS)
-        whole = {"input_ids": answer.sequences, "pixel_values": arguments["pixel_values"]}
-        logits = model(**whole, logits_to_keep=6).logits[0, :-1]
-    assert far(logits, torch.cat(answer.logits)) < TOLERANCE
-
-
-# training
 
 
 @torch.no_grad()

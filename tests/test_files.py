@@ -9,25 +9,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
+from helpers.cli import fails
 from lookless import Geometry, Plan, Scores
-from lookless.cli.main import app
 from lookless.errors import LooklessError
 from lookless.files import check_out, write_bytes, write_text
 from lookless.plan import FILE_NAME
-
-runner = CliRunner()
-
-
-def fails(*arguments) -> str:
-    """The one sentence of a refused command."""
-    result = runner.invoke(app, [str(a) for a in arguments], prog_name="lookless")
-    assert (result.exit_code, result.stdout) == (2, ""), result.output
-    [line] = result.stderr.strip().splitlines()
-    assert line.startswith("lookless: ")
-    return line
-
 
 PLAN = json.loads(Plan.full(Geometry.preset("LLaVA-1.5-7B")).to_json())
 PLAIN = json.dumps(PLAN)

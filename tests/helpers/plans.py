@@ -50,6 +50,22 @@ DECODE = {
 }
 PLANS = {**STATIC, **RANKED}
 
+SKIP = FULL.at([0, 2], attention=Skip()).at([1, 2], ffn=Skip())
+FAST = FULL.at([2], keep=Keep(0.3, rank="last_query_attention"))
+#: ranks that need to know which row reads for the prompt
+BY_RANK = {
+    rank: FULL.at([2], keep=Keep(0.4, rank=rank)).at([3], attention=Top(0.3, rank=rank))
+    for rank in ("last_query_attention", "instruction_attention", "mutual_attention", "text_raters", "value_aware")
+}
+#: cells without such a rank
+OTHERS = {
+    "skip": SKIP,
+    "window": FULL.at([0, 1, 3], attention=Window(5)),
+    "blind": FULL.at([1], visible=Skip()),
+    "sink": FULL.at([1], visible=Sink()),
+    "neurons": FULL.at([1, 2], ffn=Neurons(0.3, probe=0.3)),
+}
+
 
 def random_row(rng: random.Random, *, static: bool = False) -> LayerPlan:
     """A row in which any cell may be anything, the degenerate ones too; no rank is of the tower."""
