@@ -32,7 +32,15 @@ from lookless.configs import Shape, shape_named
 from lookless.errors import GeometryError, ModelError, PlanError
 from lookless.flops import prefill
 from lookless.runtime.families import locate
+<<<<<<< HEAD
 from lookless.runtime.patching import prompts_of
+=======
+from lookless.runtime.patching import applied
+from lookless.runtime.prompts import prompts_of
+
+SMALL = Geometry(model_type="qwen3_vl", layers=LAYERS, hidden=64, intermediate=96, heads=4, kv_heads=2, head_dim=16)
+V, BEFORE, AFTER = 40, 5, 7
+>>>>>>> f1b6b75 (Runtime in parts under 300 lines, in the field's words; a rank is declared in ranks and computed by the function of its name)
 
 
 @pytest.fixture(scope="module")

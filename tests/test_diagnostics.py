@@ -13,7 +13,7 @@ from lookless.calibration.gradients import DIAGNOSTICS, diagnose, scores_by_name
 from lookless.calibration.sweep import calibrate
 from lookless.errors import DataError, ScoresError
 from lookless.runtime.families import geometry_of, locate
-from lookless.runtime.patching import prompts_of
+from lookless.runtime.prompts import prompts_of
 
 
 def said(model, arguments, answer=None):

@@ -92,7 +92,7 @@ def test_what_a_mask_adds_to_scores_is_added(attention):
     steered[..., -1, 5:15] = -1e4  # the last word does not look at the first ten visual tokens
     with apply(model, FULL.at([2], keep=Keep(count=6, rank="last_query_attention"))):
         cache = model(**{**arguments, "attention_mask": steered}, use_cache=True).past_key_values
-    assert cache.layers[2].places[0].tolist() == [*range(5), *range(15, n)]
+    assert cache.layers[2].positions[0].tolist() == [*range(5), *range(15, n)]
 
 
 @pytest.mark.parametrize("plan", ["skip", "window", "blind"])

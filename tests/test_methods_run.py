@@ -10,8 +10,8 @@ from helpers.compare import TOLERANCE, far, text_of
 from helpers.families import FAMILIES, model_of
 from helpers.slow_reference import slow_logits, tower_maps
 from lookless import apply
-from lookless.cells import RANKS
 from lookless.methods import METHODS
+from lookless.ranks import RANKS
 from lookless.runtime.families import FAMILIES as SUPPORTED
 from lookless.runtime.families import geometry_of
 
@@ -25,7 +25,7 @@ def reads_tower(plan) -> bool:
 def made(method, model, family):
     """The method's plan at its paper's relative depth, and whether the family's tower can be asked what it needs."""
     plan = METHODS[method].sample(geometry_of(model))
-    if reads_tower(plan) and SUPPORTED[model.config.model_type].watch is None:
+    if reads_tower(plan) and SUPPORTED[model.config.model_type].capture is None:
         pytest.skip(f"{family.name}: refused by name, as tests/test_cells.py checks")
     return plan
 

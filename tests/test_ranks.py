@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from lookless import Keep
-from lookless.cells import RANKS
+from lookless.ranks import RANKS
 from lookless.runtime.prompts import Prompts
-from lookless.runtime.ranks import RANKERS, View, recycle, select
+from lookless.runtime.ranks import RANKERS, recycle, select
+from lookless.runtime.view import View
 
 VISUAL = 24
 

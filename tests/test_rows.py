@@ -1,4 +1,4 @@
-"""Row sets by themselves: which rows, taken out, put back, and attended from, against attention written out in full."""
+"""Row sets by themselves: which rows, gathered, scattered, and attended from, against attention written out in full."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import torch
 
 from lookless import Window
 from lookless.layer_plan import LIVE, TEXT, VISUAL
+from lookless.runtime.calls import attend, causal_calls, padded_mask, scaled_dot_product, window_calls
 from lookless.runtime.prompts import Prompts
-from lookless.runtime.rows import attend, causal_calls, runs_of, scaled_dot_product, wide_mask, window_calls
+from lookless.runtime.rows import runs_of
 
 HEADS, WIDTH = 2, 4
 
@@ -19,7 +20,7 @@ LAYOUTS = {
     "two images": ["ttvvtvvvt"],
     "many images": ["tvtvtvtvtvtvtvtvtvt"],
     "batch alike": ["ttvvvt", "ttvvvt"],
-    "other places": ["ttvvvt", "tvvvtt"],
+    "other positions": ["ttvvvt", "tvvvtt"],
     "padded left": ["pptvvt", "ttvvtt"],
     "padded right": ["tvvtpp", "ttvvtt"],
     "padded alike": ["ptvvt", "ptvvt"],
@@ -45,27 +46,27 @@ def wanted(layout, kind):
 
 @pytest.mark.parametrize("kind", ["text", "visual", "live"])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_rows_are_taken_and_put_back(layout, kind):
+def test_rows_are_gathered_and_scattered(layout, kind):
     rows, mask = prompts_of(layout).rows(SETS[kind]), wanted(layout, kind)
     x = torch.randn(len(layout), len(layout[0]), 3)
-    compact = rows.take(x)
+    compact = rows.gather(x)
     assert rows.count == int(mask.sum())
     assert torch.equal(compact.reshape(-1, 3), x[mask])
     before = x.clone()
-    added = rows.add(x, compact)
+    added = rows.scatter_add(x, compact)
     assert torch.equal(x, before)
     assert torch.equal(added, torch.where(mask[..., None], 2 * x, x))
-    assert torch.equal(rows.put(x, 3 * compact), torch.where(mask[..., None], 3 * x, x))
-    assert torch.equal(rows.spread(compact)[mask], x[mask])  # what stands elsewhere nobody reads
+    assert torch.equal(rows.scatter(x, 3 * compact), torch.where(mask[..., None], 3 * x, x))
+    assert torch.equal(rows.to_sequences(compact)[mask], x[mask])  # what stands elsewhere nobody reads
     one = torch.randn(1, len(layout[0]), 3)  # rotary embeddings may be one for all prompts
-    assert torch.equal(rows.take(one).expand(*compact.shape), rows.take(one.expand_as(x)))
+    assert torch.equal(rows.gather(one).expand(*compact.shape), rows.gather(one.expand_as(x)))
     if rows.count:
-        wide, places = rows.rectangle(compact), rows.places.expand(len(layout), -1)
-        assert torch.equal(rows.compact(wide), compact)
-        for b, prompt in enumerate(places.tolist()):
+        padded, positions = rows.pad(compact), rows.positions.expand(len(layout), -1)
+        assert torch.equal(rows.unpad(padded), compact)
+        for b, prompt in enumerate(positions.tolist()):
             assert [p for p in prompt if p >= 0] == mask[b].nonzero().flatten().tolist()
             for slot, place in enumerate(prompt):
-                assert place < 0 or torch.equal(wide[b, slot], x[b, place])
+                assert place < 0 or torch.equal(padded[b, slot], x[b, place])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -75,12 +76,12 @@ def test_rows_within_rows(layout):
     live = prompts.rows(LIVE)
     for kind in ("text", "visual", "live"):
         rows = prompts.rows(SETS[kind])
-        assert torch.equal(rows.within(live).take(live.take(x)), rows.take(x))
+        assert torch.equal(rows.within(live).gather(live.gather(x)), rows.gather(x))
 
 
 def test_what_is_whole_is_not_copied():
     x = torch.randn(2, 6, 3)
-    assert prompts_of(["ttvvvt", "ttvvvt"]).rows(LIVE).take(x) is x
+    assert prompts_of(["ttvvvt", "ttvvvt"]).rows(LIVE).gather(x) is x
     assert not prompts_of(["ptvvvt", "ttvvvt"]).rows(LIVE).is_whole
 
 
@@ -116,8 +117,8 @@ def test_causal_attention(layout):
         if not rows.count:
             continue
         calls = causal_calls(rows, live)
-        out = attend(rows.take(q), live.take(k), live.take(v), calls, WIDTH**-0.5)
-        expected = rows.take(written_out(q, k, v, causal | torch.eye(n, dtype=torch.bool)))
+        out = attend(rows.gather(q), live.gather(k), live.gather(v), calls, WIDTH**-0.5)
+        expected = rows.gather(written_out(q, k, v, causal | torch.eye(n, dtype=torch.bool)))
         torch.testing.assert_close(out, expected)
 
 
@@ -133,14 +134,14 @@ def test_attention_of_all_prompts_at_once(layout, whole):
         rows = prompts.rows(SETS[kind])
         if not (rows.count and rows.packed):
             continue
-        places = torch.arange(n)[None] if whole else live.places
-        keys, values = ((live.spread if whole else live.rectangle)(live.take(x)).transpose(1, 2) for x in (k, v))
-        mask = wide_mask(rows, live, places, torch.float32)
-        queries = rows.rectangle(rows.take(q)).transpose(1, 2)
+        positions = torch.arange(n)[None] if whole else live.positions
+        keys, values = ((live.to_sequences if whole else live.pad)(live.gather(x)).transpose(1, 2) for x in (k, v))
+        mask = padded_mask(rows, live, positions, torch.float32)
+        queries = rows.pad(rows.gather(q)).transpose(1, 2)
         out = scaled_dot_product(queries, keys, values, mask, WIDTH**-0.5).transpose(1, 2).flatten(2)
         assert out.isfinite().all()  # fillers too, or gradients would not be
-        expected = rows.take(written_out(q, k, v, causal | torch.eye(n, dtype=torch.bool)))
-        torch.testing.assert_close(rows.compact(out), expected)
+        expected = rows.gather(written_out(q, k, v, causal | torch.eye(n, dtype=torch.bool)))
+        torch.testing.assert_close(rows.unpad(out), expected)
 
 
 @pytest.mark.parametrize("size", [1, 3, 40])
@@ -154,8 +155,8 @@ def test_windows(layout, size):
     visual, live = prompts.rows(VISUAL), prompts.rows(LIVE)
     if visual.count:
         calls = window_calls(visual, live, prompts.visual, Window(size).blocks, size)
-        out = attend(visual.take(q), live.take(k), live.take(v), calls, WIDTH**-0.5)
-        torch.testing.assert_close(out, visual.take(written_out(q, k, v, allowed | torch.eye(n, dtype=torch.bool))))
+        out = attend(visual.gather(q), live.gather(k), live.gather(v), calls, WIDTH**-0.5)
+        torch.testing.assert_close(out, visual.gather(written_out(q, k, v, allowed | torch.eye(n, dtype=torch.bool))))
 
 
 def test_a_windowed_query_scores_no_key_far_outside():

@@ -12,7 +12,7 @@ from lookless.calibration.screening import SCREENED, _in_doubt
 from lookless.calibration.sweep import INTERVENTIONS
 from lookless.errors import ScoresError
 from lookless.runtime.families import locate
-from lookless.runtime.patching import prompts_of
+from lookless.runtime.prompts import prompts_of
 
 VIG, FFN = "visual_information_gain", "ffn_effect"
 

@@ -30,10 +30,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from . import files
-from .cells import RANKS, Cell, Full, Skip
+from .cells import Cell, Full, Skip
 from .errors import PlanError, PlanMismatchError, first_line
 from .geometry import Geometry
 from .layer_plan import COLUMNS, LayerPlan
+from .ranks import RANKS
 from .version import __version__
 
 SCHEMA_VERSION = 3

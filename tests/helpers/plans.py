@@ -6,8 +6,8 @@ import random
 
 from helpers.models import LAYERS
 from lookless import Filter, Full, Keep, LayerPlan, Neurons, Plan, Sink, Skip, Top, Window
-from lookless.cells import RANKS
 from lookless.errors import PlanError
+from lookless.ranks import RANKS
 
 FULL = Plan.full(LAYERS)
 IN_DECODER = [name for name, rank in RANKS.items() if rank.reads != "tower"]

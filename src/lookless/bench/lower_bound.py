@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from ..errors import PlanError
 from ..layer_plan import LIVE, TEXT, VISUAL, AttentionPart, LayerWork, RowSet
 from ..plan import Plan
+from ..runtime.calls import Call, attend, causal_calls, scaled_dot_product, window_calls
 from ..runtime.families import Located
 from ..runtime.prompts import Prompts
-from ..runtime.rows import Call, Rows, attend, causal_calls, scaled_dot_product, window_calls
+from ..runtime.rows import Rows
 
 
 def floor_of(located: Located, prompts: Prompts, plan: Plan | None) -> Callable[[], None]:
@@ -45,7 +46,7 @@ def floor_of(located: Located, prompts: Prompts, plan: Plan | None) -> Callable[
             chosen = int(choice.of(len(prompts.first[0])))
             prompts.choose(choice, tuple(rows[:chosen] for rows in prompts.alive))
         steps += _layer(layer, work, prompts)
-        prompts.forget_choices()
+        prompts.clear_choices()
 
     def run() -> None:
         for step in steps:

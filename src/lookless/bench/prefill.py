@@ -28,8 +28,8 @@ from ..geometry import Geometry
 from ..plan import Plan
 from ..progress import shown
 from ..runtime.families import Located, locate
-from ..runtime.patching import applied, prompts_of
-from ..runtime.prompts import Prompts
+from ..runtime.patching import applied
+from ..runtime.prompts import Prompts, prompts_of
 from ..version import __version__
 from .lower_bound import floor_of
 from .prefill_results import STOCK, Report, Spread, Timed

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..cells import RANKS
 from ..data import Sample, Samples
 from ..errors import DataError, ModelError
 from ..geometry import Geometry
@@ -23,10 +22,11 @@ from ..layer_plan import COLUMNS, LayerPlan
 from ..loading import Loaded
 from ..plan import Plan
 from ..progress import shown
+from ..ranks import RANKS
 from ..runtime.families import Located, locate
-from ..runtime.forward import Pass, steps_of
-from ..runtime.patching import check_stock, prompts_of
-from ..runtime.prompts import Prompts
+from ..runtime.forward import ForwardPass, steps_of
+from ..runtime.patching import check_stock
+from ..runtime.prompts import Prompts, prompts_of
 from .distances import Distance
 
 #: Where a distribution is read: at the last prompt token, or at every token of the full model's greedy answer.
@@ -181,7 +181,7 @@ def run_from(model: nn.Module, located: Located, full: FullRun, layer: int, plan
         layer -= 1
     x, _ = full.inputs[layer]
     prompts = full.prompts()
-    running = Pass(steps_of(plan.live() if prompts.end_in_text else plan), prompts, embedded=full.inputs[0][0])
+    running = ForwardPass(steps_of(plan.live() if prompts.end_in_text else plan), prompts, embedded=full.inputs[0][0])
     steps = zip(located.layers, full.inputs, full.added, strict=True)
     for index, (module, (_, arguments), added) in list(enumerate(steps))[layer:]:
         x = running.run(module, index, x, **arguments)

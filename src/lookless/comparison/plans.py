@@ -21,7 +21,8 @@ from ..methods import Method
 from ..methods.redundancylens import PAPER_WINDOW, window_at
 from ..plan import Plan
 from ..runtime.families import geometry_of, locate
-from ..runtime.patching import apply, prompts_of
+from ..runtime.patching import apply
+from ..runtime.prompts import prompts_of
 from ..runtime.tracing import trace
 from ..scores import Scores
 from ..search.depthwise import dop

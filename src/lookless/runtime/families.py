@@ -1,4 +1,4 @@
-"""Model families: one row each. Where the decoder is, and how visual tokens are known."""
+"""Model families: one row each. Where the decoder is, and which tokens are visual."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..geometry import Geometry
-from .vision import Tell, watch_clip, watch_qwen
+from .vision import Report, capture_clip, capture_qwen
 
 #: Decoders whose layer is the Llama block: norm, attention with separate q, k, v, o projections (and norms of queries
 #: and keys in Qwen3), causal also among visual tokens, norm, gated FFN.
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
-#: Why models that look much the same are refused; model_type -> what stands in the way.
-NOT_CAUSAL = "lets image tokens read those behind them, which the runtime's causal attention would get wrong"
+#: Reasons why similar-looking models are not supported, by model_type.
+NOT_CAUSAL = "lets image tokens attend to those after them, which the runtime's causal attention would get wrong"
 REFUSED = {
     "paligemma": f"its prefix {NOT_CAUSAL}",
     "gemma3": f"it {NOT_CAUSAL}, and its decoder slides windows and norms each branch twice",
@@ -27,7 +27,7 @@ REFUSED = {
     "qwen3_vl_moe": "its feed-forward networks are mixtures of experts, which need their own row selection and price",
     "internvl_chat": "it is remote code; convert it to transformers' own InternVL (model_type 'internvl')",
 }
-#: Implementations whose masks the row sets know how to cut.
+#: Implementations whose masks row sets can cut.
 ATTENTION = ("sdpa", "eager")
 
 
@@ -39,26 +39,26 @@ class Family:
         inner: the module that merges image features into the text; it sees ``input_ids``.
         decoder: the language model below it, with ``layers`` and ``norm``.
         visual_ids: attributes of the configuration that hold the ids of visual placeholder tokens.
-        watch: tells the attention its vision tower pays to each visual token; None where the way from patches to
-            visual tokens (tiles and newlines, windows, pixel shuffling) is not followed.
+        capture: hooks the attention that its vision tower pays to each visual token; None where the way from patches
+            to visual tokens (tiles and newlines, windows, pixel shuffling) is not followed.
         tower: the vision tower.
     """
 
     inner: str
     decoder: str
     visual_ids: tuple[str, ...]
-    watch: Callable[[Any, Tell], Any] | None = None
+    capture: Callable[[Any, Report], Any] | None = None
     tower: str = "model.vision_tower"
 
 
 _IMAGE, _VIDEO = ("image_token_id",), ("image_token_id", "video_token_id")
 FAMILIES: dict[str, Family] = {
-    "llava": Family("model", "model.language_model", _IMAGE, watch_clip),
+    "llava": Family("model", "model.language_model", _IMAGE, capture_clip),
     "llava_next": Family("model", "model.language_model", _IMAGE),
     "llava_onevision": Family("model", "model.language_model", _VIDEO),
-    "qwen2_vl": Family("model", "model.language_model", _VIDEO, watch_qwen, "model.visual"),
+    "qwen2_vl": Family("model", "model.language_model", _VIDEO, capture_qwen, "model.visual"),
     "qwen2_5_vl": Family("model", "model.language_model", _VIDEO, None, "model.visual"),
-    "qwen3_vl": Family("model", "model.language_model", _VIDEO, watch_qwen, "model.visual"),
+    "qwen3_vl": Family("model", "model.language_model", _VIDEO, capture_qwen, "model.visual"),
     "internvl": Family("model", "model.language_model", _IMAGE),
 }
 

@@ -1,4 +1,4 @@
-"""One pass of prompts through the decoder under a plan: before each layer, which visual tokens go on, and how."""
+"""One pass of prompts through the decoder under a plan: before each layer, drop and choose visual tokens."""
 
 from __future__ import annotations
 
@@ -9,37 +9,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..cells import RANKS, Choice, Filter, Keep
+from ..cells import Choice, Filter, Keep
 from ..errors import ModelError
 from ..layer_plan import LayerPlan, LayerWork
 from ..plan import Plan
+from ..ranks import RANKS
 from .inplace import is_small
-from .layer import Seen, look, run_layer
+from .layer import run_layer
 from .prompts import Prompts
-from .ranks import Filtering, View, recycle, select
+from .ranks import Filtering, recycle, select
+from .record import LayerRecord, project_keys
+from .view import View
 
 
 @dataclass(frozen=True)
 class Step:
-    """One layer of a plan, with what is asked of it at every call.
+    """One layer of a plan, with what every call needs to know of it.
 
     Attributes:
         row: of the plan.
         work: what the layer computes under it.
-        narrows: some visual tokens are dropped or chosen at its input.
-        observed: a rank of the next layer reads what it computes.
+        prunes: some visual tokens are dropped or chosen at its input.
+        wants_record: a rank of the next layer reads what it computes.
         is_full: nothing is planned in it.
     """
 
     row: LayerPlan
     work: LayerWork
-    narrows: bool
-    observed: bool
+    prunes: bool
+    wants_record: bool
     is_full: bool
 
 
 def steps_of(plan: Plan) -> tuple[Step, ...]:
-    """Of a plan's layers; made once, as to look into a table takes longer than a small layer has."""
+    """The steps of a plan's layers; made once for a plan, as reading a row takes longer than a small layer has."""
     steps = []
     for row, later in zip(plan.layers, [*plan.layers[1:], None], strict=True):
         work = row.work
@@ -48,8 +51,8 @@ def steps_of(plan: Plan) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-class Pass:
-    """State between layers: the prompts, what the layer before showed, and what ranks need from further back."""
+class ForwardPass:
+    """State between layers: the prompts, the record of the layer before, and what ranks need from further back."""
 
     def __init__(
         self,
@@ -62,34 +65,34 @@ class Pass:
         self.steps, self.prompts = steps, prompts
         self.tower = tower or []  # of each call of the tower in this pass, images before videos, [visual tokens]
         self._filtering = Filtering(len(prompts.text))
-        self._seen: Seen | None = None
+        self._record: LayerRecord | None = None
         self._embedded = embedded
 
     def run(
         self, layer: nn.Module, index: int, x: Tensor, *, stock: Callable[..., Tensor] | None = None, **arguments: Any
     ) -> Tensor:
-        """``layer``, which is number ``index``, on ``x`` ``[batch, sequence, hidden]``; ``arguments`` are its own.
+        """``layer``, which is number ``index``, on ``x [batch, sequence, hidden]``; ``arguments`` are its own.
 
-        ``stock`` is its own forward, for a layer in which nothing is spared, and in which ours would gain nothing.
+        ``stock`` is its own forward, for a layer of which nothing is spared, and in which ours would gain nothing.
         """
         step = self.steps[index]
         if index == 0:
             self._embedded = x
         self.prompts.move(x.device)
-        if step.narrows:
-            x = self._narrow(layer, index, step, x, arguments)
-        self._seen = None  # ranks have read it, and it is not held while the layer runs
-        if step.is_full and not step.observed and stock is not None and self.prompts.is_untouched and is_small(x):
+        if step.prunes:
+            x = self._prune(layer, index, step, x, arguments)
+        self._record = None  # ranks have read it, and it is not held while the layer runs
+        if step.is_full and not step.wants_record and stock is not None and self.prompts.is_untouched and is_small(x):
             return stock(x, **arguments)
-        x, self._seen = run_layer(layer, step.work, self.prompts, x, observed=step.observed, **arguments)
+        x, self._record = run_layer(layer, step.work, self.prompts, x, wants_record=step.wants_record, **arguments)
         if self.prompts.chosen:
-            self.prompts.forget_choices()
+            self.prompts.clear_choices()
         if index == len(self.steps) - 1:
             self.prompts.stream.release()
             self.prompts.buffers.release()  # before the final norm makes intermediates of its own
         return x
 
-    def _narrow(self, layer: nn.Module, index: int, step: Step, x: Tensor, arguments: dict[str, Any]) -> Tensor:
+    def _prune(self, layer: nn.Module, index: int, step: Step, x: Tensor, arguments: dict[str, Any]) -> Tensor:
         """Drop the tokens that ``keep`` drops, and mark those that the work's choices choose."""
         keep = step.row.keep
         if isinstance(keep, Filter):
@@ -109,10 +112,10 @@ class Pass:
             rows = select(cell, view)
             merged = recycle(cell, view) if cell.recycle and len(rows) < len(self.prompts.alive[view.b]) else None
             if merged is not None:
-                places, states = merged
+                positions, states = merged
                 x = x.clone()
-                x[view.b, places.to(x.device)] = states.to(x.device)
-                rows = torch.cat((rows, places)).sort().values
+                x[view.b, positions.to(x.device)] = states.to(x.device)
+                rows = torch.cat((rows, positions)).sort().values
             kept.append(rows)
         self.prompts.keep(tuple(kept))
         return x
@@ -120,13 +123,13 @@ class Pass:
     def _views(
         self, cell: Choice | Filter, index: int, x: Tensor, layer: nn.Module, arguments: dict[str, Any]
     ) -> list[View]:
-        """Each prompt as the rank of ``cell`` sees it."""
+        """Each prompt as the rank of ``cell`` sees it at the layer's input ``x``."""
         prompts = self.prompts
         reads = "nothing" if cell.ranks_by is None else RANKS[cell.ranks_by].reads
-        seen = self._seen if reads == "previous" else None
+        record = self._record if reads == "previous" else None
         if reads == "this":
             mask, rotary = arguments.get("attention_mask"), arguments["position_embeddings"]
-            seen = look(layer, prompts, x, mask, rotary, arguments.get("past_key_values"))
+            record = project_keys(layer, prompts, x, mask, rotary, arguments.get("past_key_values"))
         towers: list[Tensor | None] = [None] * len(prompts.text)
         if reads == "tower":
             scores = torch.cat(self.tower) if self.tower else x.new_zeros(0)
@@ -135,15 +138,15 @@ class Pass:
                     f"ranking by {cell.ranks_by} needs one attention score of the vision tower for each of "
                     f"the {sum(prompts.counts)} visual tokens, and the tower of this call gave {len(scores)}."
                 )
-            towers = list(prompts.dealt(scores))
-        device = x.device if seen is None else seen.key.device  # under a device map, of the layer before
+            towers = list(prompts.split_scores(scores))
+        device = x.device if record is None else record.key.device  # under a device map, of the layer before
         hidden, embedded = x.to(device), None if self._embedded is None else self._embedded.to(device)
         return [
             View(
                 b=b,
                 prompts=prompts,
                 hidden=hidden[b],
-                seen=seen,
+                record=record,
                 embedded=None if embedded is None else embedded[b],
                 tower=towers[b],
                 wanted=int(cell.of(prompts.counts[b])) if isinstance(cell, Choice) else 0,

@@ -1,4 +1,4 @@
-"""A layer's matrix products and what stands between them (norm, rotary embedding, gate), in memory used again.
+"""A layer's matrix products and what is between them (norm, rotary embedding, gate), in memory that is used again.
 
 Norm, rotary embedding and gate are a percent of a 7B layer's FLOPs, and as transformers writes them up to a tenth of
 its prefill on a CPU: each of their many passes makes a fresh tensor of tens of megabytes, and the system maps its pages
@@ -6,8 +6,8 @@ anew, 1 us for 4 KB. Here they run in place and by blocks, and what no layer han
 a pass share. Values are the modules', the norm's to the bit.
 
 A norm of few numbers gains nothing, and every step costs microseconds: there the module is called as it is. So are all
-where that is not allowed: where somebody has hooked, replaced or wrapped one, where weights are quantised or sharded,
-where gradients are asked for, under autocast or a compiler, and on a GPU, whose allocator keeps its pages.
+modules that may not be taken apart: those that are hooked, replaced or wrapped, or have quantised or sharded weights.
+The same holds where gradients are needed, under autocast or a compiler, and on a GPU, whose allocator keeps its pages.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import SiLUActivation
+
+Rotary = tuple[Tensor, Tensor]  # cos and sin, [..., rows, head_dim]
 
 BLOCK = 1 << 18  # numbers for each thread at once: a megabyte in float32, which stays in a core's cache
 FEW = 1 << 15  # numbers that PyTorch gives to one thread, and that fit into its cache
@@ -106,6 +108,30 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, in_place: bool = False) -> Te
         turned = torch.cat((a[..., half:].neg(), a[..., :half]), dim=-1).mul_(s)
         a.mul_(c).add_(turned)
     return x
+
+
+def project(module: Any, which: str, normed: Tensor, rotary: Rotary | None, buffers: Buffers | None = None) -> Tensor:
+    """Queries (``q``) or keys (``k``) ``[groups, rows, heads, head_dim]``, normed where the model does, and rotated.
+
+    With ``buffers`` they lie in the memory of the FFN's gate.
+    """
+    projection = getattr(module, f"{which}_proj")
+    x = heads(linear(projection, normed, buffers, "gate"), module.head_dim)
+    may_overwrite = is_own(projection) and may_write(x)
+    norm = getattr(module, f"{which}_norm", None)
+    x = x if norm is None else rms_norm(norm, x, x if may_overwrite else None)
+    return x if rotary is None else rotate(x, *rotary, in_place=may_overwrite)
+
+
+def norm_into(module: Any, x: Tensor, buffers: Buffers | None) -> Tensor:
+    """``module``, an RMSNorm, on ``x``; with ``buffers`` the result lies there, unless it is small."""
+    into = None if buffers is None or is_small(x) else buffers.take("normed", tuple(x.shape), x)
+    return rms_norm(module, x, into)
+
+
+def heads(x: Tensor, head_dim: int) -> Tensor:
+    """``[..., heads * head_dim]`` to ``[..., heads, head_dim]``."""
+    return x.unflatten(-1, (-1, head_dim))
 
 
 def gated_ffn(mlp: Any, x: Tensor, buffers: Buffers) -> Tensor:

@@ -1,17 +1,17 @@
-"""``apply(model, plan)``: make a loaded model do the plan's work and no more; ``remove()`` gives it back.
+"""``apply(model, plan)``: make a loaded model do the plan's work and no more; ``remove()`` restores it.
 
 A full plan touches nothing, so it leaves the model as it is, to the bit. Under any other, every layer's ``forward`` is
-replaced on the instance: a layer in which nothing is planned still spares padding, and is stock where there is none.
+replaced on the instance: a layer in which nothing is planned still skips padding, and is stock where there is none.
 
-What leaves the model is what the plan says, whatever the caller reads. Work whose result nobody reads
-(:meth:`lookless.Plan.live`) is spared where the call itself says that no visual row is read: with ``logits_to_keep``,
-as ``generate`` passes it, and prompts that end in text. All logits (``labels`` too, as the first word behind an image
-is predicted from the last visual row), all hidden states, or a prompt that ends in an image: the plan as it stands.
-Rows of padding mean nothing, and a dropped row keeps the state in which it was dropped.
+The model returns what the plan says, whatever the caller uses of it. Dead work (:meth:`lookless.Plan.live`) is skipped
+where the call itself says that no visual row is needed: with ``logits_to_keep``, as ``generate`` passes it, and prompts
+that end in text. All logits (``labels`` too, as the first word after an image is predicted from the last visual row),
+all hidden states, or a prompt that ends in an image: the plan as it is written. Rows of padding mean nothing, and a
+dropped row keeps the state in which it was dropped.
 
 Prompts without an image or under the break-even point, and decode steps, run the stock forward; a layer whose cache
-holds fewer keys than there are tokens gives it a mask of that length. What a pass knows lives with its call, so threads
-may share a model; :meth:`Applied.remove` is for when none of them is in a call.
+holds fewer keys than there are tokens gives it a mask of that length. The state of a pass belongs to its call, so
+threads may share a model; call :meth:`Applied.remove` when none of them is in a call.
 """
 
 from __future__ import annotations
@@ -24,24 +24,21 @@ from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers.masking_utils import find_packed_sequence_indices
 from transformers.utils import ModelOutput
 
-from ..cells import RANKS, Cell
+from ..cells import Cell
 from ..errors import ModelError
 from ..layer_plan import COLUMNS
 from ..plan import Plan
-from .cache import TEXT, UNKNOWN
-from .families import Located, locate
-from .forward import Pass, steps_of
-from .layer import stock_mask
-from .prompts import Prompts
+from ..ranks import RANKS
+from .cache import TEXT, UNKNOWN, stock_mask
+from .families import locate
+from .forward import ForwardPass, steps_of
+from .prompts import FEATURES, is_packed, prompts_of
 
-#: The keyword by which the model tells the one inside it which rows' logits are kept.
+#: The keyword by which the model passes on to the one inside it which rows' logits are kept.
 KEPT = "lookless_logits_to_keep"
-FEATURES = "mm_encoder_outputs"
 
 
 class _Running(threading.local):
@@ -52,7 +49,7 @@ class _Running(threading.local):
         scores: what the vision tower, which is running, attends to.
     """
 
-    now: Pass | None = None
+    now: ForwardPass | None = None
     scores: Tensor | None = None
 
     def __reduce__(self) -> tuple[type[_Running], tuple[()]]:
@@ -60,7 +57,7 @@ class _Running(threading.local):
 
 
 class _Replaced:
-    """Stands in for a method of one module, mostly its ``forward``."""
+    """Replaces a method of one module, mostly its ``forward``."""
 
     def __init__(self, module: Any, handle: Applied, method: str = "forward") -> None:
         self.module, self.handle, self.method = module, handle, method
@@ -101,7 +98,7 @@ class _PlannedCall(_Replaced):
 
 
 class _PlannedGenerate(_Replaced):
-    """``generate``, which may cut a prompt into chunks: the calls that follow cannot tell them from turns."""
+    """``generate``, which may cut a prompt into chunks: to the calls that follow they look like turns."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
@@ -135,7 +132,7 @@ class _PlannedForward(_Replaced):
             kwargs = {**kwargs, "attention_mask": mask}
         return self.stock(hidden_states, *args, **kwargs)
 
-    def _run(self, running: Pass, *args: Any, **kwargs: Any) -> Any:
+    def _run(self, running: ForwardPass, *args: Any, **kwargs: Any) -> Any:
         """The pass's step; under a device map inside accelerate's hook, which the stock forward has in itself."""
         hook = getattr(self.module, "_hf_hook", None)
         if hook is None:
@@ -145,7 +142,14 @@ class _PlannedForward(_Replaced):
 
 
 class Applied:
-    """A plan in force on a model; a context manager. :meth:`remove` ends it, and may be called twice."""
+    """A plan in force on a model; a context manager. :meth:`remove` ends it, and may be called twice.
+
+    Attributes:
+        plan: the plan.
+        break_even: calls in which no prompt has as many visual tokens run the stock model; 0 for none.
+        running: what each thread is in the middle of.
+        signature: of the inner model's ``forward``, to read positional arguments.
+    """
 
     def __init__(self, model: nn.Module, plan: Plan, *, break_even: int = 0) -> None:
         self.plan, self.break_even = plan, break_even
@@ -164,33 +168,34 @@ class Applied:
             _check_sharded(plan)
         self._steps, self._live = steps_of(plan), steps_of(plan.live())
         self.signature = inspect.signature(inner.forward)  # once, and not at every decode step
-        self._hooks = self._watch_tower()
+        self._hooks = self._capture_tower()
         if self._located.head is not None:
-            self._hooks.append(self._located.head.register_forward_pre_hook(_tell_kept, with_kwargs=True))
+            self._hooks.append(self._located.head.register_forward_pre_hook(_pass_on_kept, with_kwargs=True))
         self._replaced = [_PlannedCall(inner, self)]
         self._replaced += [_PlannedForward(layer, index, self) for index, layer in enumerate(self._located.layers)]
         if hasattr(self._located.head, "generate"):
             self._replaced.append(_PlannedGenerate(self._located.head, self, "generate"))
 
-    def _watch_tower(self) -> list[Any]:
+    def _capture_tower(self) -> list[Any]:
         ranks = [rank for row in self.plan.layers for rank in row.ranks if RANKS[rank].reads == "tower"]
         if not ranks:
             return []
-        watch = self._located.family.watch
-        if watch is None:
+        capture = self._located.family.capture
+        if capture is None:
             raise ModelError(
                 f"ranking by {ranks[0]} needs one score of the vision tower for each visual token, and in "
-                f"{self._located.geometry.model_type} tiles, windows or pixel shuffling stand between them: rank by "
+                f"{self._located.geometry.model_type} tiles, windows or pixel shuffling come between them: rank by "
                 f"diversity, or inside the decoder."
             )
         tower = self._located.tower
-        return [watch(self._located.inner, self._see_scores), tower.register_forward_hook(self._mark_features)]
+        return [capture(self._located.inner, self._hold_scores), tower.register_forward_hook(self._attach_scores)]
 
-    def _see_scores(self, scores: Tensor) -> None:
+    def _hold_scores(self, scores: Tensor) -> None:
         self.running.scores = scores
 
-    def _mark_features(self, _: nn.Module, __: Any, features: Any) -> None:
-        """Scores go with the features: ``generate`` computes those first, and hands them to the call that uses them."""
+    def _attach_scores(self, _: nn.Module, __: Any, features: Any) -> None:
+        """Scores travel with the features: ``generate`` computes those first, and hands them to the call that uses
+        them."""
         scores, self.running.scores = self.running.scores, None
         if scores is None:
             return
@@ -199,7 +204,7 @@ class Applied:
         elif isinstance(features, ModelOutput):
             features.lookless_scores = scores
 
-    def begin(self, given: Mapping[str, Any], kept: int | Tensor) -> Pass | None:
+    def begin(self, given: Mapping[str, Any], kept: int | Tensor) -> ForwardPass | None:
         """The pass of a call of the inner model with the arguments ``given``; None where it runs as the stock model."""
         prompts = prompts_of(self._located, given, kept)
         if prompts is None or max(prompts.counts) < self.break_even:
@@ -208,7 +213,7 @@ class Applied:
         reads_visual = self._hands_out("hidden_states", given) or prompts.reads_visual(kept)
         features = sorted((given.get(FEATURES) or {}).items())  # "image" before "video"
         tower = [f.lookless_scores for _, f in features if hasattr(f, "lookless_scores")]
-        return Pass(self._steps if reads_visual else self._live, prompts, tower)
+        return ForwardPass(self._steps if reads_visual else self._live, prompts, tower)
 
     def _hands_out(self, what: str, given: Mapping[str, Any]) -> bool:
         """Whether the call returns ``what`` (``hidden_states``, ``attentions``) of every layer."""
@@ -223,7 +228,7 @@ class Applied:
                 "output_attentions=True asks for the attention map of every layer, and under a plan none is computed: "
                 "call without it, or on the stock model."
             )
-        if given.get("attention_mask") is None and _is_packed(given):
+        if given.get("attention_mask") is None and is_packed(given):
             cell = _first_cell(self.plan, lambda column, cell: cell.compares)
             if cell is not None:
                 raise ModelError(
@@ -273,7 +278,7 @@ def _first_cell(plan: Plan, wanted: Callable[[str, Cell], bool]) -> str | None:
     return None
 
 
-def _tell_kept(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+def _pass_on_kept(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
     """Before a call of the whole model: the model inside it does not see which rows' logits are kept."""
     kept = kwargs.get("logits_to_keep", 0)
     return None if isinstance(kept, int) and not kept else (args, {**kwargs, KEPT: kept})
@@ -299,14 +304,14 @@ def apply(model: nn.Module, plan: Plan, *, break_even: int = 0) -> Applied:
 
     or ``handle = lookless.apply(model, plan)`` and later ``handle.remove()``.
 
-    Each call of the model is a prompt, or over a cache a turn. Ranks that read the question read its last word: the
+    Each call of the model is a prompt, or over a cache a turn. Ranks that depend on the question use its last word: the
     last row of the call, or where the logits of several text rows are kept (``logits_to_keep=N``, as for an answer
     that is scored and a draft that is checked) the first of those.
 
     Args:
         model: loaded by transformers, of a supported family.
         plan: for its architecture.
-        break_even: calls in which no prompt has as many visual tokens run the stock model. ``lookless bench`` finds
+        break_even: calls in which no prompt has as many visual tokens run the stock model. ``lookless bench`` measures
             from how many on a plan pays on a machine; by default the plan always runs.
 
     Raises:
@@ -338,77 +343,3 @@ def check_stock(model: nn.Module) -> None:
             "a plan is already applied to this model, and this measures the stock model: call remove() on the plan "
             "first, or leave its `with` block."
         )
-
-
-def prompts_of(located: Located, given: Mapping[str, Any], kept: int | Tensor = 0) -> Prompts | None:
-    """The prompts of one call of the model, from its own arguments; None if nothing in it is visual.
-
-    Where the logits of so many last rows are ``kept``, and all are text, the first of them is the prompt's end, and the
-    others are the beginning of its answer: assisted decoding prefills a prompt with a draft behind it.
-
-    Raises:
-        ModelError: the call gives embeddings in place of ids, in which visual tokens cannot be told.
-    """
-    ids, cache = given.get("input_ids"), given.get("past_key_values")
-    if ids is None:
-        if given.get("inputs_embeds") is not None and given["inputs_embeds"].shape[1] == 1:
-            return None  # a decode step
-        raise ModelError(
-            "a plan needs input_ids to know which tokens are visual, and this call has inputs_embeds only: "
-            "pass input_ids with pixel_values."
-        )
-    new = ids.shape[1]
-    if new == 1 and not any(_has(given.get(name)) for name in ("pixel_values", "pixel_values_videos", FEATURES)):
-        return None
-    visual = located.visual(ids)
-    past = 0 if cache is None else int(cache.get_seq_length())
-    if not visual.any():
-        return None
-    mask = given.get("attention_mask")
-    mask = mask.get("full_attention") if isinstance(mask, Mapping) else mask
-    real: Tensor | None
-    if mask is None:
-        real, is_plain = None, not _is_packed(given)
-    elif mask.ndim == 2:
-        real, is_plain = mask[:, -new:].bool(), True
-    else:
-        real, is_plain = _rows_of_mask(mask, past, visual.shape)
-    answered = kept - 1 if isinstance(kept, int) and kept > 1 and not visual[:, -kept:].any() else 0
-    return Prompts(
-        visual,
-        real,
-        past=past,
-        is_cold=is_plain and past == 0,
-        answered=answered,
-        modality=located.modality(ids),
-        device=visual.device,
-    )
-
-
-def _has(features: Any) -> bool:
-    """Whether a call brings these: pixels, or by modality what the tower made of them."""
-    return any(v is not None for v in features.values()) if isinstance(features, Mapping) else features is not None
-
-
-def _is_packed(given: Mapping[str, Any]) -> bool:
-    """Whether positions restart within a row, which without a mask means several sequences to transformers."""
-    positions = given.get("position_ids")
-    if positions is not None and positions.ndim == 3 and len(positions) == 4:
-        positions = positions[0]  # of M-RoPE's four, those that count tokens
-    if positions is None or positions.ndim != 2:
-        return False
-    return find_packed_sequence_indices(positions) is not None
-
-
-def _rows_of_mask(mask: Tensor, past: int, shape: torch.Size) -> tuple[Tensor, bool]:
-    """Which rows a mask ``[batch or 1, heads or 1, new, sequence]`` makes real, bool ``[batch, new]``; the others
-    neither read nor are read, and are padding. And whether it says only that each reads the real ones up to itself."""
-    batch, new = shape
-    is_open = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-    is_free = mask if mask.dtype == torch.bool else mask == 0
-    own = is_open[..., past : past + new]
-    real = own.any(1).any(1) | is_open.any(1).any(-1)
-    causal = (real[:, None, :] & torch.ones_like(own[0, 0]).tril())[:, None]
-    ignored = ~real[:, None, :, None]
-    is_plain = all(((m[..., past : past + new] == causal) | ignored).all() for m in (is_open, is_free))
-    return real.expand(batch, -1), is_plain

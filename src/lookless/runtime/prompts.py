@@ -2,52 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.masking_utils import find_packed_sequence_indices
 
 from ..cells import Choice
+from ..errors import ModelError
 from ..layer_plan import LIVE, RowSet
-from .inplace import Buffers
-from .rows import Rows, is_one_call
+from .calls import is_one_call
+from .families import Located
+from .inplace import Buffers, Rotary
+from .rows import Rows
+from .stream import Stream
 
-
-class Stream:
-    """The residual stream's living rows on their way from one layer to the next, so that no layer takes them out again
-    that the layer before has put back.
-
-    A layer hands on the whole stream, which anybody may look at; here is a compact copy besides. It is good only while
-    that very tensor comes back, and nobody has written into it.
-    """
-
-    def __init__(self) -> None:
-        self._left: tuple[Tensor, int, Rows, Tensor] | None = None  # whole, its version, rows, compact
-
-    def enter(self, x: Tensor, rows: Rows) -> tuple[Tensor, bool]:
-        """The compact ``rows`` of ``x [batch, sequence, hidden]``, and whether they are the caller's to write into."""
-        left, self._left = self._left, None
-        if left is not None:
-            whole, version, before, compact = left
-            if whole is x and x._version == version and before.packed == rows.packed:
-                if rows is before:
-                    return compact, True
-                inner = rows.within(before)
-                return inner.take(compact), not inner.is_view
-        return rows.take(x), not rows.is_view
-
-    def leave(self, x: Tensor, rows: Rows, compact: Tensor, *, is_watched: bool) -> Tensor:
-        """``x`` with its ``rows`` replaced by ``compact``, which is remembered unless somebody may change what is
-        handed on before it comes back."""
-        whole = rows.put(x, compact)
-        if not (rows.is_whole or is_watched or whole.is_inference()):
-            self._left = whole, whole._version, rows, compact
-        return whole
-
-    def release(self) -> None:
-        """Forget what was handed on."""
-        self._left = None
+#: The keyword by which a call brings what the vision tower made of images and videos.
+FEATURES = "mm_encoder_outputs"
 
 
 class Prompts:
@@ -56,14 +28,16 @@ class Prompts:
     Attributes:
         visual: bool ``[batch, sequence]`` on the CPU, true where the token is a visual placeholder.
         text, alive: of each prompt, its text rows and its living visual rows, ascending, int64 on the CPU.
-        counts: how many visual tokens each prompt came with.
+        first: of each prompt, the visual rows that it came with.
+        counts: how many those are.
+        chosen: of each choice of the layer about to run, the visual rows it chose, prompt by prompt.
         past: tokens of earlier turns in the cache.
-        is_cold: the prompts begin the sequence and no mask but padding is asked for, so attention is causal over rows.
+        is_plain_prefill: the prompts begin the sequence under no mask but padding, so attention is causal over rows.
         is_padded: some rows are padding.
-        modality: of the constructor, int ``[batch, sequence]``: of the visual tokens, in which turn the tower sees
-            them; images before videos.
-        buffers: memory that all layers share.
         end: where prompts end, and the beginning of an answer may follow: the first words of a draft.
+        device: of the tensors that rows are gathered from.
+        buffers: memory that all layers share.
+        stream: the living rows on their way between layers.
     """
 
     def __init__(
@@ -72,12 +46,15 @@ class Prompts:
         real: Tensor | None,
         *,
         past: int = 0,
-        is_cold: bool = True,
+        is_plain_prefill: bool = True,
         answered: int = 0,
         modality: Tensor | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.visual, self.past, self.is_cold = visual.cpu(), past, is_cold
+        """``real``, bool ``[batch, sequence]``, is false for padding. ``modality``, int ``[batch, sequence]``, says of
+        the visual tokens in which turn the tower sees them: images before videos. ``answered`` rows at the end are the
+        beginning of an answer."""
+        self.visual, self.past, self.is_plain_prefill = visual.cpu(), past, is_plain_prefill
         self.end = self.visual.shape[1] - answered
         self._modality = torch.zeros_like(self.visual, dtype=torch.int64) if modality is None else modality.cpu()
         self.device = torch.device(device)
@@ -87,24 +64,24 @@ class Prompts:
         self.text = tuple(row.nonzero().flatten() for row in ~self.visual & real)
         self.alive = tuple(row.nonzero().flatten() for row in self.visual)
         self.counts = tuple(map(len, self.alive))
-        self.first = self.alive  # as they came
+        self.first = self.alive
         self.buffers = Buffers()
         self.stream = Stream()
         self._rotary: Tensor | None = None
-        self._turned: dict[int, tuple[Rows, Any]] = {}  # by id of the row set, which is held, or another might get it
-        self.chosen: dict[Choice, tuple[Tensor, ...]] = {}  # in this layer
-        self._lasting: dict[Any, Any] = {}  # row sets and calls, good until fewer tokens are alive
+        self._rotary_of: dict[Rows, Rotary] = {}
+        self.chosen: dict[Choice, tuple[Tensor, ...]] = {}
+        self._shared: dict[Any, Any] = {}  # row sets, calls and masks, until fewer tokens are alive
         self._of_choices: dict[Any, Any] = {}  # those of this layer alone
 
     @property
     def _memory(self) -> dict[Any, Any]:
-        return self._of_choices if self.chosen else self._lasting
+        return self._of_choices if self.chosen else self._shared
 
     @property
     def is_untouched(self) -> bool:
-        """No row is padding, none was dropped, and no cache may hold fewer keys than there are tokens: a layer in which
-        nothing is planned is the stock one."""
-        return self.is_cold and not self.is_padded and self.alive is self.first and not self.chosen
+        """Whether no row is padding, none was dropped, and no cache holds fewer keys than there are tokens: a layer in
+        which nothing is planned is then the stock one."""
+        return self.is_plain_prefill and not self.is_padded and self.alive is self.first and not self.chosen
 
     @property
     def length(self) -> int:
@@ -114,7 +91,7 @@ class Prompts:
     def last(self) -> tuple[int, ...]:
         """Of each prompt, its last row that takes part: of a prompt that ends in an image, the last visual row that is
         not dropped, as in the papers' codes, which take dropped rows out of the sequence."""
-        last: tuple[int, ...] = self.remembered("last", lambda: self._last(self.alive))
+        last: tuple[int, ...] = self.once("last", lambda: self._last(self.alive))
         return last
 
     def _last(self, visual: tuple[Tensor, ...]) -> tuple[int, ...]:
@@ -124,7 +101,7 @@ class Prompts:
 
     @property
     def end_in_text(self) -> bool:
-        """Whether every prompt's last row is text, so that nobody reads a visual row behind the last layer."""
+        """Whether every prompt's last row is text, so that no visual row is needed after the last layer."""
         last_rows = self._last(self.first)
         return all(len(text) and int(text[-1]) == last for text, last in zip(self.text, last_rows, strict=True))
 
@@ -141,29 +118,30 @@ class Prompts:
             rows = self.visual.gather(1, kept.cpu())
         return bool(rows.any())
 
-    def dealt(self, scores: Tensor) -> tuple[Tensor, ...]:
-        """Of each prompt, its share of ``scores``, one for each visual token of the call in the order in which the
-        tower sees them: by modality, and within one in reading order."""
+    def split_scores(self, scores: Tensor) -> tuple[Tensor, ...]:
+        """Of each prompt, its share of ``scores``, which are one for each visual token of the call, in the order in
+        which the tower sees them: by modality, and within one in reading order."""
         order = self._modality[self.visual].argsort(stable=True).to(scores.device)
         return torch.empty_like(scores).index_copy(0, order, scores).split(list(self.counts))
 
     def keep(self, alive: tuple[Tensor, ...]) -> None:
         """From here on only these visual rows are alive."""
         self.alive = alive
-        self._lasting, self._turned = {}, {}
+        self._shared, self._rotary_of = {}, {}
 
     def move(self, device: torch.device) -> None:
         """Row sets are of tensors on ``device`` from here on."""
         if device != self.device:
-            self.device, self._lasting, self._of_choices = device, {}, {}
+            self.device, self._shared, self._of_choices = device, {}, {}
 
     def choose(self, choice: Choice, rows: tuple[Tensor, ...]) -> None:
         """The visual rows that ``choice`` chooses in the layer about to run."""
         self.chosen[choice] = rows
-        self._of_choices = {}  # whether prompts are alike may have changed
+        self._of_choices = {}  # whether prompts have the same rows may have changed
 
-    def forget_choices(self) -> None:
-        self.chosen, self._of_choices, self._turned = {}, {}, {}
+    def clear_choices(self) -> None:
+        """After the layer: its choices are not the next one's."""
+        self.chosen, self._of_choices, self._rotary_of = {}, {}, {}
 
     @property
     def live(self) -> Rows:
@@ -193,52 +171,126 @@ class Prompts:
             self._memory["packed"] = not all(torch.equal(rows[0], other) for rows in sets for other in rows[1:])
         return self._memory["packed"]
 
-    def remembered(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What ``make`` made the first time; layers with the same rows share calls and masks."""
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What ``make`` makes, made once: layers with the same rows share calls and masks."""
         if key not in self._memory:
             self._memory[key] = make()
         return self._memory[key]
 
     def within(self, rows: Rows, outer: Rows) -> Rows:
         """``rows`` as rows of ``outer``'s compact tensors."""
-        found: Rows = self.remembered(("within", id(rows), id(outer)), lambda: rows.within(outer))
+        found: Rows = self.once(("within", rows, outer), lambda: rows.within(outer))
         return found
 
-    def turned(self, rows: Rows, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Of ``rows`` the cos and sin that ``rotary`` holds of whole sequences; taken once for all layers."""
-        cos, _ = rotary
+    def rotary_of(self, rows: Rows, rotary: Rotary) -> Rotary:
+        """Of ``rows`` the cos and sin that ``rotary`` holds of whole sequences; gathered once for all layers."""
+        cos, sin = rotary
         if self._rotary is not cos:  # under a device map each device has its own
-            self._rotary, self._turned = cos, {}
-        found = self._turned.get(id(rows))
+            self._rotary, self._rotary_of = cos, {}
+        found = self._rotary_of.get(rows)
         if found is None:
-            found = self._turned[id(rows)] = (rows, tuple(rows.take(t) for t in rotary))
-        return found[1]
+            found = self._rotary_of[rows] = (rows.gather(cos), rows.gather(sin))
+        return found
 
     def is_one_call(self, query: Rows, key: Rows) -> bool:
-        """See :func:`lookless.runtime.rows.is_one_call`."""
-        one: bool = self.remembered(("one call", id(query), id(key)), lambda: is_one_call(query, key))
+        """See :func:`lookless.runtime.calls.is_one_call`."""
+        one: bool = self.once(("one call", query, key), lambda: is_one_call(query, key))
         return one
 
     @property
-    def every_place(self) -> Tensor:
+    def every_position(self) -> Tensor:
         """``[1, sequence]``"""
-        place: Tensor = self.remembered("every place", lambda: torch.arange(self.length, device=self.device)[None])
-        return place
+        every: Tensor = self.once("every position", lambda: torch.arange(self.length, device=self.device)[None])
+        return every
 
     def is_complete(self, rows: Rows) -> bool:
         """Whether ``rows`` lack nothing but padding: then the cache is the stock model's."""
         return all(len(r) == len(t) + c for r, t, c in zip(rows.prompts, self.text, self.counts, strict=True))
 
-    def sunk(self, rows: Rows, value: Tensor) -> Tensor:
+    def sink_values(self, rows: Rows, value: Tensor) -> Tensor:
         """``value`` of ``rows`` with every visual token's replaced by the first visual one's of its prompt."""
         value, at = value.clone(), 0
         for b in range(len(rows.prompts)):
             mine = rows.prompts[b]
-            places = self.visual[b, mine].nonzero().flatten().to(value.device)
-            if len(places):
+            visual = self.visual[b, mine].nonzero().flatten().to(value.device)
+            if len(visual):
                 if rows.packed:
-                    value[0, at + places] = value[0, at + places[0]].clone()
+                    value[0, at + visual] = value[0, at + visual[0]].clone()
                 else:
-                    value[b, places] = value[b, places[0]].clone()
+                    value[b, visual] = value[b, visual[0]].clone()
             at += len(mine)
         return value
+
+
+def prompts_of(located: Located, given: Mapping[str, Any], kept: int | Tensor = 0) -> Prompts | None:
+    """The prompts of one call of the model, from its own arguments; None if nothing in it is visual.
+
+    Where the logits of so many last rows are ``kept``, and all are text, the first of them is the prompt's end, and the
+    others are the beginning of its answer: assisted decoding prefills a prompt and a draft after it.
+
+    Raises:
+        ModelError: the call gives embeddings in place of ids, which do not say which tokens are visual.
+    """
+    ids, cache = given.get("input_ids"), given.get("past_key_values")
+    if ids is None:
+        if given.get("inputs_embeds") is not None and given["inputs_embeds"].shape[1] == 1:
+            return None  # a decode step
+        raise ModelError(
+            "a plan needs input_ids to know which tokens are visual, and this call has inputs_embeds only: "
+            "pass input_ids with pixel_values."
+        )
+    new = ids.shape[1]
+    if new == 1 and not any(_has(given.get(name)) for name in ("pixel_values", "pixel_values_videos", FEATURES)):
+        return None
+    visual = located.visual(ids)
+    past = 0 if cache is None else int(cache.get_seq_length())
+    if not visual.any():
+        return None
+    mask = given.get("attention_mask")
+    mask = mask.get("full_attention") if isinstance(mask, Mapping) else mask
+    real: Tensor | None
+    if mask is None:
+        real, is_plain = None, not is_packed(given)
+    elif mask.ndim == 2:
+        real, is_plain = mask[:, -new:].bool(), True
+    else:
+        real, is_plain = _rows_of_mask(mask, past, visual.shape)
+    answered = kept - 1 if isinstance(kept, int) and kept > 1 and not visual[:, -kept:].any() else 0
+    return Prompts(
+        visual,
+        real,
+        past=past,
+        is_plain_prefill=is_plain and past == 0,
+        answered=answered,
+        modality=located.modality(ids),
+        device=visual.device,
+    )
+
+
+def _has(features: Any) -> bool:
+    """Whether a call brings these: pixels, or by modality what the tower made of them."""
+    return any(v is not None for v in features.values()) if isinstance(features, Mapping) else features is not None
+
+
+def is_packed(given: Mapping[str, Any]) -> bool:
+    """Whether positions restart within a row, which without a mask means several sequences to transformers."""
+    positions = given.get("position_ids")
+    if positions is not None and positions.ndim == 3 and len(positions) == 4:
+        positions = positions[0]  # of M-RoPE's four, those that count tokens
+    if positions is None or positions.ndim != 2:
+        return False
+    return find_packed_sequence_indices(positions) is not None
+
+
+def _rows_of_mask(mask: Tensor, past: int, shape: torch.Size) -> tuple[Tensor, bool]:
+    """Which rows a mask ``[batch or 1, heads or 1, new, sequence]`` makes real, bool ``[batch, new]``; the others
+    neither read nor are read, and are padding. And whether it says only that each reads the real ones up to itself."""
+    batch, new = shape
+    is_open = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    is_free = mask if mask.dtype == torch.bool else mask == 0
+    own = is_open[..., past : past + new]
+    real = own.any(1).any(1) | is_open.any(1).any(-1)
+    causal = (real[:, None, :] & torch.ones_like(own[0, 0]).tril())[:, None]
+    ignored = ~real[:, None, :, None]
+    is_plain = all(((m[..., past : past + new] == causal) | ignored).all() for m in (is_open, is_free))
+    return real.expand(batch, -1), is_plain

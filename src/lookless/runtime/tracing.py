@@ -1,7 +1,7 @@
 """What really ran: the rows each operator of each layer was called with, counted at the modules themselves.
 
-The counters hang on the projections, not on the runtime, so they tell the same of a stock model, of a planned one, and
-of a plan that silently does nothing.
+The counters are hooks on the projections, not on the runtime, so they count a stock model, a planned one, and a plan
+that silently does nothing alike.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How much the vision tower itself attended to each visual token, for ranks before the first decoder layer.
 
-A watcher hangs on one attention of the tower and recomputes what that attention gave each patch from its own
-projections, so it works beside any attention kernel. A tower with a class token is asked what that token looked at, one
-row of queries (VisionZip, VisPruner); one without, what all patches looked at on average.
+A hook on one attention of the tower recomputes what that attention gave each patch, from its own projections, so it
+works beside any attention kernel. In a tower with a class token that is the attention of this token, one query row
+(VisionZip, VisPruner); in one without, the mean over all patches.
 """
 
 from __future__ import annotations
@@ -14,42 +14,42 @@ from typing import Any
 
 from torch import Tensor, nn
 
-#: what a watcher does with the scores ``[patches of the call]``, one for each visual token in reading order
-Tell = Callable[[Tensor], None]
+#: what the hook does with the scores ``[patches of the call]``, one for each visual token in reading order
+Report = Callable[[Tensor], None]
 
 
-def watch_clip(inner: Any, tell: Tell) -> Any:
+def capture_clip(inner: Any, report: Report) -> Any:
     """CLIP and SigLIP under LLaVA-1.5, where visual tokens are the tower's patches: the layer whose output is used."""
     layer = inner.config.vision_feature_layer
     layer = layer if isinstance(layer, int) else layer[-1]
     has_class = inner.config.vision_feature_select_strategy == "default"
     module = inner.vision_tower.encoder.layers[layer].self_attn
 
-    def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def capture(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else kwargs["hidden_states"]
         query, key = module.q_proj(x[:, :1] if has_class else x), module.k_proj(x)
         query, key = (t.unflatten(-1, (module.num_heads, -1)).transpose(1, 2).float() for t in (query, key))
         given = (query @ key.transpose(2, 3) * module.scale).softmax(-1).mean((1, 2))
-        tell(given[:, 1 if has_class else 0 :].flatten())
+        report(given[:, 1 if has_class else 0 :].flatten())
 
-    return module.register_forward_pre_hook(see, with_kwargs=True)
+    return module.register_forward_pre_hook(capture, with_kwargs=True)
 
 
-def watch_qwen(inner: Any, tell: Tell) -> Any:
+def capture_qwen(inner: Any, report: Report) -> Any:
     """The tower of Qwen2-VL and Qwen3-VL: a visual token is the mean of the patches merged into it."""
     tower = inner.visual
     module = tower.blocks[-1].attn
     rotate = sys.modules[type(module).__module__].apply_rotary_pos_emb_vision
 
-    def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def capture(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else kwargs["hidden_states"]
         query, key, _ = module.qkv(x).unflatten(-1, (3, module.num_heads, -1)).unbind(1)
         query, key = (t.transpose(0, 1).float() for t in rotate(query, key, *kwargs["position_embeddings"]))
         given = x.new_zeros(x.shape[0])
         edges = kwargs["cu_seqlens"].tolist()
-        for start, end in pairwise(edges):  # images, or frames, do not see each other
+        for start, end in pairwise(edges):  # images, or frames, do not capture each other
             scores = query[:, start:end] @ key[:, start:end].transpose(1, 2) * module.scaling
             given[start:end] = scores.softmax(-1).mean((0, 1)).to(x.dtype)
-        tell(given.unflatten(0, (-1, tower.spatial_merge_size**2)).mean(1))
+        report(given.unflatten(0, (-1, tower.spatial_merge_size**2)).mean(1))
 
-    return module.register_forward_pre_hook(see, with_kwargs=True)
+    return module.register_forward_pre_hook(capture, with_kwargs=True)

@@ -10,13 +10,13 @@ from statistics import fmean
 from .. import flops
 from ..calibration.distances import Distance, kl
 from ..calibration.replay import Position, divergence_under, full_runs
-from ..cells import RANKS
 from ..data import Samples
 from ..errors import PlanError
 from ..geometry import Geometry
 from ..layer_plan import LayerPlan
 from ..loading import Loaded
 from ..plan import Plan, Provenance
+from ..ranks import RANKS
 from ..runtime.families import locate
 
 

@@ -1,0 +1,179 @@
+"""Attention between row sets: the calls of the fused kernel by which queries attend to keys, and no others.
+
+A call costs as much as some thousand scores. So many small runs go to one masked call, and long runs to causal calls
+that score no key after them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .rows import Rows, runs_of
+
+LONG = 512  # keys of one prompt, from which on a causal call of many rows scores noticeably less than a masked one
+FEW = 1 << 14  # scores that cost less than a call
+CALLS = 6  # more runs of queries than this in one prompt go to one masked call
+
+
+@dataclass(frozen=True)
+class Call:
+    """One attention call: compact query rows ``query`` over compact key rows ``keys``, each one or more slices.
+
+    ``mask`` is ``[queries, keys]``, bool or added to scores; None means top-left causal, which for one query is
+    everything.
+    """
+
+    query: slice
+    keys: tuple[slice, ...]
+    mask: Tensor | None
+
+    def added(self, dtype: torch.dtype) -> Call:
+        """The same with the mask as what is added to scores, which PyTorch would otherwise make at every call."""
+        return self if self.mask is None else replace(self, mask=_added(self.mask, dtype))
+
+
+def _added(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
+
+
+def is_one_call(query: Rows, key: Rows) -> bool:
+    """Whether one masked call over the padded tensors of all prompts costs less than a call for each prompt.
+
+    A call costs as much as some thousand scores, and waits for all threads. The padded call also scores fillers and, of
+    many rows, what a causal call would leave out.
+    """
+    if not query.packed:
+        return False
+    mine, theirs = ([len(rows) for rows in side.prompts] for side in (query, key))
+    wanted = sum(q * k for q, k in zip(mine, theirs, strict=True))
+    scored = len(mine) * max(mine) * max(theirs)
+    return max(theirs) <= LONG and scored <= wanted + wanted // 4 + FEW
+
+
+def padded_mask(query: Rows, key: Rows, positions: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores of ``query.pad`` over keys of ``key``, so that each row attends to its own prompt up to
+    itself: ``[batch, 1, queries, keys]``.
+
+    ``positions [batch or 1, keys]`` are the keys' own, -1 for none; in one row for all prompts, those of sequences.
+    """
+    own = query.positions.clamp_min(0)[..., None]
+    allowed = (positions[:, None] <= own) & (positions >= 0)[:, None]
+    if key.packed and positions.shape[0] == 1:  # of whole sequences: keep those that are rows
+        real = torch.zeros(len(key.prompts), key.length, dtype=torch.bool)
+        for b, rows in enumerate(key.prompts):
+            real[b, rows] = True
+        allowed = allowed & real.to(positions.device)[:, None]
+    allowed = allowed | ~allowed.any(-1, keepdim=True)  # fillers, which nobody uses, must stay numbers
+    return _added(allowed, dtype)[:, None]
+
+
+def causal_calls(query: Rows, key: Rows, *, scattered: bool = False) -> list[Call]:
+    """The calls by which each of ``query``'s rows attends to ``key``'s rows of its own prompt, up to itself.
+
+    Query rows are among the key rows. A run of consecutive queries needs no key after it, and a run at the very
+    beginning no mask. ``scattered`` rows, or more than a few runs, go to one masked call.
+    """
+
+    def of_prompt(queries: list[int], count: int, q_start: int, k_start: int) -> list[Call]:
+        runs = runs_of(queries)
+        if scattered or len(runs) > CALLS:
+            rows = torch.tensor(queries, device=query.device)
+            mask = torch.arange(count, device=query.device)[None, :] <= rows[:, None]
+            here = slice(q_start, q_start + len(queries))
+            return [Call(here, (slice(k_start, k_start + count),), mask)]
+        calls, at = [], q_start
+        for start, end in runs:
+            mask = None
+            if start > 0:
+                ends = torch.arange(start, end, device=query.device)
+                mask = torch.arange(end, device=query.device)[None, :] <= ends[:, None]
+            calls.append(Call(slice(at, at + end - start), (slice(k_start, k_start + end),), mask))
+            at += end - start
+        return calls
+
+    return _by_prompt(query, key, of_prompt)
+
+
+def window_calls(
+    visual: Rows, key: Rows, is_visual: Tensor, blocks: Callable[[int, int], object], size: int
+) -> list[Call]:
+    """The calls by which ``visual``'s rows attend to all text before them and to visual keys at most ``size - 1``
+    positions back.
+
+    Blocks are of living rows, wherever they are: those at most ``size - 1`` positions back are among the last
+    ``size - 1`` living ones. So scattered rows cost what the same number in one run does.
+
+    Args:
+        is_visual: bool ``[batch, sequence]`` on the CPU.
+        blocks: of :class:`lookless.cells.Window`, from a run of rows to (first, end, first key).
+    """
+    calls: list[Call] = []
+    q_start = k_start = 0
+    groups = range(len(visual.prompts)) if visual.packed else range(1)
+    for b in groups:
+        mine, keys = visual.prompts[b], key.prompts[b]
+        kinds = is_visual[b, keys]
+        number = kinds.cumsum(0) - 1  # of a visual key, among the living
+        for first, last, low in blocks(0, len(mine)):  # type: ignore[attr-defined]
+            queries = mine[first:last]
+            wanted = (keys <= queries[-1]) & (~kinds | (number >= low))
+            positions = keys[wanted]
+            slices = tuple(slice(k_start + s, k_start + e) for s, e in runs_of(wanted.nonzero().flatten().tolist()))
+            mask = positions[None, :] <= queries[:, None]
+            mask &= ~kinds[wanted][None, :] | (positions[None, :] > queries[:, None] - size)
+            calls.append(Call(slice(q_start + first, q_start + last), slices, mask.to(visual.device)))
+        q_start, k_start = q_start + len(mine), k_start + len(keys)
+    return calls
+
+
+def _by_prompt(query: Rows, key: Rows, of_prompt: Callable[..., list[Call]]) -> list[Call]:
+    calls: list[Call] = []
+    q_start = k_start = 0
+    for b in range(len(query.prompts)) if query.packed else range(1):
+        found = torch.searchsorted(key.prompts[b], query.prompts[b]).tolist()
+        calls += of_prompt(found, len(key.prompts[b]), q_start, k_start)
+        q_start, k_start = q_start + len(query.prompts[b]), k_start + len(key.prompts[b])
+    return calls
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, calls: list[Call], scaling: float, dropout: float = 0.0
+) -> Tensor:
+    """Attention of compact ``query [groups, rows, heads, head_dim]`` over compact ``key, value
+    [groups, rows, kv_heads, head_dim]`` by ``calls``, which cover the query's rows in order.
+
+    Returns ``[groups, rows, heads * head_dim]``.
+    """
+    outputs = []
+    for call in calls:
+        k, v = (_slices(x, call.keys).transpose(1, 2) for x in (key, value))
+        outputs.append(scaled_dot_product(query[:, call.query].transpose(1, 2), k, v, call.mask, scaling, dropout))
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)).transpose(1, 2).flatten(2)
+
+
+def _slices(x: Tensor, slices: tuple[slice, ...]) -> Tensor:
+    return x[:, slices[0]] if len(slices) == 1 else torch.cat([x[:, s] for s in slices], dim=1)
+
+
+def scaled_dot_product(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, dropout: float = 0.0
+) -> Tensor:
+    """PyTorch's fused attention on ``[batch, heads, rows, head_dim]``; without a mask it is top-left causal.
+
+    The model's own implementation may be another (eager, FlashAttention); they are equal to rounding.
+    """
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask if mask is None or mask.dtype == torch.bool else mask.to(query.dtype),
+        dropout_p=dropout,
+        is_causal=mask is None and query.shape[2] > 1,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )

@@ -1,0 +1,65 @@
+"""The FFN of one layer: whole on its rows, and on other visual rows by a part of its neurons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..cells import Neurons
+from ..errors import ModelError
+from ..layer_plan import VISUAL, LayerWork
+from .inplace import gated_ffn, norm_into, rms_norm
+from .prompts import Prompts
+from .rows import Rows
+
+
+def run_ffn(layer: Any, work: LayerWork, prompts: Prompts, x: Tensor, *, owns_x: bool) -> Tensor:
+    """The compact living rows ``x`` with the FFN's output added; in place where the caller ``owns_x``."""
+    live, rows = prompts.live, prompts.rows(work.ffn)
+    outputs: list[tuple[Rows, Tensor]] = []
+    if rows.count:
+        inner = prompts.within(rows, live)
+        normed = norm_into(layer.post_attention_layernorm, inner.gather(x), prompts.buffers)
+        outputs.append((inner, gated_ffn(layer.mlp, normed, prompts.buffers)))
+    if work.neurons is not None and prompts.rows(VISUAL).count:
+        inner = prompts.within(prompts.rows(VISUAL), live)
+        outputs.append((inner, _neurons(layer, work.neurons, prompts, inner.gather(x))))
+    for inner, output in outputs:
+        x = inner.scatter_add_(x, output) if owns_x and not torch.is_grad_enabled() else inner.scatter_add(x, output)
+    return x
+
+
+def _neurons(layer: nn.Module, cell: Neurons, prompts: Prompts, taken: Tensor) -> Tensor:
+    """The FFN of visual tokens by the channels that probe tokens of their own prompt excite most."""
+    mlp: Any = layer.mlp
+    for projection in (mlp.gate_proj, mlp.up_proj, mlp.down_proj):
+        if type(projection) is not nn.Linear:
+            raise ModelError(
+                f"a subset of neurons needs the plain weights of an FFN, and this one has a "
+                f"{type(projection).__name__}: merge adapters, load unquantised, or use a plan without Neurons."
+            )
+    rows = prompts.rows(VISUAL)
+    h = rms_norm(layer.post_attention_layernorm, taken)
+    updates = []
+    for b, mine in enumerate(prompts.alive):
+        start = sum(map(len, prompts.alive[:b])) if rows.packed else 0
+        own = h[:, start : start + len(mine)] if rows.packed else h[b : b + 1]
+        updates.append(_own_neurons(mlp, cell, own) if len(mine) else own)
+    return torch.cat(updates, dim=1 if rows.packed else 0)
+
+
+def _own_neurons(mlp: Any, cell: Neurons, h: Tensor) -> Tensor:
+    count = h.shape[1]
+    probes = torch.linspace(0, count - 1, int(cell.probes(count))).round().long()
+    excited = mlp.act_fn(mlp.gate_proj(h[:, probes])) * mlp.up_proj(h[:, probes])
+    magnitude = excited.abs().float().mean((0, 1))
+    chosen = magnitude.topk(cell.channels(magnitude.numel())).indices.sort().values
+
+    def part(linear: nn.Linear, x: Tensor) -> Tensor:
+        return F.linear(x, linear.weight[chosen], None if linear.bias is None else linear.bias[chosen])
+
+    inner = mlp.act_fn(part(mlp.gate_proj, h)) * part(mlp.up_proj, h)
+    return F.linear(inner, mlp.down_proj.weight[:, chosen], mlp.down_proj.bias)

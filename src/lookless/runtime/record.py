@@ -1,0 +1,113 @@
+"""What the attention of a layer computed, for the layer itself and for ranks of the next one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from .cache import PrunedLayer, layer_of
+from .inplace import Buffers, Rotary, heads, linear, norm_into, project
+from .prompts import Prompts
+from .rows import Rows
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a layer's cache holds of earlier turns.
+
+    Attributes:
+        keys, values: ``[batch, kv_heads, slots, head_dim]``.
+        positions: which token of the sequence each slot holds, -1 for none, int64 ``[batch, slots]``.
+        kinds: of those tokens, as in :class:`lookless.runtime.cache.PrunedLayer`; None where the cache does not
+            remember.
+    """
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+    kinds: Tensor | None
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What the attention of one layer computed; ranks of the next layer read it.
+
+    Attributes:
+        module: the layer's attention.
+        rows: of the compact tensors below.
+        normed: the attention's input, ``[groups, rows, hidden]``.
+        key, value: ``[groups, rows, kv_heads, head_dim]``, keys rotated.
+        rotary: cos and sin, ``[batch or 1, sequence, head_dim]``.
+        past: what earlier turns left in the layer's cache; None without any.
+        mask: the layer's, ``[batch or 1, heads or 1, sequence, keys]``, bool or added to scores; None means causal.
+        layer_input: ``[batch, sequence, hidden]``.
+        after_attention: ``layer_input`` with the attention's output added, ``[batch, sequence, hidden]``; None if no
+            rank needs it.
+    """
+
+    module: Any
+    rows: Rows
+    normed: Tensor
+    key: Tensor
+    value: Tensor
+    rotary: Rotary
+    past: Past | None
+    mask: Tensor | None
+    layer_input: Tensor
+    after_attention: Tensor | None = None
+
+
+def project_keys(
+    layer: nn.Module, prompts: Prompts, x: Tensor, mask: Tensor | None, rotary: Rotary, cache: Any
+) -> LayerRecord:
+    """Keys and values of all live rows of the layer's input ``x [batch, sequence, hidden]``."""
+    live = prompts.live
+    return record_keys(layer, prompts, live, live.gather(x), x, mask=mask, rotary=rotary, cache=cache)
+
+
+def record_keys(
+    layer: Any,
+    prompts: Prompts,
+    rows: Rows,
+    gathered: Tensor,
+    layer_input: Tensor,
+    *,
+    mask: Tensor | None,
+    rotary: Rotary,
+    cache: Any,
+    buffers: Buffers | None = None,
+) -> LayerRecord:
+    """Keys and values of the compact key rows ``gathered`` from the layer's input.
+
+    With ``buffers`` the normed rows lie in memory that the next layer writes to.
+    """
+    module = layer.self_attn
+    normed = norm_into(layer.input_layernorm, gathered, buffers)
+    key = project(module, "k", normed, prompts.rotary_of(rows, rotary))
+    value = heads(linear(module.v_proj, normed), module.head_dim)
+    # Row sets say what a causal mask with padding says; only another mask is kept.
+    own_mask = None if prompts.is_plain_prefill or mask is None or mask.ndim != 4 else mask
+    return LayerRecord(module, rows, normed, key, value, rotary, _past(module, cache), own_mask, layer_input)
+
+
+def _past(module: Any, cache: Any) -> Past | None:
+    held = None if cache is None else layer_of(cache, module.layer_idx)
+    if held is None or held.get_seq_length() == 0:
+        return None
+    kinds = None
+    if isinstance(held, PrunedLayer):
+        positions: Tensor = held.positions  # type: ignore[assignment]
+        kinds = held.kinds
+    else:
+        positions = torch.arange(int(held.get_seq_length()), device=held.keys.device).expand(held.keys.shape[0], -1)
+    slots = positions.shape[1]  # a static cache has empty slots after them
+    if held.keys.ndim != 4 or held.keys.shape[2] < slots:
+        raise ModelError(
+            f"a later turn under a plan reads the keys of earlier ones, and a {type(held).__name__} holds them in "
+            f"another form (quantised): use the default dynamic cache."
+        )
+    return Past(held.keys[:, :, :slots], held.values[:, :, :slots], positions, kinds)
