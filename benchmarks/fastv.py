@@ -19,7 +19,7 @@ from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from lookless import methods
-from lookless.bench.dummy_model import IMAGE, shaped
+from lookless.bench.dummy_model import IMAGE, make_dummy_model
 from lookless.bench.timing import Clock
 from lookless.configs import shape_named
 from lookless.runtime.patching import applied
@@ -64,7 +64,7 @@ class Authors:
 @torch.no_grad()
 def compare(layers: int, visual: int, text: int, layer: int, rounds: int, dtype: torch.dtype) -> dict[str, list[float]]:
     """Milliseconds of the decoder's layers in each round."""
-    made = shaped(shape_named("LLaVA-1.5-7B").cut(layers), dtype=dtype)
+    made = make_dummy_model(shape_named("LLaVA-1.5-7B").cut(layers), dtype=dtype)
     inputs = made.inputs(visual=visual, before=text // 2, after=text - text // 2, batch=1)
     decoder = made.model.model.language_model
     assert int((inputs["input_ids"] == IMAGE).sum()) == visual

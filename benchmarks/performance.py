@@ -19,9 +19,9 @@ from transformers import DynamicCache
 import lookless
 from lookless import Plan, files, methods
 from lookless.bench import prefill_report as timings
-from lookless.bench.dummy_model import IMAGE, WORD, shaped
-from lookless.bench.prefill import Whole, bench
-from lookless.bench.prefill_results import Report
+from lookless.bench.dummy_model import IMAGE, WORD, make_dummy_model
+from lookless.bench.prefill import Whole, bench_prefill
+from lookless.bench.prefill_results import PrefillReport
 from lookless.bench.subjects import of_geometry
 from lookless.bench.timing import Clock
 from lookless.configs import shape_named
@@ -65,17 +65,17 @@ def plans_of(geometry: Geometry) -> dict[str, Plan]:
     return plans | {m: methods.METHODS[m].sample(geometry) for m in METHODS}
 
 
-def timed(folder: Path, device: str) -> list[Report]:
+def timed(folder: Path, device: str) -> list[PrefillReport]:
     reports = []
     for name, visual, layers, rounds in RUNS:
         path = folder / f"{name}-{visual}-{device}.json"
         if path.exists():
-            reports.append(Report.model_validate_json(path.read_text()))
+            reports.append(PrefillReport.model_validate_json(path.read_text()))
             continue
         subject = of_geometry(name, layers=layers, dtype="bfloat16", device=device, visual=[visual], text=TEXT)
         whole = Geometry.preset(name)
         [inputs] = subject.prompts(1)
-        report = bench(
+        report = bench_prefill(
             subject.model,
             inputs,
             plans_of(subject.geometry),
@@ -94,7 +94,7 @@ def timed(folder: Path, device: str) -> list[Report]:
 @torch.no_grad()
 def padded(rounds: int = 5) -> str:
     """Eight prompts of one to four times a length in one batch: stock computes the padding."""
-    made = shaped(shape_named("LLaVA-1.5-7B").cut(6), dtype=torch.bfloat16)
+    made = make_dummy_model(shape_named("LLaVA-1.5-7B").cut(6), dtype=torch.bfloat16)
     lengths = [n * 96 for n in (1, 1, 2, 2, 3, 3, 4, 4)]
     ids = torch.full((8, max(lengths)), WORD)
     mask = torch.zeros_like(ids)
@@ -119,10 +119,12 @@ def padded(rounds: int = 5) -> str:
                 each[name].append(clock.ms)
     clock.remove()
     shares = {name: median(s / t for s, t in zip(each["stock"], times, strict=True)) for name, times in each.items()}
-    return timings.markdown(("", "real tokens a second, by stock's"), ((n, f"{s:.2f}") for n, s in shares.items()))
+    return timings.markdown_table(
+        ("", "real tokens a second, by stock's"), ((n, f"{s:.2f}") for n, s in shares.items())
+    )
 
 
-def figure(reports: list[Report]) -> None:
+def figure(reports: list[PrefillReport]) -> None:
     """Every plan on every model: time kept by FLOPs kept; under the line more is saved than promised."""
     drawn, [axes] = panels_of(1, height=4.2, columns=1, width=6.4)
     for index, method in enumerate(["nothing but liveness", *METHODS]):
@@ -137,7 +139,7 @@ def figure(reports: list[Report]) -> None:
         axis.set_major_formatter("{x:.0%}")
     drawn.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     told = ", ".join(f"{r.model.split(',')[0]} (V {r.visual})" for r in reports)
-    drawn.suptitle(textwrap.fill(f"{told}; {timings.told_of(reports[0]).split(';')[0]}", 95), fontsize=8)
+    drawn.suptitle(textwrap.fill(f"{told}; {timings.describe(reports[0]).split(';')[0]}", 95), fontsize=8)
     save_figure(drawn, FIGURE)
 
 
@@ -168,7 +170,7 @@ def overhead(rounds: int = 60) -> str:
         for name, ours, stock in zip(each, found[False], found[True], strict=True):
             each[name].append((ours, stock))
     shares = {name: median(ours / stock for ours, stock in pairs[4:]) for name, pairs in each.items()}
-    return timings.markdown(("", "time, by stock's"), ((name, f"{share:.3f}") for name, share in shares.items()))
+    return timings.markdown_table(("", "time, by stock's"), ((name, f"{share:.3f}") for name, share in shares.items()))
 
 
 def main() -> None:
@@ -183,7 +185,7 @@ def main() -> None:
         "![Time kept by FLOPs kept](images/performance.png)",
         CUT,
         timings.note(reports),
-        *map(timings.section, reports),
+        *map(timings.markdown_section, reports),
     ]
     parts += ["### Padded batches", PADDED, padded(), "### Where no plan runs", NO_PLAN, overhead()]
     before = PAGE.read_text().split(BEGIN)[0] if PAGE.exists() else ""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lookless import files, methods
 from lookless.bench import traffic_report as throughput
-from lookless.bench.traffic import compare
+from lookless.bench.traffic import bench_traffic
 from lookless.bench.traffic_client import Served, Traffic, of_geometry, of_model
 from lookless.bench.traffic_results import TrafficReport
 
@@ -42,7 +42,9 @@ def measured(name: str, method: str, runs: Path, options: list[str]) -> TrafficR
         subject = served(name, Path(work) / "model")
         plan = methods.METHODS[method].sample(subject.geometry).save_pretrained(Path(work) / "plan")
         traffic = TRAFFIC[name]
-        report = compare(subject, str(plan), method, traffic, dtype="bfloat16", options=options, folder=logs, say=print)
+        report = bench_traffic(
+            subject, str(plan), method, traffic, dtype="bfloat16", options=options, folder=logs, log=print
+        )
     files.write_text(path, files.dump(report))
     return report
 
@@ -54,7 +56,7 @@ def main() -> None:
     reports = [measured(name, m, arguments.runs, options or [*OPTIONS]) for name in TRAFFIC for m in METHODS]
     before, _, rest = PAGE.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    written = "\n\n".join([BEGIN, throughput.NOTE, *map(throughput.section, reports), END])
+    written = "\n\n".join([BEGIN, throughput.NOTE, *map(throughput.markdown_section, reports), END])
     files.write_text(PAGE, before + written + after)
 
 

@@ -15,9 +15,9 @@ from helpers.plans import STATIC
 from helpers.shapes import AFTER, BEFORE, SMALL, V
 from lookless import Filter, Geometry, Plan, apply, trace
 from lookless.bench import timing as measure
-from lookless.bench.dummy_model import shaped
+from lookless.bench.dummy_model import make_dummy_model
 from lookless.bench.lower_bound import floor_of
-from lookless.bench.prefill import bench
+from lookless.bench.prefill import bench_prefill
 from lookless.bench.prefill_report import (
     HEADS,
     bench_figure,
@@ -26,26 +26,18 @@ from lookless.bench.prefill_report import (
     document,
     save,
 )
-from lookless.bench.prefill_results import STOCK, BreakEven, Sweep
+from lookless.bench.prefill_results import STOCK, BreakEven, PrefillSeries
 from lookless.bench.subjects import of_geometry
 from lookless.configs import Shape, shape_named
 from lookless.errors import GeometryError, ModelError, PlanError
 from lookless.flops import prefill
 from lookless.runtime.families import locate
-<<<<<<< HEAD
 from lookless.runtime.patching import prompts_of
-=======
-from lookless.runtime.patching import applied
-from lookless.runtime.prompts import prompts_of
-
-SMALL = Geometry(model_type="qwen3_vl", layers=LAYERS, hidden=64, intermediate=96, heads=4, kv_heads=2, head_dim=16)
-V, BEFORE, AFTER = 40, 5, 7
->>>>>>> f1b6b75 (Runtime in parts under 300 lines, in the field's words; a rank is declared in ranks and computed by the function of its name)
 
 
 @pytest.fixture(scope="module")
 def small():
-    return shaped(Shape(SMALL, "qwen3"), dtype=torch.float32)
+    return make_dummy_model(Shape(SMALL, "qwen3"), dtype=torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +47,7 @@ def small():
 def test_shapes_are_the_geometrys(preset, kind):
     assert shape_named(preset) == Shape(Geometry.preset(preset), kind)
     geometry = SMALL.model_copy(update={"model_type": Geometry.preset(preset).model_type})
-    made = shaped(Shape(geometry, kind).cut(2), dtype=torch.bfloat16)
+    made = make_dummy_model(Shape(geometry, kind).cut(2), dtype=torch.bfloat16)
     assert made.geometry == geometry.model_copy(update={"model_type": "llava", "layers": 2})
     inputs = made.inputs(visual=V, before=BEFORE, after=AFTER, batch=2)
     assert {p.dtype for p in made.model.model.language_model.layers.parameters()} == {torch.bfloat16}
@@ -90,22 +82,22 @@ def test_the_floor_is_the_promised_flops(small, plan):
 def test_a_report(small):
     plans = {"live": Plan.full(LAYERS).live(), "keep": STATIC["keep"], "full": Plan.full(LAYERS)}
     inputs = small.inputs(visual=V, before=BEFORE, after=AFTER, batch=2)
-    report = bench(small.model, inputs, plans, name="small", repeats=3, warm_up=1, progress=False)
+    report = bench_prefill(small.model, inputs, plans, name="small", repeats=3, warm_up=1, progress=False)
     assert [t.name for t in report.timed] == [STOCK, *plans]
     assert (report.visual, report.text, report.batch) == (V, BEFORE + AFTER, 2)
     stock, live, keep, full = report.timed
     assert stock.time_kept == stock.flops_kept == full.flops_kept == 1.0
-    assert stock.realised is full.realised is None
+    assert stock.efficiency is full.efficiency is None
     token = 2 * 2 * 16 * 2 * 4  # keys and values of two heads, two prompts, float32
     assert stock.cache_mib == live.cache_mib == pytest.approx(LAYERS * (V + BEFORE + AFTER) * token / 2**20)
     kept = [V, V, 20, 3, 3]
     assert keep.cache_mib == pytest.approx(sum(BEFORE + AFTER + v for v in kept) * token / 2**20)
-    assert live.realised == pytest.approx((1 - live.time_kept) / (1 - live.flops_kept))
+    assert live.efficiency == pytest.approx((1 - live.time_kept) / (1 - live.flops_kept))
     for timed in report.timed:
         assert timed.prefill_ms.low <= timed.prefill_ms.median <= timed.prefill_ms.high
-        assert timed.over_floor > 0
+        assert timed.times_lower_bound > 0
         assert timed.tower_ms is None  # features of a geometry are random
-        assert timed.first_token_ms.median > timed.prefill_ms.median
+        assert timed.ttft_ms.median > timed.prefill_ms.median
     dense = prefill(small.geometry, visual=V, text=BEFORE + AFTER).total
     assert stock.prefill_tflops == pytest.approx(2 * dense / 1e12)  # of both prompts
     assert live.prefill_tflops == pytest.approx(live.flops_kept * stock.prefill_tflops)
@@ -130,12 +122,14 @@ def test_the_tower_and_the_first_token(name, monkeypatch):
     for module, cost in costs.items():
         module.register_forward_hook(lambda *_, cost=cost: calls.append(cost))
     monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: sum(calls)))
-    report = bench(model, inputs, {"live": Plan.full(LAYERS).live()}, name=name, repeats=2, warm_up=1, progress=False)
+    report = bench_prefill(
+        model, inputs, {"live": Plan.full(LAYERS).live()}, name=name, repeats=2, warm_up=1, progress=False
+    )
     assert calls.count(1000) == 2 * (1 + 2 + 1)  # warm-up, rounds, and the one that weighs
     for timed in report.timed:
         assert timed.tower_ms.median == 1000 * 1e3
-        assert timed.prefill_ms.median == timed.decode_ms.median == LAYERS * 1e3
-        assert timed.first_token_ms.median == (1000 + 100 + LAYERS) * 1e3
+        assert timed.prefill_ms.median == timed.tpot_ms.median == LAYERS * 1e3
+        assert timed.ttft_ms.median == (1000 + 100 + LAYERS) * 1e3
     assert all(len(module._forward_hooks) == 1 for module in costs)
 
 
@@ -143,50 +137,52 @@ def test_break_even(small):
     """From the longest down, as long as it pays, along each line of a sweep."""
     inputs = small.inputs(visual=V, before=BEFORE, after=AFTER, batch=1)
     plans = {"a": Plan.full(LAYERS).live(), "b": Plan.full(LAYERS).live(), "c": STATIC["keep"]}
-    one = bench(small.model, inputs, plans, name="small", repeats=2, warm_up=0, progress=False)
+    one = bench_prefill(small.model, inputs, plans, name="small", repeats=2, warm_up=0, progress=False)
 
     def at(visual, batch, **kept):
         timed = [t.model_copy(update={"time_kept": kept[t.name]}) if t.name in kept else t for t in one.timed]
         return one.model_copy(update={"visual": visual, "batch": batch, "timed": tuple(timed)})
 
     lengths = [at(8, 1, a=0.9, b=1.1, c=0.9), at(16, 1, a=1.2, b=0.9, c=0.9), at(32, 1, a=1.1, b=0.8, c=0.7)]
-    assert Sweep.of(lengths[:1]).break_even == ()
-    along = Sweep.of(lengths).break_even
+    assert PrefillSeries.of(lengths[:1]).break_even == ()
+    along = PrefillSeries.of(lengths).break_even
     assert {b.name: b.pays_from for b in along} == {"a": None, "b": 16, "c": 8}
     assert {(b.along, b.at) for b in along} == {("visual", 1)}
-    both = Sweep.of([*lengths, at(32, 4, a=0.9, b=0.9, c=1.1), at(16, 4, a=0.9, b=0.9, c=1.2)]).break_even
+    both = PrefillSeries.of([*lengths, at(32, 4, a=0.9, b=0.9, c=1.1), at(16, 4, a=0.9, b=0.9, c=1.2)]).break_even
     assert both[:3] == along
     assert BreakEven(name="a", along="visual", at=4, pays_from=16) in both
     assert BreakEven(name="a", along="batch", at=32, pays_from=4) in both
     assert BreakEven(name="b", along="batch", at=32, pays_from=1) in both
     assert BreakEven(name="c", along="batch", at=16, pays_from=None) in both
     assert not [b for b in both if (b.along, b.at) == ("batch", 8)]  # of one batch alone
-    text = document(Sweep.of(lengths), "x.png")
+    text = document(PrefillSeries.of(lengths), "x.png")
     assert "| a | never |\n| b | 16 |\n| c | 8 |" in text
     assert text.count("### ") == 3
-    assert break_even_table(Sweep.of(lengths)).row_count == 3
+    assert break_even_table(PrefillSeries.of(lengths)).row_count == 3
 
 
 def test_files_of_a_bench(small, tmp_path):
     """One report as bars, and a sweep as lines, also where FLOPs are not known; numbers are the same everywhere."""
     inputs = small.inputs(visual=V, before=BEFORE, after=AFTER, batch=1)
     plans = {"keep": STATIC["keep"], "filter": Plan.full(LAYERS).at([2], keep=Filter())}
-    one = bench(small.model, inputs, plans, name="small", repeats=2, warm_up=0, progress=False)
-    assert one.of("filter").flops_kept is one.of("filter").floor_ms is None
+    one = bench_prefill(small.model, inputs, plans, name="small", repeats=2, warm_up=0, progress=False)
+    assert one.of("filter").flops_kept is one.of("filter").lower_bound_ms is None
     longer = one.model_copy(update={"visual": 2 * V})
     for reports in ([one], [one, longer], [one, one.model_copy(update={"batch": 2})]):
-        sweep = Sweep.of(reports)
+        sweep = PrefillSeries.of(reports)
         save(sweep, tmp_path)
-        assert Sweep.model_validate_json((tmp_path / "bench.json").read_text()) == sweep
+        assert PrefillSeries.model_validate_json((tmp_path / "bench.json").read_text()) == sweep
         assert (tmp_path / "bench.png").stat().st_size > 10_000
         text = (tmp_path / "bench.md").read_text()
         assert "| " + " | ".join(HEADS) + " |" in text
         assert all("| " + " | ".join(cells(t)) + " |" in text for t in one.timed)
-    axes = bench_figure(Sweep.of([one])).axes[0]
+    axes = bench_figure(PrefillSeries.of([one])).axes[0]
     assert [bar.get_width() for bar in axes.patches] == [t.time_kept for t in one.timed]
     told = {c.get_label(): [x for x, _ in c.get_offsets()] for c in axes.collections}
     assert told["FLOPs kept"] == [1.0, pytest.approx(one.of("keep").flops_kept)]
-    assert told["floor"][1] == pytest.approx(one.of("keep").floor_ms.median / one.of(STOCK).prefill_ms.median)
+    assert told["lower bound"][1] == pytest.approx(
+        one.of("keep").lower_bound_ms.median / one.of(STOCK).prefill_ms.median
+    )
 
 
 def test_refusals(small):
@@ -197,4 +193,4 @@ def test_refusals(small):
     with pytest.raises(ModelError, match="dtype 'int3' is not one of float32"):
         of_geometry("LLaVA-1.5-7B", layers=1, dtype="int3", device="cpu")
     with pytest.raises(PlanError, match="no visual token"):
-        bench(small.model, {"input_ids": torch.ones(1, 4, dtype=torch.int64)}, {}, name="x", progress=False)
+        bench_prefill(small.model, {"input_ids": torch.ones(1, 4, dtype=torch.int64)}, {}, name="x", progress=False)

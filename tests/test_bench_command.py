@@ -18,7 +18,7 @@ from lookless.bench.prefill_report import (
     cut_note,
     document,
 )
-from lookless.bench.prefill_results import STOCK, Sweep
+from lookless.bench.prefill_results import STOCK, PrefillSeries
 from lookless.bench.subjects import of_geometry
 from lookless.cli.main import app
 from lookless.errors import ModelError
@@ -33,7 +33,7 @@ def test_the_command(tmp_path, monkeypatch):
     words += ["--batch", "2", "--batch", "1", "--method", "v-skip", "--repeats", "2", "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
-    sweep = Sweep.model_validate_json((tmp_path / "out" / "bench.json").read_text())
+    sweep = PrefillSeries.model_validate_json((tmp_path / "out" / "bench.json").read_text())
     assert [(r.visual, r.batch) for r in sweep.reports] == [(16, 1), (16, 2), (32, 1), (32, 2)]
     assert [t.name for t in sweep.reports[0].timed] == [STOCK, "v-skip"]
     assert sweep.reports[0].geometry == SMALL.model_copy(update={"model_type": "llava", "layers": 2})
@@ -72,10 +72,10 @@ MINE = {
 }
 
 
-def timed(*words) -> Sweep:
+def timed(*words) -> PrefillSeries:
     done = CliRunner().invoke(app, ["bench", *map(str, words), "--repeats", "2", "--json"])
     assert done.exit_code == 0, done.output
-    return Sweep.model_validate_json(done.stdout)
+    return PrefillSeries.model_validate_json(done.stdout)
 
 
 def test_a_geometry_of_ones_own(tmp_path):
@@ -94,12 +94,12 @@ def test_a_geometry_of_ones_own(tmp_path):
     kept = prefill(mine, visual=12, text=4, plan=plan.live()).total / prefill(mine, visual=12, text=4).total
     assert [t.whole_flops_kept for t in cut.timed] == [1.0, pytest.approx(kept)]
     told = cut_note(cut)
-    assert "One layer in 4 is the last here" in told
+    assert "One layer in 4 is the last one here" in told
     assert f"one in 8. Kept of the whole model's FLOPs: shortv {kept:.1%}." in told
-    assert told in document(Sweep.of([cut]), "x.png")
+    assert told in document(PrefillSeries.of([cut]), "x.png")
     printed = Console(width=80, file=io.StringIO())
     printed.print(*bench_tables(cut))
-    assert "One layer in 4 is the last here" in " ".join(printed.file.getvalue().split())
+    assert "One layer in 4 is the last one here" in " ".join(printed.file.getvalue().split())
 
 
 def test_prompts_of_ones_own(tmp_path):
@@ -115,8 +115,8 @@ def test_prompts_of_ones_own(tmp_path):
     assert {(b.along, b.name) for b in sweep.break_even} == {("visual", "v-skip")}
     [every] = timed("reference", "--data", tmp_path / "mine.jsonl", "--method", "v-skip", "--batch", 4).reports
     assert (every.visual, every.batch) == (288, 4)
-    assert every.of("v-skip").floor_ms is None, "a floor has the shapes of one prompt"
-    assert "prompts of mine.jsonl: 288 visual" in document(Sweep.of([every]), "x.png")
+    assert every.of("v-skip").lower_bound_ms is None, "a floor has the shapes of one prompt"
+    assert "prompts of mine.jsonl: 288 visual" in document(PrefillSeries.of([every]), "x.png")
     refused = CliRunner().invoke(app, ["bench", "reference", "--data", str(tmp_path / "words.jsonl")])
     assert refused.exit_code == 2
     assert "no sample of" in refused.stderr

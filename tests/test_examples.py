@@ -18,7 +18,7 @@ from lookless import Geometry, Plan, Scores, Skip, demo, load_data
 from lookless.cli.main import app
 from lookless.geometry import PRESETS
 from lookless.methods import METHODS
-from lookless.serving.launch import command
+from lookless.serving.launch import command_for
 
 #: What would take minutes takes seconds: the last of two options counts.
 SHORTER = {
@@ -81,5 +81,5 @@ def prepare(monkeypatch):
     for module in ("traffic", "traffic_client"):
         monkeypatch.setattr(f"lookless.bench.{module}.VLLM", fake)
     monkeypatch.setattr("lookless.serving.launch.find_spec", lambda name: name)
-    monkeypatch.setattr("lookless.bench.traffic.command", lambda *words: [*fake, *command(*words)[3:]])
+    monkeypatch.setattr("lookless.bench.traffic.command_for", lambda *words: [*fake, *command_for(*words)[3:]])
     monkeypatch.setattr("os.execv", lambda *_: None)

@@ -10,7 +10,7 @@ import torch
 from helpers.families import FAMILIES
 from helpers.shapes import AFTER, BEFORE, SMALL, V
 from lookless import Geometry, Plan
-from lookless.bench.dummy_model import shaped
+from lookless.bench.dummy_model import make_dummy_model
 from lookless.bench.timing import peak_mib
 from lookless.configs import Shape, shape_named
 from lookless.methods import METHODS
@@ -20,7 +20,7 @@ from lookless.runtime.patching import applied
 
 @pytest.fixture(scope="module")
 def small():
-    return shaped(Shape(SMALL, "qwen3"), dtype=torch.float32)
+    return make_dummy_model(Shape(SMALL, "qwen3"), dtype=torch.float32)
 
 
 def test_peak_memory_is_of_what_is_held_at_once():
@@ -84,7 +84,7 @@ def test_no_plan_holds_more_than_stock(preset, dtype):
     kv_heads = max(1, 4 * real.kv_heads // real.heads)
     widths = {"hidden": 256, "intermediate": 256 * real.intermediate // real.hidden, "head_dim": 64}
     small = real.model_copy(update={"layers": 5, "heads": 4, "kv_heads": kv_heads} | widths)
-    made = shaped(Shape(small, shape_named(preset).block), dtype=dtype)
+    made = make_dummy_model(Shape(small, shape_named(preset).block), dtype=dtype)
     for visual, batch in ((576, 1), (60, 1), (300, 3)):
         held = peaks(made.model, made.inputs(visual=visual, before=20, after=20, batch=batch))
         assert max(held.values()) <= 1, held

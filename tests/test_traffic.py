@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 from helpers import fake_vllm
 from lookless import Geometry, Plan, Skip
 from lookless.bench import vllm_server as server
-from lookless.bench.traffic import HALF, _skipped, compare
+from lookless.bench.traffic import HALF, _skipped, bench_traffic
 from lookless.bench.traffic_client import Served, Traffic, of_geometry, of_model
-from lookless.bench.traffic_report import HEADS, rows, save, section, traffic_table, verdict
-from lookless.bench.traffic_results import Level, Load, Round, TrafficReport
+from lookless.bench.traffic_report import HEADS, markdown_section, rows, save, traffic_table, verdict
+from lookless.bench.traffic_results import ClientMetrics, Level, Round, TrafficReport
 from lookless.bench.vllm_server import running, tail
 from lookless.cli.main import app
 from lookless.errors import GeometryError, ModelError, PlanError, ServingError
@@ -43,8 +43,8 @@ def fake(tmp_path, monkeypatch):
     for module in ("traffic", "traffic_client"):
         monkeypatch.setattr(f"lookless.bench.{module}.VLLM", FAKE)
     monkeypatch.setattr("lookless.serving.launch.find_spec", lambda name: name)
-    stock = launch.command
-    monkeypatch.setattr("lookless.bench.traffic.command", lambda *words: [*FAKE, *stock(*words)[3:]])
+    stock = launch.command_for
+    monkeypatch.setattr("lookless.bench.traffic.command_for", lambda *words: [*FAKE, *stock(*words)[3:]])
     (tmp_path / "told").touch()
     Plan.full(12).at([2, 5, 7], attention=Skip()).save_pretrained(tmp_path / "plan")
     return tmp_path
@@ -57,8 +57,8 @@ def subject(path="a-model"):
 def compared(folder, traffic=Traffic((1, 4), requests=4, rounds=3, answer=4), options=(), path="a-model"):  # noqa: B008
     said: list[str] = []
     plan = str(folder / "plan")
-    report = compare(
-        subject(path), plan, "mine", traffic, dtype="float32", options=options, folder=folder, say=said.append
+    report = bench_traffic(
+        subject(path), plan, "mine", traffic, dtype="float32", options=options, folder=folder, log=said.append
     )
     return report, said
 
@@ -82,7 +82,7 @@ def test_who_is_asked_what(fake):
     assert last["dataset-name"] == "random-mm"
     assert last["random-mm-bucket-config"] == "{(96, 96, 1): 1.0}"
     assert (last["random-input-len"], last["random-output-len"]) == ("66", "4")
-    assert "round 3 of 3, 4 at once" in said
+    assert "round 3 of 3, concurrency 4" in said
     assert gone([*stock["pids"], *plan["pids"]])
 
     assert (report.visual, report.text) == (fake_vllm.VISUAL, fake_vllm.TEXT)
@@ -92,7 +92,7 @@ def test_who_is_asked_what(fake):
     full, run = (prefill(report.geometry, **counts, plan=p).total for p in (None, live))
     assert report.flops_kept == pytest.approx(run / full)
     assert [[r.first for r in level.rounds] for level in report.levels] == [["stock", "plan", "stock"]] * 2
-    assert report.levels[1].stock.first_token_ms == 54  # the median of seeds 2, 4 and 6
+    assert report.levels[1].stock.ttft_ms == 54  # the median of seeds 2, 4 and 6
     assert TrafficReport.model_validate_json(report.model_dump_json()) == report
 
 
@@ -149,7 +149,7 @@ def test_a_server_that_is_never_ready(fake, monkeypatch):
     words = [sys.executable, "-c", "import time, sys; print('waiting', flush=True); time.sleep(60)"]
     with (
         pytest.raises(ServingError, match=r"was not ready in 1 s; .*\n  waiting"),
-        running("slow", words, log, say=lambda _: None, patience=1),
+        running("slow", words, log, log_line=lambda _: None, patience=1),
     ):
         pass
 
@@ -204,13 +204,13 @@ def test_counts_that_are_lost_are_no_share():
 
 
 def load(**changes):
-    return Load(
+    return ClientMetrics(
         **{
             "requests_per_s": 4.0,
             "tokens_per_s": 16.0,
-            "first_token_ms": 100.0,
-            "first_token_p95_ms": 200.0,
-            "token_ms": 10.0,
+            "ttft_ms": 100.0,
+            "ttft_p95_ms": 200.0,
+            "tpot_ms": 10.0,
             **changes,
         }
     )
@@ -218,7 +218,7 @@ def load(**changes):
 
 def level(concurrency, paces):
     rounds = [
-        Round(first="stock", stock=load(requests_per_s=stock), plan=load(requests_per_s=plan, first_token_ms=80.0))
+        Round(first="stock", stock=load(requests_per_s=stock), plan=load(requests_per_s=plan, ttft_ms=80.0))
         for stock, plan in paces
     ]
     return Level.of(concurrency, rounds)
@@ -229,8 +229,8 @@ def test_ratios_are_of_rounds():
     one = level(4, [(4, 5), (1, 1.2), (2, 2.2)])
     assert one.ratios.requests == pytest.approx(1.2)
     assert (one.stock.requests_per_s, one.plan.requests_per_s) == (2, 2.2)
-    assert one.ratios.first_token == pytest.approx(0.8)
-    assert one.ratios.token == 1
+    assert one.ratios.ttft == pytest.approx(0.8)
+    assert one.ratios.tpot == 1
 
 
 @pytest.fixture
@@ -260,16 +260,16 @@ def test_table_and_files(report, tmp_path):
     assert table[1] == ("", "plan", "3.00 (1.50)", "16.00 (1.00)", "80.0 (0.80)", "200 (1.00)", "10.0 (1.00)")
     assert [row[0] for row in table] == ["1", "", "4", ""]
     assert "keeps 75.0% of the decoder's prefill FLOPs (skipped: 50% of attention rows, 25% of ffn" in verdict(report)
-    assert "80.0% of the first token's time at 1 at once; it is slower than stock at 4 at once" in verdict(report)
+    assert "80.0% of TTFT at concurrency 1; it is slower than stock at concurrency 4" in verdict(report)
     faster = report.model_copy(update={"levels": report.levels[:1]})
-    assert "it is at least as fast as stock at each" in verdict(faster)
+    assert "it is at least as fast as stock throughout" in verdict(faster)
     assert traffic_table(report).row_count == 4
     save(report, tmp_path)
     assert TrafficReport.model_validate_json((tmp_path / "traffic.json").read_text()) == report
     text = (tmp_path / "traffic.md").read_text()
     assert "| " + " | ".join(HEADS) + " |" in text
     assert all("| " + " | ".join(row) + " |" in text for row in table)
-    assert section(report) in text
+    assert markdown_section(report) in text
     assert "bfloat16, a machine, 2 cores, vllm 0.32.0 (--enforce-eager); 2 rounds of 32 requests" in text
 
 
@@ -322,7 +322,7 @@ def test_the_command_without_vllm(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["LLaVA-1.5-7B", "Qwen2.5-VL-7B", "Qwen3-VL-8B"])
-def test_a_skeleton_is_a_checkpoint(name, tmp_path):
+def test_a_dummy_checkpoint_is_a_checkpoint(name, tmp_path):
     """Real widths, no weights, and an image is as many tokens as asked for."""
     preset = Geometry.preset(name)
     served = of_geometry(name, tmp_path, layers=4, visual=100)
@@ -344,7 +344,7 @@ def test_a_skeleton_is_a_checkpoint(name, tmp_path):
     assert ids.count(config.image_token_index) == 100
 
 
-def test_a_skeleton_refuses(tmp_path):
+def test_a_dummy_checkpoint_refuses(tmp_path):
     with pytest.raises(ModelError, match="577 is no square: try 576"):
         of_geometry("LLaVA-1.5-7B", tmp_path, layers=4, visual=577)
     with pytest.raises(GeometryError, match="99 layers were asked for"):

@@ -34,7 +34,7 @@ WORDS = ("tokenizer.json", "chat_template.jinja", "generation_config.json")
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 
-def skeleton(shape: Shape, folder: Path, *, whole: int, visual: int = 576) -> int:
+def write_dummy_checkpoint(shape: Shape, folder: Path, *, whole: int, visual: int = 576) -> int:
     """Write it into ``folder``; an image, of whatever size, is ``visual`` tokens. Returns an image's natural side.
 
     ``whole`` is how many layers the whole decoder has.

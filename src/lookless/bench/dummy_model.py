@@ -22,7 +22,7 @@ VOCABULARY = 8  # the head is not timed
 
 
 @dataclass(frozen=True)
-class Shaped:
+class DummyModel:
     """The model, and prompts for it."""
 
     model: Any
@@ -60,7 +60,7 @@ def decoder(shape: Shape) -> dict[str, Any]:
     }
 
 
-def shaped(shape: Shape, *, dtype: torch.dtype, device: str = "cpu") -> Shaped:
+def make_dummy_model(shape: Shape, *, dtype: torch.dtype, device: str = "cpu") -> DummyModel:
     """A model of that shape.
 
     Raises:
@@ -85,7 +85,7 @@ def shaped(shape: Shape, *, dtype: torch.dtype, device: str = "cpu") -> Shaped:
     finally:
         torch.set_default_dtype(before)
     model.model.language_model.rotary_emb.inv_freq = model.model.language_model.rotary_emb.inv_freq.float()
-    return Shaped(model, Geometry.from_config(model.config))
+    return DummyModel(model, Geometry.from_config(model.config))
 
 
 def _weights(g: Geometry) -> int:

@@ -1,4 +1,4 @@
-"""What ``lookless bench`` tells: the same cells for a terminal and for Markdown, and a figure."""
+"""The report of ``lookless bench``: the same cells for a terminal and for Markdown, and a figure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from .. import files
 from ..figures import INK, KEPT, MUTED, SKIPPED, panels_of, save_figure
-from .prefill_results import STOCK, BreakEven, Report, Spread, Sweep, Timed
+from .prefill_results import STOCK, BreakEven, PlanTiming, PrefillReport, PrefillSeries, Spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,130 +21,137 @@ HEADS = (
     "prefill ms",
     "time kept",
     "TFLOPs (kept)",
-    "realised / promised",
-    "time / floor",
+    "efficiency",
+    "x lower bound",
     "tower ms",
-    "first token ms",
-    "ms a token",
+    "TTFT ms",
+    "TPOT ms",
     "cache MiB",
     "peak MiB",
 )
-SPLIT = 6  # what stands before is of the prefill
+SPLIT = 6  # columns before this one are of the prefill
 NOTE = (
-    "Prefill: of the decoder's layers. Realised / promised: share of its time saved, by share of its FLOPs saved. "
-    "Floor: its matrix products and attention calls alone. First token: the whole call. Peak: above weights and inputs."
+    "Prefill: the decoder's layers. Efficiency: the share of its time saved over the share of its FLOPs saved. "
+    "Lower bound: its matrix products and attention calls alone. TTFT: the whole first call. TPOT: the decoder's "
+    "layers in one decode step. Peak: above weights and inputs."
 )
 NO_TOWER = " No tower runs: a geometry's visual features are random."
-NEVER = "Never: not even at the largest timed."
+NEVER = "Never: not faster at the largest value timed either."
 
 
-def title(r: Report) -> str:
+def title(r: PrefillReport) -> str:
     prompts = f", prompts of {r.data}" if r.data else ""
     return f"{r.model}{prompts}: {r.visual} visual and {r.text} text tokens, batch {r.batch}"
 
 
-def told_of(r: Report) -> str:
+def describe(r: PrefillReport) -> str:
     """On what, and how, a report was made."""
     where = f"{r.machine}, {r.threads} threads" if r.device == "cpu" else r.device
     versions = ", ".join(f"{name} {version}" for name, version in r.versions.items())
-    return f"{r.dtype}, {where}, {r.attention}, {versions}; median of {r.repeats} rounds (quartiles), all in turn."
+    return f"{r.dtype}, {where}, {r.attention}, {versions}; median of {r.repeats} rounds (quartiles), timed in turn."
 
 
-def note(reports: Sequence[Report]) -> str:
+def note(reports: Sequence[PrefillReport]) -> str:
     """What the columns mean."""
     return NOTE + ("" if any(t.tower_ms for r in reports for t in r.timed) else NO_TOWER)
 
 
-def cut_note(r: Report) -> str:
-    """What a few layers do not show of the whole model; empty where all were timed."""
+def cut_note(r: PrefillReport) -> str:
+    """How the first layers differ from the whole model; empty where all were timed."""
     if r.whole_layers is None:
         return ""
     here, plans = r.geometry.layers, [t for t in r.timed if t.name != STOCK and t.whole_flops_kept is not None]
     kept = ", ".join(f"{t.name} {t.whole_flops_kept:.1%}" for t in plans)
     return (
-        f"One layer in {here} is the last here, and what visual tokens do in the last is read by nobody; in the whole "
-        f"model it is one in {r.whole_layers}." + (f" Kept of the whole model's FLOPs: {kept}." if kept else "")
+        f"One layer in {here} is the last one here, where work on visual tokens is dead and skipped under every plan; "
+        f"in the whole model it is one in {r.whole_layers}."
+        + (f" Kept of the whole model's FLOPs: {kept}." if kept else "")
     )
 
 
-def cells(t: Timed) -> tuple[str, ...]:
+def cells(t: PlanTiming) -> tuple[str, ...]:
     """One row under :data:`HEADS`."""
     return (
         t.name,
         f"{_ms(t.prefill_ms)} ({_number(t.prefill_ms.low)} to {_number(t.prefill_ms.high)})",
         f"{t.time_kept:.1%}",
         "-" if t.flops_kept is None else f"{t.prefill_tflops:.3g} ({t.flops_kept:.1%})",
-        "-" if t.realised is None else f"{t.realised:.2f}",
-        "-" if t.over_floor is None else f"{t.over_floor:.2f}",
+        "-" if t.efficiency is None else f"{t.efficiency:.2f}",
+        "-" if t.times_lower_bound is None else f"{t.times_lower_bound:.2f}",
         _ms(t.tower_ms),
-        _ms(t.first_token_ms),
-        _ms(t.decode_ms),
+        _ms(t.ttft_ms),
+        _ms(t.tpot_ms),
         f"{t.cache_mib:.1f}",
         f"{t.peak_mib:.1f}",
     )
 
 
-def bench_tables(report: Report) -> tuple[Table, Table]:
+def bench_tables(report: PrefillReport) -> tuple[Table, Table]:
     """Stock and plans, for a terminal: two tables, which fit in 80 columns where one would not."""
     rows = [cells(timed) for timed in report.timed]
     prefill = _table(HEADS[:SPLIT], (row[:SPLIT] for row in rows), title=title(report))
-    caption = "\n".join(filter(None, (told_of(report), note([report]), cut_note(report))))
+    caption = "\n".join(filter(None, (describe(report), note([report]), cut_note(report))))
     rest = _table((HEADS[0], *HEADS[SPLIT:]), ((row[0], *row[SPLIT:]) for row in rows), caption=caption)
     return prefill, rest
 
 
-def break_even_table(sweep: Sweep) -> Table:
-    """From where on each plan pays, for a terminal."""
-    heads, *rows = _break_even(sweep.break_even)
+def break_even_table(series: PrefillSeries) -> Table:
+    """From where on each plan is faster than stock, for a terminal."""
+    heads, *rows = _break_even(series.break_even)
     return _table(heads, rows, title="a plan is faster than stock from", caption=NEVER)
 
 
-def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table: the first column to the left, numbers to the right."""
     lines = (heads, ["---", *["---:"] * (len(heads) - 1)], *rows)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def section(report: Report) -> str:
+def markdown_section(report: PrefillReport) -> str:
     """A heading, a sentence and a table."""
-    parts = [f"### {title(report)}", told_of(report), cut_note(report), markdown(HEADS, map(cells, report.timed))]
+    parts = [
+        f"### {title(report)}",
+        describe(report),
+        cut_note(report),
+        markdown_table(HEADS, map(cells, report.timed)),
+    ]
     return "\n\n".join(filter(None, parts))
 
 
-def document(sweep: Sweep, figure: str) -> str:
+def document(series: PrefillSeries, figure: str) -> str:
     """Everything in Markdown; ``figure`` is the figure's file name."""
-    parts = ["# Stock and plans, timed in turn", f"![Time kept]({figure})", note(sweep.reports)]
-    if sweep.break_even:
-        heads, *rows = _break_even(sweep.break_even)
-        parts += ["## Break-even", f"A plan is faster than stock from here on. {NEVER}", markdown(heads, rows)]
+    parts = ["# Stock and plans, timed in turn", f"![Time kept]({figure})", note(series.reports)]
+    if series.break_even:
+        heads, *rows = _break_even(series.break_even)
+        parts += ["## Break-even", f"A plan is faster than stock from here on. {NEVER}", markdown_table(heads, rows)]
         parts += ["## Each length and batch"]
-    return "\n\n".join([*parts, *map(section, sweep.reports)]) + "\n"
+    return "\n\n".join([*parts, *map(markdown_section, series.reports)]) + "\n"
 
 
-def save(sweep: Sweep, folder: Path) -> None:
+def save(series: PrefillSeries, folder: Path) -> None:
     """``bench.json``, ``bench.md`` and ``bench.png`` in ``folder``, each whole or not at all."""
-    files.write_text(folder / "bench.json", files.dump(sweep))
-    save_figure(bench_figure(sweep), folder / "bench.png")
-    files.write_text(folder / "bench.md", document(sweep, "bench.png"))
+    files.write_text(folder / "bench.json", files.dump(series))
+    save_figure(bench_figure(series), folder / "bench.png")
+    files.write_text(folder / "bench.md", document(series, "bench.png"))
 
 
-def bench_figure(sweep: Sweep) -> Figure:
-    """Of one report a bar for every plan; of a sweep a line."""
-    return _lines(sweep) if len(sweep.reports) > 1 else _bars(sweep.reports[0])
+def bench_figure(series: PrefillSeries) -> Figure:
+    """Bars of one report; lines of several."""
+    return _lines(series) if len(series.reports) > 1 else _bars(series.reports[0])
 
 
-def _bars(report: Report) -> Figure:
-    """Time kept as bars, on each what was promised and what is the least."""
+def _bars(report: PrefillReport) -> Figure:
+    """Time kept as bars, each with the FLOPs kept and the lower bound."""
     figure, [axes] = panels_of(1, height=0.5 * len(report.timed) + 1.2, columns=1, width=7.2)
     stock = report.of(STOCK).prefill_ms.median
     names = [t.name for t in report.timed]
     axes.barh(names, [t.time_kept for t in report.timed], height=0.55, color=KEPT, label="time kept")
     for row, t in enumerate(report.timed):
         axes.text(0.01, row, f"{t.time_kept:.0%}", color="white", va="center", fontsize=8)
-    floors = [None if t.floor_ms is None else t.floor_ms.median / stock for t in report.timed]
+    bounds = [None if t.lower_bound_ms is None else t.lower_bound_ms.median / stock for t in report.timed]
     for label, values, style in (
         ("FLOPs kept", [t.flops_kept for t in report.timed], {"marker": "|", "s": 400, "lw": 2, "color": INK}),
-        ("floor", floors, {"marker": "D", "s": 36, "color": SKIPPED}),
+        ("lower bound", bounds, {"marker": "D", "s": 36, "color": SKIPPED}),
     ):
         there = [(value, name) for value, name in zip(values, names, strict=True) if value is not None]
         axes.scatter(*zip(*there, strict=True), label=label, zorder=3, **style)
@@ -157,9 +164,9 @@ def _bars(report: Report) -> Figure:
     return figure
 
 
-def _lines(sweep: Sweep) -> Figure:
-    """Time kept by visual tokens, a panel for each batch, or by batch if that alone was varied; break-even ringed."""
-    reports = sweep.reports
+def _lines(series: PrefillSeries) -> Figure:
+    """Time kept by visual tokens, a panel per batch, or by batch if only that was varied; break-even ringed."""
+    reports = series.reports
     along, other = ("visual", "batch") if len({r.visual for r in reports}) > 1 else ("batch", "visual")
     panels = sorted({getattr(r, other) for r in reports})
     figure, axes = panels_of(len(panels), height=3.6, columns=min(2, len(panels)), width=5.4)
@@ -169,7 +176,7 @@ def _lines(sweep: Sweep) -> Figure:
             axis,
             [getattr(r, along) for r in line],
             line,
-            [b for b in sweep.break_even if (b.along, b.at) == (along, at)],
+            [b for b in series.break_even if (b.along, b.at) == (along, at)],
         )
         axis.set_title(f"batch {at}" if other == "batch" else f"{at} visual tokens", loc="left", fontsize=10, color=INK)
         axis.set_xlabel("visual tokens" if along == "visual" else "batch", fontsize=9)
@@ -178,12 +185,12 @@ def _lines(sweep: Sweep) -> Figure:
         )  # one scale: they are to be compared
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    told = f"{reports[0].model}, {reports[0].text} text tokens; ringed: from there on the plan is faster than stock"
-    _head(figure, told, reports[0])
+    first = f"{reports[0].model}, {reports[0].text} text tokens; ring: from there on the plan is faster than stock"
+    _head(figure, first, reports[0])
     return figure
 
 
-def _line(axis: Any, places: Sequence[int], line: Sequence[Report], even: Sequence[BreakEven]) -> None:
+def _line(axis: Any, places: Sequence[int], line: Sequence[PrefillReport], even: Sequence[BreakEven]) -> None:
     axis.axhline(1, color=MUTED, lw=1, ls="--")
     for index, timed in enumerate(line[0].timed[1:]):
         kept = [report.of(timed.name).time_kept for report in line]
@@ -195,12 +202,12 @@ def _line(axis: Any, places: Sequence[int], line: Sequence[Report], even: Sequen
     axis.set_xticks(places, map(str, places))
     axis.minorticks_off()
     axis.yaxis.set_major_formatter("{x:.0%}")
-    axis.set_ylabel("prefill time, by stock's", fontsize=9)
+    axis.set_ylabel("prefill time, share of stock", fontsize=9)
 
 
-def _head(figure: Figure, first: str, report: Report) -> None:
-    width = int(13 * figure.get_figwidth())  # letters of this size in so many inches
-    figure.suptitle("\n".join(textwrap.fill(line, width) for line in (first, told_of(report))), fontsize=9)
+def _head(figure: Figure, first: str, report: PrefillReport) -> None:
+    width = int(13 * figure.get_figwidth())  # letters of this size per inch
+    figure.suptitle("\n".join(textwrap.fill(line, width) for line in (first, describe(report))), fontsize=9)
 
 
 def _break_even(found: Sequence[BreakEven]) -> list[tuple[str, ...]]:

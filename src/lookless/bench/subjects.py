@@ -15,7 +15,7 @@ from ..errors import DataError, ModelError
 from ..geometry import Geometry
 from ..loading import DTYPES, check_device, load_model
 from ..runtime.families import locate
-from .dummy_model import shaped
+from .dummy_model import make_dummy_model
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def of_geometry(
     """
     shape, chosen = shape_named(name).cut(layers), _dtype(dtype)
     check_device(device)
-    made = shaped(shape, dtype=chosen, device=device)
+    made = make_dummy_model(shape, dtype=chosen, device=device)
 
     def prompts(batch: int) -> Iterator[dict[str, Any]]:
         for count in visual:

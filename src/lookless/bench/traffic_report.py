@@ -1,4 +1,4 @@
-"""What ``lookless bench --engine vllm`` tells: the same cells for a terminal and for Markdown."""
+"""The report of ``lookless bench --engine vllm``: the same cells for a terminal and for Markdown."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 from rich.table import Table
 
 from .. import files
-from .prefill_report import markdown
+from .prefill_report import markdown_table
 from .prefill_results import STOCK
-from .traffic_results import PLAN, Level, Load, TrafficReport
+from .traffic_results import PLAN, ClientMetrics, Level, TrafficReport
 
-HEADS = ("at once", "", "requests a second", "tokens a second", "first token ms", "95 % below ms", "ms a token")
+HEADS = ("concurrency", "", "requests/s", "tokens/s", "TTFT ms", "p95 TTFT ms", "TPOT ms")
 NOTE = (
-    "In brackets the plan's by stock's, round by round: more requests are better, fewer ms. First token: from sending "
-    "to it, tower and queue included. Each row is the median of the rounds, of medians of requests."
+    "In brackets: the plan over stock, the median of the rounds' ratios; above 1 is better for requests/s and "
+    "tokens/s, below 1 for ms. TTFT is from sending the request, with vision tower and queue. Each row is the median "
+    "over rounds of the median over requests."
 )
 
 
@@ -23,26 +24,26 @@ def title(r: TrafficReport) -> str:
     return f"{r.model} in vLLM: {r.visual} visual and {r.text} text tokens, answers of {r.answer}"
 
 
-def told_of(r: TrafficReport) -> str:
+def describe(r: TrafficReport) -> str:
     """On what, and how, a report was made."""
     versions = ", ".join(f"{name} {version}" for name, version in r.versions.items())
     options = f" ({' '.join(r.options)})" if r.options else ""
     rounds = len(r.levels[0].rounds)
     return (
-        f"{r.dtype}, {r.device}, {r.cores} cores, {versions}{options}; {rounds} rounds of {r.requests} requests, stock "
-        f"and plan in turn."
+        f"{r.dtype}, {r.device}, {r.cores} cores, {versions}{options}; {rounds} rounds of {r.requests} requests, sent "
+        f"to stock and plan in turn."
     )
 
 
 def verdict(r: TrafficReport) -> str:
-    """What the issue asks: is it ever slower, and does the first token come as much earlier as there is less to do?"""
+    """Is the plan slower at any concurrency, and is TTFT reduced in proportion to the FLOPs saved?"""
     slower = [str(level.concurrency) for level in r.levels if level.ratios.requests < 1]
-    pace = f"slower than stock at {', '.join(slower)} at once" if slower else "at least as fast as stock at each"
+    pace = f"slower than stock at concurrency {', '.join(slower)}" if slower else "at least as fast as stock throughout"
     first = min(r.levels, key=lambda level: level.concurrency)
     skipped = ", ".join(f"{share:.0%} of {operator} rows" for operator, share in r.rows_skipped.items())
     return (
         f"{r.plan} keeps {r.flops_kept:.1%} of the decoder's prefill FLOPs (skipped: {skipped}, counted in the engine) "
-        f"and {first.ratios.first_token:.1%} of the first token's time at {first.concurrency} at once; it is {pace}."
+        f"and {first.ratios.ttft:.1%} of TTFT at concurrency {first.concurrency}; it is {pace}."
     )
 
 
@@ -53,21 +54,21 @@ def rows(r: TrafficReport) -> list[tuple[str, ...]]:
 
 def _rows(level: Level) -> Iterator[tuple[str, ...]]:
     ratios = level.ratios
-    kept = (ratios.requests, ratios.tokens, ratios.first_token, ratios.first_token_p95, ratios.token)
+    kept = (ratios.requests, ratios.tokens, ratios.ttft, ratios.ttft_p95, ratios.tpot)
     yield (str(level.concurrency), STOCK, *_cells(level.stock))
     both = zip(_cells(level.plan), kept, strict=True)
     yield ("", PLAN, *(f"{cell} ({ratio:.2f})" for cell, ratio in both))
 
 
-def _cells(load: Load) -> tuple[str, ...]:
-    pace = (load.requests_per_s, load.tokens_per_s)
-    times = (load.first_token_ms, load.first_token_p95_ms, load.token_ms)
+def _cells(m: ClientMetrics) -> tuple[str, ...]:
+    pace = (m.requests_per_s, m.tokens_per_s)
+    times = (m.ttft_ms, m.ttft_p95_ms, m.tpot_ms)
     return (*(f"{x:.2f}" for x in pace), *(f"{x:.0f}" if x >= 100 else f"{x:.1f}" for x in times))
 
 
 def traffic_table(report: TrafficReport) -> Table:
     """For a terminal."""
-    caption = f"{told_of(report)}\n{NOTE}\n{verdict(report)}"
+    caption = f"{describe(report)}\n{NOTE}\n{verdict(report)}"
     table = Table(*HEADS, title=title(report), caption=caption)
     for column in table.columns[2:]:
         column.justify = "right"
@@ -76,13 +77,13 @@ def traffic_table(report: TrafficReport) -> Table:
     return table
 
 
-def section(report: TrafficReport) -> str:
+def markdown_section(report: TrafficReport) -> str:
     """A heading, sentences and a table in Markdown."""
-    return "\n\n".join([f"### {title(report)}", told_of(report), markdown(HEADS, rows(report)), verdict(report)])
+    return "\n\n".join([f"### {title(report)}", describe(report), markdown_table(HEADS, rows(report)), verdict(report)])
 
 
 def save(report: TrafficReport, folder: Path) -> None:
     """``traffic.json`` and ``traffic.md`` in ``folder``, each whole or not at all."""
     files.write_text(folder / "traffic.json", files.dump(report))
-    told = ["# Stock and a plan in vLLM, asked in turn", NOTE, section(report)]
-    files.write_text(folder / "traffic.md", "\n\n".join(told) + "\n")
+    parts = ["# Stock and a plan in vLLM, in turn", NOTE, markdown_section(report)]
+    files.write_text(folder / "traffic.md", "\n\n".join(parts) + "\n")

@@ -12,50 +12,52 @@ from ..geometry import Geometry
 from .prefill_results import STOCK
 
 PLAN = "plan"
+SCHEMA_VERSION = 2
 
 
-class Load(BaseModel):
+class ClientMetrics(BaseModel):
     """What the client measured of one server, in one run or as the median of rounds.
 
     Attributes:
-        first_token_ms: median over requests, from sending to the first token; 95 of 100 stay below ``_p95_ms``.
-        token_ms: median over requests of the time of each further token.
+        ttft_ms, ttft_p95_ms: time to first token, from sending a request; the median and the 95th percentile over
+            requests.
+        tpot_ms: time per output token after the first, median over requests.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     requests_per_s: float
     tokens_per_s: float
-    first_token_ms: float
-    first_token_p95_ms: float
-    token_ms: float
+    ttft_ms: float
+    ttft_p95_ms: float
+    tpot_ms: float
 
     @classmethod
-    def of(cls, result: Mapping[str, Any]) -> Load:
+    def of(cls, result: Mapping[str, Any]) -> ClientMetrics:
         """From what the client saved."""
         return cls(
             requests_per_s=result["request_throughput"],
             tokens_per_s=result["output_throughput"],
-            first_token_ms=result["median_ttft_ms"],
-            first_token_p95_ms=result["p95_ttft_ms"],
-            token_ms=result["median_tpot_ms"],
+            ttft_ms=result["median_ttft_ms"],
+            ttft_p95_ms=result["p95_ttft_ms"],
+            tpot_ms=result["median_tpot_ms"],
         )
 
     @classmethod
-    def middle(cls, loads: Sequence[Load]) -> Load:
-        return cls(**{name: median(getattr(load, name) for load in loads) for name in cls.model_fields})
+    def middle(cls, runs: Sequence[ClientMetrics]) -> ClientMetrics:
+        return cls(**{name: median(getattr(run, name) for run in runs) for name in cls.model_fields})
 
 
 class Ratios(BaseModel):
-    """The plan's by stock's, each the median of the rounds' own ratios."""
+    """The plan's metrics over stock's, each the median of the rounds' ratios."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     requests: float
     tokens: float
-    first_token: float
-    first_token_p95: float
-    token: float
+    ttft: float
+    ttft_p95: float
+    tpot: float
 
     @classmethod
     def of(cls, rounds: Sequence[Round]) -> Ratios:
@@ -66,9 +68,9 @@ class Ratios(BaseModel):
         return cls(
             requests=ratio("requests_per_s"),
             tokens=ratio("tokens_per_s"),
-            first_token=ratio("first_token_ms"),
-            first_token_p95=ratio("first_token_p95_ms"),
-            token=ratio("token_ms"),
+            ttft=ratio("ttft_ms"),
+            ttft_p95=ratio("ttft_p95_ms"),
+            tpot=ratio("tpot_ms"),
         )
 
 
@@ -78,41 +80,42 @@ class Round(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     first: Literal["stock", "plan"]
-    stock: Load
-    plan: Load
+    stock: ClientMetrics
+    plan: ClientMetrics
 
 
 class Level(BaseModel):
-    """So many requests at a time."""
+    """One concurrency: so many requests in flight."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     concurrency: int
-    stock: Load
-    plan: Load
+    stock: ClientMetrics
+    plan: ClientMetrics
     ratios: Ratios
     rounds: tuple[Round, ...]
 
     @classmethod
     def of(cls, concurrency: int, rounds: Sequence[Round]) -> Level:
-        stock, plan = (Load.middle([getattr(r, name) for r in rounds]) for name in (STOCK, PLAN))
+        stock, plan = (ClientMetrics.middle([getattr(r, name) for r in rounds]) for name in (STOCK, PLAN))
         return cls(concurrency=concurrency, stock=stock, plan=plan, ratios=Ratios.of(rounds), rounds=tuple(rounds))
 
 
 class TrafficReport(BaseModel):
-    """What was asked of which servers, and what it took them.
+    """What was sent to both servers, and what the client measured.
 
     Attributes:
         visual, text: tokens of a prompt, as the servers counted them.
         answer: tokens of each answer.
         requests: of each run of the client.
         options: of vLLM, given to both.
-        flops_kept: of the decoder's prefill, by the stock model's, from the formula.
-        rows_skipped: of all visual rows of all layers, by operator, as the plan's server counted while it was measured.
+        flops_kept: of the decoder's prefill, as a share of the stock model's, from the formula.
+        rows_skipped: of all visual rows of all layers, by operator, as the plan's server counted meanwhile.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    schema_version: int = SCHEMA_VERSION
     model: str
     plan: str
     geometry: Geometry

@@ -1,6 +1,6 @@
-"""A vLLM server as a child: started on a free port, awaited, asked, and ended for certain.
+"""A vLLM server as a child process: start on a free port, wait until ready, query, always terminate.
 
-What it writes is kept in a file, whose last complaints are told when it dies.
+Its output goes to a log file; the last errors are quoted if it dies.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ TAIL = 12  # lines
 
 @dataclass(frozen=True)
 class Server:
-    """One that answers.
+    """A running server.
 
     Attributes:
         name: what it is called in messages.
-        log: the file with all it wrote.
+        log: the file with its output.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Server:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether it is up and answers."""
+        """Whether it answers."""
         try:
             self.get("/health")
         except OSError:
@@ -56,10 +56,10 @@ class Server:
         return True
 
     def get(self, path: str) -> str:
-        """Raises: OSError: it does not answer, or not well."""
+        """Raises: OSError: it does not answer, or with an error."""
         with urllib.request.urlopen(self.address + path, timeout=10) as answer:
-            told: bytes = answer.read()
-        return told.decode()
+            body: bytes = answer.read()
+        return body.decode()
 
     def check(self) -> None:
         """Raises: ServingError: it died; with the end of its log."""
@@ -68,7 +68,7 @@ class Server:
             raise ServingError(f"the {self.name} server ended with code {code}; {tail(self.log)}")
 
     def visual_rows(self) -> Counts | None:
-        """What its workers counted so far; None of a server without a plan.
+        """What its workers have counted; None for a server without a plan.
 
         Raises:
             ServingError: it died.
@@ -77,14 +77,14 @@ class Server:
             return parse_metrics(self.get("/metrics"))
         except OSError as problem:
             self.check()
-            raise ServingError(f"the {self.name} server tells no metrics: {problem}.") from problem
+            raise ServingError(f"the {self.name} server gives no metrics: {problem}.") from problem
 
 
 @contextlib.contextmanager
 def running(
-    name: str, words: Sequence[str], log: Path, *, say: Callable[[str], None] = print, patience: float = PATIENCE_S
+    name: str, words: Sequence[str], log: Path, *, log_line: Callable[[str], None] = print, patience: float = PATIENCE_S
 ) -> Iterator[Server]:
-    """The server that ``words`` start, ready; ended with all its processes when the block is left, however it is left.
+    """The server that ``words`` start, once it is ready; always terminated, with all its processes, on exit.
 
     Raises:
         ServingError: it died before it was ready, or was not ready in ``patience`` seconds.
@@ -101,14 +101,14 @@ def running(
             )
         server = Server(name, port, log, process)
         try:
-            _await(server, say, patience)
+            _await(server, log_line, patience)
             yield server
         finally:
             _end(process)
 
 
 def tail(log: Path) -> str:
-    """The end of ``log``, and before it the errors that stand further up: the cause is seldom told last."""
+    """The end of ``log``, and before it the last errors further up: the cause is seldom the last line."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     shown, before = lines[-TAIL:], lines[:-TAIL]
     raised = re.compile(r"^((?!WARNING).)*\b\w*(Error|Exception): ")
@@ -116,21 +116,21 @@ def tail(log: Path) -> str:
     return "\n".join([f"the end of {log}:", *(f"  {line}" for line in (*errors[-3:], *shown))])
 
 
-def _await(server: Server, say: Callable[[str], None], patience: float) -> None:
-    started, told = time.monotonic(), 0
+def _await(server: Server, log_line: Callable[[str], None], patience: float) -> None:
+    started, next_line = time.monotonic(), 0
     while not server.is_healthy:
         server.check()
         passed = time.monotonic() - started
         if passed > patience:
             raise ServingError(f"the {server.name} server was not ready in {patience:.0f} s; {tail(server.log)}")
-        if passed >= told:
-            say(f"starting the {server.name} server: {told} s")
-            told += 10
+        if passed >= next_line:
+            log_line(f"starting the {server.name} server: {next_line} s")
+            next_line += 10
         time.sleep(0.5)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask it to stop; then kill whatever is left of its group, the server or workers that it left behind."""
+    """Terminate it; then kill what remains of its process group, such as workers."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(GRACE_S)
@@ -141,7 +141,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Being asked to stop unwinds this process, as Ctrl-C does: otherwise its children would be left behind."""
+    """Make SIGTERM unwind the stack as Ctrl-C does, so that child processes are terminated."""
     if threading.current_thread() is not threading.main_thread():  # where no handler can be set
         yield
         return
@@ -153,7 +153,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def _free_port() -> int:
-    with socket.socket() as asked:
-        asked.bind((HOST, 0))
-        port: int = asked.getsockname()[1]
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        port: int = free.getsockname()[1]
         return port

@@ -233,11 +233,11 @@ def bench(
     for prompts in sorted({*(batch or [1])}):
         for inputs in subject.prompts(prompts):
             told = {"name": subject.name, "data": subject.data, "whole": whole}
-            timed.append(benchmark.bench(subject.model, inputs, plans, **told, repeats=rounds or 9))
+            timed.append(benchmark.bench_prefill(subject.model, inputs, plans, **told, repeats=rounds or 9))
             if not as_json:
                 for table in timings.bench_tables(timed[-1]):
                     print_whole(table)
-    sweep = prefill_results.Sweep.of(sorted(timed, key=lambda report: (report.visual, report.batch)))
+    sweep = prefill_results.PrefillSeries.of(sorted(timed, key=lambda report: (report.visual, report.batch)))
     if out_dir is not None:
         timings.save(sweep, out_dir)
     if as_json:
@@ -304,14 +304,14 @@ def _bench_vllm(
             find(name).sample(served.geometry).save_pretrained(folder / "plan")
         logs = Path(tempfile.mkdtemp(prefix="lookless-bench-")) if out_dir is None else out_dir
         with err.status("starting") as status:
-            report = measuring.compare(
+            report = measuring.bench_traffic(
                 served,
                 *((plans[0], plans[0]) if plans else (str(folder / "plan"), methods[0])),
                 traffic,
                 dtype=dtype,
                 options=words,
                 folder=logs,
-                say=status.update if err.is_terminal else err.print,
+                log=status.update if err.is_terminal else err.print,
             )
     if out_dir is not None:
         throughput.save(report, out_dir)

@@ -33,12 +33,17 @@ def command(model: str, plan: str, options: Sequence[str]) -> list[str]:
         PlanError: the plan cannot be read, or vLLM cannot serve it.
         ServingError: vLLM is not installed, or the options name a plan too.
     """
-    check_plan(Plan.from_pretrained(plan))
+    return command_for(model, plan, Plan.from_pretrained(plan), options)
+
+
+def command_for(model: str, path: str, plan: Plan, options: Sequence[str]) -> list[str]:
+    """As :func:`command`, of a ``plan`` that was read from ``path``."""
+    check_plan(plan)
     check_installed()
     rest, config = _split_config(list(options))
     if KEY in config:
         raise ServingError(f"{OPTION} has {KEY!r} already: name the plan there or by --plan, not twice.")
-    merged = json.dumps({**config, KEY: {"plan": plan}})
+    merged = json.dumps({**config, KEY: {"plan": path}})
     served = model
     if model in NAMES:  # its copy outlives this process, which becomes the server
         served = servable(model, Path(tempfile.mkdtemp(prefix="lookless-")) / model)
