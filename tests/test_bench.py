@@ -32,7 +32,7 @@ from lookless.configs import Shape, shape_named
 from lookless.errors import GeometryError, ModelError, PlanError
 from lookless.flops import prefill
 from lookless.runtime.families import locate
-from lookless.runtime.patching import prompts_of
+from lookless.runtime.prompts import prompts_of
 
 
 @pytest.fixture(scope="module")
