@@ -100,7 +100,7 @@ def test_every_method_is_a_command(tmp_path):
         assert words in told
     assert "--scores" not in told
     assert "The paper's" not in run("plan", "gsop", "--help").output, "what no paper has is not called so"
-    assert "Left out: 1.0." in run("plan", "dop", "--help").output
+    assert "Default: 1.0." in run("plan", "dop", "--help").output
     listed = run("plan", "--help").output
     assert all(name in listed for name in METHODS)
     priced = ("flops", "--geometry", "LLaVA-1.5-7B", "--visual", 576, "--text", 66.6)

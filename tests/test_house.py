@@ -114,7 +114,7 @@ INSIDE = {
         "traffic_report",
     ],
     "comparison": ["results", "plans", "run", "document"],
-    "cli": ["common", "plan", "model", "bench", "main"],
+    "cli": ["common", "plan", "flops", "model", "bench", "comparison", "main"],
 }
 
 

@@ -119,7 +119,7 @@ def test_demo_leaves_what_it_promises(tmp_path, monkeypatch):
     tasks = dict(list(TASKS.items())[:2])
     monkeypatch.setattr(lookless.demo, "TASKS", tasks)
     told = []
-    demo = run_demo(tmp_path, test_samples=8, say=told.append)
+    demo = run_demo(tmp_path, test_samples=8, log=told.append)
     assert [row.task for row in demo.rows] == list(tasks)
     for row in demo.rows:
         assert len(row.skipped_layers) == 7

@@ -67,28 +67,28 @@ class Demo(BaseModel):
     rows: tuple[Row, ...]
 
 
-def run_demo(out: Path, *, test_samples: int = TEST_SAMPLES, say: Callable[[str], None] = lambda _: None) -> Demo:
+def run_demo(out: Path, *, test_samples: int = TEST_SAMPLES, log: Callable[[str], None] = lambda _: None) -> Demo:
     """Run the demo, write plans, scores, ``demo.json`` and figures under ``out``, and return what was measured.
 
-    ``say`` is told what is being done, a sentence at a time.
+    ``log`` is called with each step, in words, as it begins.
     """
-    say("loading the reference model")
+    log("loading the reference model")
     loaded = load_model("reference")
     scores: dict[str, Scores] = {}
     plans: dict[str, Plan] = {}
     rows = []
     visual = text = 0.0
     for task in TASKS:
-        say(f"{task}: calibrating on {CALIBRATION_SAMPLES} images")
+        log(f"{task}: calibrating on {CALIBRATION_SAMPLES} images")
         scores[task] = calibrate(loaded, load_data(f"reference:{task}", split="calibration", limit=CALIBRATION_SAMPLES))
         scores[task].save(out / task / "scores.json")
         plans[task] = v_skip(scores[task], layers=LAYERS)
         plans[task].save_pretrained(out / task / "plan")
-        say(f"{task}: answering {test_samples} test questions, dense and under the plan")
+        log(f"{task}: answering {test_samples} test questions, dense and under the plan")
         test = load_data(f"reference:{task}", split="test", limit=test_samples)
         row, visual, text = _measure(loaded, task, plans[task], test, out)
         rows.append(row)
-    say("drawing")
+    log("drawing")
     figures.save_figure(figures.profile_figure(scores, plans), out / "visual_information_gain.png")
     demo = Demo(
         torch_version=torch.__version__,

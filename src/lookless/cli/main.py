@@ -5,7 +5,8 @@ Bad input is one sentence and exit code 2.
 
 from __future__ import annotations
 
-from . import model, plan, bench  # noqa: F401  # isort: skip  # each adds its commands, in this order
+# each adds its commands, in this order
+from . import model, plan, flops, bench, comparison  # noqa: F401  # isort: skip
 from .common import app
 
 __all__ = ["app"]

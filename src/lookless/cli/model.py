@@ -1,4 +1,4 @@
-"""Commands that run a model: calibrate, evaluate, generate, demo and serve."""
+"""Commands that run a model: demo, calibrate, eval, generate and serve."""
 
 from __future__ import annotations
 
@@ -28,7 +28,28 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    pass
+    from ..data import Samples
+
+PlanDir = Annotated[str | None, typer.Option("--plan", help="A plan's folder, JSON file, or hub id.")]
+Seed = Annotated[
+    int | None, typer.Option(help="Seed of that draw (default 0). It is recorded in the scores and plans.")
+]
+Position = Annotated[
+    str,
+    typer.Option(help="Compare output distributions at the `last` prompt token, or over the model's own `answer`."),
+]
+Measure = Annotated[
+    str, typer.Option(help="Which score to compute: visual_information_gain, ffn_effect, ...; a wrong name lists all.")
+]
+Screen = Annotated[
+    int | None,
+    typer.Option(
+        "--screen",
+        metavar="N",
+        help="Only identify the N lowest-scoring layers: estimate every layer with one backward pass, then measure "
+        "the uncertain ones (several times faster).",
+    ),
+]
 
 
 @app.command()
@@ -39,7 +60,7 @@ def demo(
     ),
     as_json: Json = False,
 ) -> None:
-    """All of it on the shipped reference model: calibrate, plan, apply and measure, for six tasks. About two minutes.
+    """Calibrate, plan, apply and measure on the shipped reference model, for six tasks. About two minutes.
 
     Example: lookless demo --out my-first-look
     """
@@ -47,14 +68,14 @@ def demo(
 
     writable(out_dir, folder=True)
     with err.status("starting") as status:
-        result = demonstration.run_demo(out_dir, say=status.update if err.is_terminal else err.print)
+        result = demonstration.run_demo(out_dir, log=status.update if err.is_terminal else err.print)
     if as_json:
         print_json(result)
         return
     print_whole(demonstration.demo_table(result))
     out.print(
-        f"[bold]{out_dir}[/]: visual_information_gain.png shows which layers are saturated, TASK/examples.png what was "
-        f"asked and answered; plans, scores and answers are beside them. Next: lookless show {out_dir}/chart/plan",
+        f"[bold]{out_dir}[/]: visual_information_gain.png shows which layers are saturated, TASK/examples.png some "
+        f"questions and answers; plans, scores and answers are beside them. Next: lookless show {out_dir}/chart/plan",
         soft_wrap=True,
     )
 
@@ -64,52 +85,33 @@ def demo(
 def calibrate(
     model: Model,
     data: Data,
-    out_path: Annotated[Path, typer.Option("--out", help="The scores, a JSON file.")],
+    out_path: Annotated[Path, typer.Option("--out", help="JSON file for the scores.")],
     samples: Annotated[
-        int, typer.Option(help="How many samples to measure on; of a file, drawn at random from each task.", min=1)
+        int, typer.Option(help="Number of samples; from a file, drawn at random from each task.", min=1)
     ] = 20,
-    seed: Annotated[int | None, typer.Option(help="Of the draw from a file: 0. Scores and plans keep it.")] = None,
-    position: Annotated[
-        str, typer.Option(help="Read the distribution at the `last` prompt token, or over the model's own `answer`.")
-    ] = "last",
-    measure: Annotated[
-        str, typer.Option(help="What to change in a layer; a wrong name lists them.")
-    ] = "visual_information_gain",
-    lowest: Annotated[
-        int | None,
-        typer.Option(
-            "--screen",
-            metavar="N",
-            help="Only tell the N lowest layers from the others, several times faster: estimate all, and measure those "
-            "in doubt.",
-        ),
-    ] = None,
+    seed: Seed = None,
+    position: Position = "last",
+    measure: Measure = "visual_information_gain",
+    lowest: Screen = None,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
-    """Measure how much each layer matters to the answer: by default its visual attention (visual information gain).
+    """Measure how much each layer matters to the answer; by default its visual attention (visual information gain).
 
     Example: lookless calibrate reference --data reference:chart --out scores.json
 
     For a plan that skips 7 layers: lookless calibrate reference --data reference:chart --screen 7 --out scores.json
     """
     from .. import report
-    from ..calibration.gradients import DIAGNOSTICS, scores_by_name
-    from ..calibration.screening import check_screened, screen
-    from ..calibration.sweep import INTERVENTIONS
-    from ..data import SeenWarning, load_data
+    from ..calibration.gradients import scores_by_name
+    from ..calibration.screening import screen
+    from ..data import load_data
     from ..loading import load_model
 
     writable(out_path, folder=False)
-    if position not in ("last", "answer"):
-        raise LooklessError(f"position {position!r} is not one of last, answer.")
-    names = [*INTERVENTIONS, *DIAGNOSTICS]
-    if measure not in names:  # before the model is loaded
-        raise LooklessError(f"no measure is called {measure!r}; choose one of {', '.join(names)}.")
-    if lowest is not None:
-        check_screened(measure)
+    _check_calibration(measure, position, lowest)  # before the model is loaded
     chosen = load_data(data, split="calibration", limit=samples, seed=seed)
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
     if lowest is None:
@@ -117,23 +119,48 @@ def calibrate(
     else:
         scores = screen(loaded, chosen, {measure: lowest}, position=position)[measure]  # type: ignore[arg-type]
     scores.save(out_path)
+    _warn_if_all_seen(chosen, data)
+    if as_json:
+        print_json(scores)
+    else:
+        print_whole(report.scores_table(scores))
+        out.print(f"saved to {out_path}{_next(measure, out_path, lowest)}", soft_wrap=True)
+
+
+def _check_calibration(measure: str, position: str, lowest: int | None) -> None:
+    """Raises: LooklessError: there is no such position or measure, or the measure cannot be screened."""
+    from ..calibration.gradients import DIAGNOSTICS
+    from ..calibration.screening import check_screened
+    from ..calibration.sweep import INTERVENTIONS
+
+    if position not in ("last", "answer"):
+        raise LooklessError(f"position {position!r} is not one of last, answer.")
+    names = [*INTERVENTIONS, *DIAGNOSTICS]
+    if measure not in names:
+        raise LooklessError(f"no measure is called {measure!r}; choose one of {', '.join(names)}.")
+    if lowest is not None:
+        check_screened(measure)
+
+
+def _warn_if_all_seen(chosen: Samples, data: str) -> None:
+    from ..data import SeenWarning
+
     if chosen.drawn_from == len(chosen):
         warnings.warn(
             f"all {len(chosen)} lines of {data} were calibrated on, so none is left to test on: give fewer --samples.",
             SeenWarning,
             stacklevel=2,
         )
-    if as_json:
-        print_json(scores)
-        return
-    print_whole(report.scores_table(scores))
+
+
+def _next(measure: str, scores: Path, lowest: int | None) -> str:
+    """The command that makes a plan from the scores, if one method needs them alone."""
     from ..methods import METHODS
 
-    next_step = next((m.name for m in METHODS.values() if m.measures == (measure,)), None)
-    then = f"; next: lookless plan {next_step} --scores {out_path} --out PLAN_DIR" if next_step else ""
     if measure == "visual_information_gain":
-        then = f"; next: lookless plan v-skip --scores {out_path} --layers {lowest or 'N'} --out PLAN_DIR"
-    out.print(f"saved to {out_path}{then}", soft_wrap=True)
+        return f"; next: lookless plan v-skip --scores {scores} --layers {lowest or 'N'} --out PLAN_DIR"
+    method = next((m.name for m in METHODS.values() if m.measures == (measure,)), None)
+    return f"; next: lookless plan {method} --scores {scores} --out PLAN_DIR" if method else ""
 
 
 @app.command("eval")
@@ -141,29 +168,27 @@ def calibrate(
 def evaluate(
     model: Model,
     data: Data,
-    plan_dir: Annotated[str | None, typer.Option("--plan", help="Compare this plan with the dense model.")] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many samples: of a file, the first.", min=1)] = None,
+    plan_dir: PlanDir = None,
+    limit: Annotated[int | None, typer.Option(help="Number of samples at most; from a file, the first.", min=1)] = None,
     include_seen: Annotated[
         bool,
-        typer.Option(
-            "--include-seen", help="Also lines that the plan was calibrated on, which are left out otherwise."
-        ),
+        typer.Option("--include-seen", help="Also test on lines that the plan was calibrated on."),
     ] = False,
-    batch: Annotated[int, typer.Option(help="Prompts answered at once.", min=1)] = 25,
+    batch: Annotated[int, typer.Option(help="Batch size.", min=1)] = 25,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 16,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
-    """Accuracy by exact match; with a plan also the accuracy retained and the agreement with the dense model.
+    """Accuracy by exact match; with a plan also the retained accuracy and the agreement with the dense model.
 
-    A plan is tested on what it was not calibrated on: of a file that both were given, on the lines that were not drawn.
+    Lines of a file that the plan was calibrated on are left out.
 
     Example: lookless eval reference --data reference:chart --plan lookless-demo/chart/plan
     """
     from .. import report
-    from ..data import SeenWarning, load_data
+    from ..data import load_data
     from ..evaluation import evaluate as measure
     from ..loading import load_model
     from ..plan import Plan
@@ -172,13 +197,7 @@ def evaluate(
     plan = None if plan_dir is None else Plan.from_pretrained(plan_dir)
     seen = () if plan is None or include_seen else plan.provenance.sample_hashes or ()
     chosen = load_data(data, split="test", limit=limit, without=seen)
-    if chosen.left_out:
-        warnings.warn(
-            f"{chosen.left_out} lines of {data} are left out, because the plan was calibrated on them (--include-seen "
-            f"takes them too).",
-            SeenWarning,
-            stacklevel=2,
-        )
+    _warn_of_left_out(chosen, data)
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
     if plan is not None:  # before the dense pass, which may take an hour
         plan.check(geometry_of(loaded.model))
@@ -189,13 +208,25 @@ def evaluate(
         print_whole(report.evaluation_table([result]))
 
 
+def _warn_of_left_out(chosen: Samples, data: str) -> None:
+    from ..data import SeenWarning
+
+    if chosen.left_out:
+        warnings.warn(
+            f"{chosen.left_out} lines of {data} are left out, because the plan was calibrated on them (--include-seen "
+            f"takes them too).",
+            SeenWarning,
+            stacklevel=2,
+        )
+
+
 @app.command()
 @one_sentence
 def generate(
     model: Model,
     prompt: Annotated[str, typer.Option(help="The question.")],
-    image: Annotated[list[Path] | None, typer.Option(help="An image; may be given more than once.")] = None,
-    plan_dir: Annotated[str | None, typer.Option("--plan", help="Answer under this plan.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="An image; repeatable.")] = None,
+    plan_dir: PlanDir = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 64,
     device: Device = "cpu",
     dtype: Dtype = "auto",
@@ -230,7 +261,7 @@ def serve(
     model: Model,
     plan_dir: Annotated[str, typer.Option("--plan", help="A plan's folder, JSON file, or hub id.")],
 ) -> None:
-    """Serve a model under a plan with vLLM, behind the OpenAI API; every other option is vLLM's own.
+    """Serve a model under a plan with vLLM and its OpenAI API. All other options are passed to vLLM.
 
     Example: lookless serve llava-hf/llava-1.5-7b-hf --plan my-plan --port 8000 --max-model-len 4096
     """
