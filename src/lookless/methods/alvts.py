@@ -1,10 +1,10 @@
-"""ALVTS-like: in every layer other tokens take part, and all stay readable.
+"""ALVTS-like: each layer updates other visual tokens, and all stay readable.
 
-arXiv 2606.14277 (CVPR 2026). Each layer chooses the visual tokens that go through it by mean visual-to-visual
-attention times mean text-to-visual attention; the others pass by and may be chosen again. The paper computes both
+arXiv 2606.14277 (CVPR 2026). Each layer chooses the visual tokens that go through it by mean visual-to-visual attention
+times mean text-to-visual attention; the others pass through unchanged and may be chosen again. The paper computes both
 with low-rank copies of the layer's projections, fitted on 256 samples, and released no code. Here the model's own
-projections are asked, for some visual queries, and the two attentions are added: like it in what it does to tokens,
-not in how it chooses them. The share is the same in all layers, which the authors name as a limit; 1/3 is their
+projections are used, with some visual queries, and the two attentions are added: the same in what it does to tokens,
+but not in how it chooses them. The share is the same in all layers, which the authors name as a limit; 1/3 is their
 mildest.
 """
 

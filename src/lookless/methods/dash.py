@@ -1,10 +1,10 @@
-"""DASH: tokens that attention no longer changes are halted.
+"""DASH: tokens that attention no longer changes are not updated any more.
 
 arXiv 2604.18103 (ACL 2026). At about 0.4 of the depth tokens are scored by the length of that layer's attention update;
-the top share goes on, and the others skip attention and FFN in every later layer and stay readable.
+the top share is updated further; the others skip attention and FFN in every later layer and stay readable.
 
-The plan says it as a partial update in each later layer, ranked by the layer before. A halted token's update there has
-length zero, so the same tokens are chosen again and again: chosen once, halted for good, as in the paper. The paper
+The plan writes this as a partial update in each later layer, ranked by the layer before. A halted token's update there
+has length zero, so the same tokens are chosen again and again: chosen once, halted for good, as in the paper. The paper
 halts text tokens by the same rule; here only visual ones. Its share for multimodal models is not known to us: a half is
 ours.
 """
@@ -22,7 +22,7 @@ from .strength import smaller_ratio
 
 @method
 def dash(model: Geometry | int, *, layer: Layer = 13, ratio: float = 0.5) -> Plan:
-    """Behind one layer, let only the visual tokens go on that its attention changed most; freeze the others.
+    """After one layer, update only the visual tokens that its attention changed most; freeze the others.
 
     Raises:
         PlanError: there is no such layer.

@@ -1,4 +1,4 @@
-"""DivPrune: as unlike each other as can be.
+"""DivPrune: the visual tokens that are least alike.
 
 arXiv 2503.02175 (CVPR 2025): choose the subset of visual tokens whose smallest cosine distance is largest,
 greedily, from the projected features and before the first decoder layer; no attention, no question. The released

@@ -1,7 +1,7 @@
-"""DOP: three numbers say how deep visual tokens attend, how deep they are transformed, and how many there are.
+"""DOP: three numbers: how deep visual tokens attend, how deep they pass the FFN, and how many are kept.
 
-Depth-wise operation pruning (arXiv 2507.02909, version 2). A policy skips visual attention behind one depth and the
-visual FFN behind another, and keeps a number of tokens from the start. The three are searched: the KL divergence is
+Depth-wise operation pruning (arXiv 2507.02909, version 2). A policy skips visual attention from one depth on and the
+visual FFN from another, and keeps a number of tokens from the start. The three are searched: the KL divergence is
 measured with one of them changed at a time, and sums rank their combinations. The search is not here, and the numbers
 it found for the authors' models are not published: they are to be given.
 

@@ -1,4 +1,4 @@
-"""FastV: behind a shallow layer, half the visual tokens are as good as all.
+"""FastV: after a shallow layer, half of the visual tokens are as good as all.
 
 "An Image is Worth 1/2 Tokens After Layer 2" (arXiv 2403.06764, ECCV 2024): before layer K, rank visual tokens
 by the attention they received in layer K-1 and drop the lowest. The paper's K = 2, R = 50 %; its repository's K = 3.

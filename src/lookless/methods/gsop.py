@@ -1,10 +1,10 @@
 """GSOP: one order of operations serves every budget.
 
 Greedily sorted operation pruning (arXiv 2507.02909, version 1). An operation is a layer, a group of visual tokens, and
-one of three modules: being read (keys and values for others), asking (its own attention), and being transformed. Greedy
-search takes away, again and again, the operation whose loss is least given those already gone; a plan is the first so
-many of that order. The released configuration groups tokens by the tower's attention, a quarter and the rest, and
-measures exact match on 500 GQA questions; here all visual tokens are one group.
+one of three modules: keys and values for others, queries of its own, and the FFN. Greedy search removes, again and
+again, the operation whose loss is least given those already removed; a plan removes the first N of that order. The
+released configuration groups tokens by the tower's attention, a quarter and the rest, and measures exact match on 500
+GQA questions; here all visual tokens are one group.
 
 The order is to be given, as (column, layer) pairs of a plan's own columns: ``visible``, ``attention``, ``ffn``.
 """
@@ -21,7 +21,7 @@ from .knobs import Operations, method
 
 @method
 def gsop(model: Geometry | int, *, order: Operations, steps: int | None = None) -> Plan:
-    """Skip the first so many operations of a searched order; all of them by default.
+    """Skip the first operations of a searched order; all of them by default.
 
     Raises:
         PlanError: there is no operation, one is none of the three or named twice, or ``steps`` are more than the order
@@ -31,7 +31,7 @@ def gsop(model: Geometry | int, *, order: Operations, steps: int | None = None) 
     if not order:
         raise PlanError("the order names no operation: give one or more, such as ffn:11,attention:3.")
     if steps is not None and not 0 <= steps <= len(order):
-        raise PlanError(f"asked for {steps} steps and the order has {len(order)}.")
+        raise PlanError(f"steps is {steps} and the order has {len(order)} operations.")
     if len(set(order)) != len(order):
         raise PlanError(f"the order names an operation twice: {' '.join(f'{c}:{layer}' for c, layer in order)}.")
     for column, layer in order[:steps]:

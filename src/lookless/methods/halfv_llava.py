@@ -1,8 +1,8 @@
 """HalfV on LLaVA: half of the tokens, and those frozen in the deep half.
 
 arXiv 2604.16462 (ACL 2026), for Vicuna and Mistral decoders, where deep visual updates can go: in the released example
-for LLaVA-1.5-7B half of the tokens are kept at layer 3 of 32, and from layer 15 on visual tokens pass by, with keys and
-values still made. What :mod:`halfv <lookless.methods.halfv>` says of the rank holds here too.
+for LLaVA-1.5-7B half of the tokens are kept at layer 3 of 32, and from layer 15 on visual tokens pass through
+unchanged, with keys and values still made. What :mod:`halfv <lookless.methods.halfv>` says of the rank holds here too.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def _least_risk(risks: list[dict[Counts, float]], saved: Callable[[Counts], floa
     enough = [choice for counts, choice in best.items() if saved(counts) >= save - 1e-12]
     if not save >= 0 or not enough:
         most = max(map(saved, best))
-        raise PlanError(f"asked to save {save:.1%} of the FLOPs, and freezing every layer saves {most:.1%}.")
+        raise PlanError(f"save is {save:.1%} of the FLOPs, and freezing every layer saves {most:.1%}.")
     return min(enough)[1]
 
 

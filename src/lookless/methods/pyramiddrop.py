@@ -1,7 +1,7 @@
 """PyramidDrop: half of what is left, at each quarter of the depth.
 
 arXiv 2410.17247 (CVPR 2025): at the ends of stages, visual tokens are ranked by the attention the last
-instruction token would pay them, with the next layer's own projections, and a share goes on. On LLaVA: layers 8, 16, 24
+instruction token would pay them, with the next layer's own projections, and a share is kept. On LLaVA: layers 8, 16, 24
 of 32 keep 50, 25, 12.5 % of the original tokens.
 
 The released code renumbers positions after each drop; here tokens keep theirs. The paper also trains with it; this is

@@ -1,8 +1,8 @@
-"""RedundancyLens: visual tokens read near, and use a fifth of the neurons.
+"""RedundancyLens: visual tokens attend to near ones only, and use a fifth of the neurons.
 
-arXiv 2501.19036 (ACL 2025 Findings). Two reductions, each in its own layers. Hollow attention: a visual token reads
-all text before it and visual tokens at most 255 places back (R_A = 256). Probe-activated dynamic FFN: a few visual
-tokens are run in full, and all others use the 20 % of channels that those excite most. Layers are ranked for
+arXiv 2501.19036 (ACL 2025 Findings). Two reductions, each in its own layers. Hollow attention: a visual token attends
+to all text before it and to visual tokens at most 255 positions back (R_A = 256). Probe-activated dynamic FFN: a few
+visual tokens are run in full, and all others use the 20 % of channels that those excite most. Layers are ranked for
 attention and for the FFN apart, by a greedy search over about 2350 samples that ranks the last layers from the end.
 
 An order comes here from one-layer scores (``window_effect``, ``neuron_effect``), which cost a sweep and know no
@@ -41,7 +41,7 @@ def redundancylens(
     """Let visual tokens attend in a window, and use a part of the neurons, in the layers where that matters least.
 
     Raises:
-        PlanError: an order does not name each layer once, or more layers are asked for than there are.
+        PlanError: an order does not name each layer once, or there are not that many layers.
     """
     scored = next((given for given in (attention, ffn) if isinstance(given, Scores)), None)
     whole = Plan.full(scored.geometry if scored else max(1, len(ffn)))  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ def ranking(scores: Scores) -> tuple[int, ...]:
 
 
 def first(order: tuple[int, ...], layers: int, total: int, what: str = "skip") -> tuple[int, ...]:
-    """The first ``layers`` of ``order``. Raises: PlanError: there are not so many."""
+    """The first ``layers`` of ``order``. Raises: PlanError: there are fewer."""
     if not 0 <= layers <= total:
         raise PlanError(f"asked to {what} {layers} layers and the model has {total}.")
     return order[:layers]

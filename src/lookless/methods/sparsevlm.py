@@ -6,9 +6,9 @@ as many and stay. The paper sets how many to drop by the rank of the attention m
 table of counts, one for each budget of 192, 128 or 64 tokens (of 576, averaged over layers), which is used here as
 shares. ``version=2`` is SparseVLM+: its own counts, and nothing recycled.
 
-The code prunes behind layers 2, 6 and 15, so from layers 3, 7 and 16 on. Counted so, the table's 192 averages 206
+The code prunes after layers 2, 6 and 15, so from layers 3, 7 and 16 on. Counted so, the table's 192 averages 206
 tokens; counted from layers 2, 6 and 15 it averages 192. The code decides for us. It appends merged tokens at the
-image's end and renumbers positions; here they stand at their cluster's centre. SparseVLM+ also corrects for the rotary
+image's end and renumbers positions; here they are at their cluster's centre. SparseVLM+ also corrects for the rotary
 decay and picks heads; the rank here does neither.
 """
 

@@ -21,7 +21,7 @@ def keep_in_stages(
     if len(layers) != len(keep):
         raise PlanError(f"there are {len(layers)} layers {layers} and {len(keep)} shares to keep: give one a layer.")
     if any(a >= b for a, b in pairwise(layers)):
-        raise PlanError(f"layers are {layers}, and each stage comes behind the one before: let them rise.")
+        raise PlanError(f"layers are {layers}, and each stage has to come after the one before: give rising layers.")
     if any(a < b for a, b in pairwise(keep)):
         raise PlanError(f"shares to keep are {keep}, and no dropped token returns: let them fall.")
     plan = Plan.full(model)

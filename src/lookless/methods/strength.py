@@ -20,5 +20,5 @@ def fewer_tokens(layers: int, strength: float) -> dict[str, Any]:
 
 
 def smaller_ratio(layers: int, strength: float) -> dict[str, Any]:
-    """Let that share of the visual tokens pass by."""
+    """Leave that share of the visual tokens without an update."""
     return {"ratio": round(1 - strength, 4)}

@@ -1,4 +1,4 @@
-"""V-Skip: visual tokens stop asking where their asking changes nothing.
+"""V-Skip: visual tokens issue no queries in layers where their attention changes nothing.
 
 "Look Less, Reason More" (arXiv 2606.08511). Eq. 3 measures, for each layer, the visual information gain: the
 KL divergence from the full model's next-token distribution to that of the model whose visual tokens do not attend
@@ -6,7 +6,7 @@ in that one layer, averaged over some twenty samples of a task. Eq. 4 skips the 
 it is a plain sort, so layers are taken as independent. The paper's N: 19 of 32 layers for LLaVA 7B, 24 of 40 for
 13B, 7 of 28 for Qwen2.5-VL-7B, where it costs 5.8 points of retention (Table 11).
 
-What a skipped layer computes, and why, is told at :class:`lookless.cells.Skip`.
+What a skipped layer computes, and why: :class:`lookless.cells.Skip`.
 """
 
 from __future__ import annotations

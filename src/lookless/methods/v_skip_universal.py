@@ -4,9 +4,9 @@
 every benchmark, at 99.55 % of the full model's average. Here the mask is of as many tasks as there are scores of: given
 one task's, it is the paper's.
 
-With several the paper has no rule, so there are two of ours. ``mean`` averages the gains, and a task whose gains are
-ten times another's has ten times its say. ``rank`` averages each layer's place in each task's order, where all tasks
-have the same say.
+With several the paper has no rule, so there are two of ours. ``mean`` averages the gains, so a task whose gains are ten
+times another's has ten times its weight. ``rank`` averages each layer's rank in each task's order, so all tasks have
+the same weight.
 """
 
 from __future__ import annotations

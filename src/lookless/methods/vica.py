@@ -1,8 +1,8 @@
-"""ViCA: visual tokens are never updated, and read in a few layers only.
+"""ViCA: visual tokens are never updated, and text attends to them in a few layers only.
 
 arXiv 2602.07574. The projected image keeps its first state: no visual attention and no visual FFN in any layer; keys
-and values are made from it in eight layers of 32, and text reads it there alone. The authors train for it. Here it is
-put on an untrained model, as the far end of freezing, and as the best known guess at *which* layers must read.
+and values are made from it in eight layers of 32, and text attends to it there alone. The authors train for it. Here it
+is put on an untrained model, as the far end of freezing, and as the best known guess at *which* layers must read.
 
 Scaled to another depth, layers that fall together are one: 12 layers read in five.
 """

@@ -1,4 +1,4 @@
-"""VisionZip: the tower says what it looked at, before the first decoder layer.
+"""VisionZip: visual tokens that the vision tower attends to, chosen before the first decoder layer.
 
 arXiv 2412.04467 (CVPR 2025). The dominant tokens are those the tower's class token attends to most (or all
 patches do, where it has none), in the layer whose features are used. Of 576 tokens, 54 dominant and 10 contextual ones

@@ -1,4 +1,4 @@
-"""VisiPruner: text does not look early, looks at a few tokens in the middle, and at none in the end.
+"""VisiPruner: text attends to no visual tokens early, to a few in the middle, and to none in the end.
 
 arXiv 2510.17205 (EMNLP 2025), Sec. 4, with the thresholds of its code. Shallow: the first layer only needs somewhere
 to put its attention (:class:`lookless.cells.Sink`) and its visual tokens need not attend; in layers 1 to 6 text does
@@ -8,7 +8,7 @@ decided prompt by prompt, so the plan is not static and the trace counts what it
 Departures. The code sets weights to zero *after* softmax, so what text reads loses mass; here visual keys are not
 there before it. It masks layers 1 to 5 where the paper says the second to the seventh. It leaves shallow keys in the
 cache for the answer, the paper says they are out; here they are out. The filter begins at the input of the second
-layer behind the shallow ones: it reads what text took in the layer before, and no earlier layer lets text take
+layer after the shallow ones: it reads what text took in the layer before, and no earlier layer lets text take
 anything. The 53.9 % fewer FLOPs the paper prints are multiply-adds of visual tokens alone.
 """
 
@@ -36,12 +36,12 @@ def visipruner(
     """Keep text from reading the image early, filter visual tokens by what text reads of them, withdraw them when idle.
 
     Raises:
-        PlanError: fewer than two layers are left behind ``shallow``.
+        PlanError: fewer than two layers are left after ``shallow``.
     """
     plan = Plan.full(model)
     total = len(plan.layers)
     if not 0 <= shallow < total - 2:
-        raise PlanError(f"shallow is {shallow} of {total} layers, and two layers are needed behind it.")
+        raise PlanError(f"shallow is {shallow} of {total} layers, and two layers are needed after it.")
     filtering = Filter(cosine=cosine, norm=norm, exit_cosine=exit_cosine, patience=patience)
     return (
         plan.at([0], visible=Sink(), attention=Skip())

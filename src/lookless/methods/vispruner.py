@@ -1,4 +1,4 @@
-"""VisPruner: half by what the tower looked at, half by what is unlike the rest.
+"""VisPruner: half by the vision tower's attention, half by being unlike the rest.
 
 "Beyond Text-Visual Attention" (arXiv 2412.01818, ICCV 2025): important tokens by the tower's class attention, and
 from the others, near-duplicates removed step by step until as many diverse ones are left; both before the first

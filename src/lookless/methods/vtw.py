@@ -1,4 +1,4 @@
-"""VTW: from some layer on the image is gone.
+"""VTW: from some layer on there are no visual tokens.
 
 "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal" (arXiv 2405.05803, AAAI 2025). Deep layers do
 not read visual tokens, so these leave the residual stream and no later layer caches them; text keeps its positions.
@@ -21,15 +21,15 @@ from .published import LLAVA_7B, V_SKIP_K, each
 
 @method
 def vtw(model: Geometry | int, *, after: Layer = 14) -> Plan:
-    """Withdraw all visual tokens behind one layer.
+    """Withdraw all visual tokens after one layer.
 
     Raises:
-        PlanError: there is no layer ``after``, or none behind it.
+        PlanError: there is no layer ``after``, or it is the last.
     """
     plan = Plan.full(model)
     if not 0 <= after < len(plan.layers) - 1:
         raise PlanError(
-            f"after is {after}, and behind it a layer is needed: the model's are 0 to {len(plan.layers) - 1}."
+            f"after is {after}, and a layer is needed after it: the model's are 0 to {len(plan.layers) - 1}."
         )
     return plan.at([after + 1], keep=Keep(0))
 
