@@ -1,4 +1,4 @@
-"""What a plan costs in answers: accuracy, retention, and fidelity to the dense model's own answers."""
+"""What a plan costs in answers: accuracy, retention, and fidelity to the answers of the dense model."""
 
 from __future__ import annotations
 
@@ -20,9 +20,13 @@ CONFIDENCE = 0.95
 
 
 class Answer(BaseModel):
-    """One question and how it was answered; ``plan`` is None where no plan was evaluated.
+    """One question with its answers.
 
-    ``sample_hash`` is of the prompt, :attr:`lookless.Sample.hash`.
+    Attributes:
+        question, expected: of the sample.
+        dense: the dense model's answer.
+        plan: the answer under the plan; None if no plan was evaluated.
+        sample_hash: :attr:`lookless.Sample.hash` of the prompt.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -35,7 +39,7 @@ class Answer(BaseModel):
 
 
 class Estimate(BaseModel):
-    """A value and its 95 % interval, by resampling questions."""
+    """A value and its 95 % bootstrap interval over questions."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -51,13 +55,13 @@ class Evaluation(BaseModel):
     """A model on one set of samples, dense and with a plan.
 
     Attributes:
-        accuracy_dense, accuracy_plan: share of answers that match exactly, case and a final full stop aside.
-        retention: ``accuracy_plan / accuracy_dense``; None if the dense model has no answer right.
-        fidelity: share of the plan's answers that are the dense model's, right or wrong; needs no labels.
+        accuracy_dense, accuracy_plan: share of answers that match exactly, apart from case and a final full stop.
+        retention: ``accuracy_plan / accuracy_dense``; None if no answer of the dense model is right.
+        fidelity: share of the plan's answers that equal the dense model's, right or wrong; needs no labels.
         answers: each question with both answers.
         data_hash: sha256 of the samples, 16 hex digits.
-        calibration_hash: the same of the samples that the plan was calibrated on; None where it does not say.
-        seen: how many of the samples the plan was calibrated on; None where it does not say.
+        calibration_hash: the same of the samples that the plan was calibrated on; None if the plan does not name them.
+        seen: how many of the samples the plan was calibrated on; None if the plan does not name them.
         left_out: how many lines of the data were left out because the plan was calibrated on them.
     """
 
@@ -78,7 +82,7 @@ class Evaluation(BaseModel):
 
 
 def normal(answer: str) -> str:
-    """What is compared: case, outer blanks and a final full stop do not count."""
+    """``answer`` as it is compared: without outer blanks and a final full stop, in lower case."""
     return answer.strip().removesuffix(".").casefold()
 
 
@@ -94,11 +98,22 @@ def evaluate(
 ) -> Evaluation:
     """Answer every sample greedily, dense and under ``plan``, and compare.
 
-    ``dense`` are the dense model's answers, if it has given them before. Samples that the plan was calibrated on are
-    counted in the result and warned of: leave them out by ``load_data(..., without=plan.provenance.sample_hashes)``.
+    Args:
+        loaded: the model and its processor.
+        samples: the questions.
+        plan: None evaluates the dense model alone.
+        batch: prompts answered together.
+        max_new_tokens: length of the longest answer.
+        dense: answers of the dense model, if they are known.
+        progress: show a progress bar on a terminal.
 
     Raises:
         PlanMismatchError: the plan is for another architecture.
+        ModelError: the model has a plan on it already, or gives logits that are not finite.
+
+    Warns:
+        SeenWarning: the plan was calibrated on some of the samples. Leave them out with
+            ``load_data(..., without=plan.provenance.sample_hashes)``.
     """
     dense = _answers(loaded, samples, None, batch, max_new_tokens, progress) if dense is None else dense
     planned = None if plan is None else _answers(loaded, samples, plan, batch, max_new_tokens, progress)
@@ -141,7 +156,7 @@ def evaluate(
 
 
 def _seen(samples: Samples, plan: Plan) -> int | None:
-    """How many of ``samples`` the plan was calibrated on; None where it does not say, and its data has their name."""
+    """How many of ``samples`` the plan was calibrated on; None if it names data of this name but no samples."""
     made = plan.provenance
     if made.sample_hashes is None:
         return None if made.data is not None and samples.name in made.data.split(" + ") else 0
@@ -152,11 +167,11 @@ def _seen_sentence(data: str, samples: int, seen: int | None) -> str:
     if seen is None:
         return (
             f"the plan was calibrated on {data} and does not say on which lines: some of these {samples} may be among "
-            f"them, and it may keep less of others, so calibrate anew."
+            f"them, and other samples may give lower accuracy, so calibrate anew."
         )
     return (
-        f"the plan was calibrated on {seen} of these {samples} samples of {data}: it may keep less of others, so "
-        f"evaluate on samples that it has not seen."
+        f"the plan was calibrated on {seen} of these {samples} samples of {data}: other samples may give lower "
+        f"accuracy, so evaluate on samples that it has not seen."
     )
 
 
@@ -173,20 +188,20 @@ def _answers(
 
 
 def _agree(answers: Sequence[str], others: Sequence[str]) -> np.ndarray:
-    """1.0 where two answers are the same, ``[questions]``."""
+    """1.0 where two answers are equal, else 0.0, ``[questions]``."""
     return np.array([normal(a) == normal(b) for a, b in zip(answers, others, strict=True)], dtype=float)
 
 
 def mean_estimate(values: np.ndarray) -> Estimate:
-    """The mean of ``values`` with its bootstrap interval."""
+    """The mean of ``values``, ``[questions]``, with its bootstrap interval."""
     return _estimate((values,), lambda v, axis=-1: v.mean(axis=axis))
 
 
 def retention_estimate(plan: np.ndarray, dense: np.ndarray) -> Estimate | None:
-    """Ratio of the means, resampled in pairs: the same questions in both, so what they share cancels."""
+    """Ratio of the means, ``[questions]`` each, resampled in pairs; None if ``dense`` is all zero."""
     if not dense.any():
         return None
-    # A resample in which the dense model gets nothing right has no ratio; any accuracy worth keeping rules it out.
+    # A resample in which no dense answer is right has no ratio; any useful accuracy rules it out.
     return _estimate((plan, dense), lambda p, d, axis=-1: p.mean(axis=axis) / np.maximum(d.mean(axis=axis), 1e-9))
 
 

@@ -48,7 +48,7 @@ class Prefill:
 def layer(
     geometry: Geometry, *, query: float, key: float, ffn: float, pairs: float | None = None, probe: float = 0
 ) -> float:
-    """FLOPs of one layer with so many query rows, key rows and FFN rows.
+    """FLOPs of one layer with ``query`` query rows, ``key`` key rows and ``ffn`` FFN rows.
 
     ``pairs`` is how many (query, key) pairs are scored; by default each query row with each key row. ``ffn`` counts a
     row that uses a part of the neurons as that part. ``probe`` rows pass the first two of the FFN's three matrices.

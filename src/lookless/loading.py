@@ -1,4 +1,4 @@
-"""A model with its processor, by name; and samples turned into its inputs."""
+"""Load a model with its processor, and turn samples into its inputs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in eval mode, its processor, and where they came from."""
+    """A model in eval mode with its processor.
+
+    Attributes:
+        model, processor: of transformers; prompts are padded on the left.
+        name: as given to :func:`load_model`.
+        revision: the hub commit; None for a local folder.
+    """
 
     model: nn.Module
     processor: Any
@@ -31,12 +37,14 @@ class Loaded:
     revision: str | None
 
     def inputs(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """``samples`` as one padded batch of the model's arguments, on its device; prompts end where it answers.
+        """``samples`` as one padded batch of the model's arguments, on its device and in its dtype.
+
+        Padding is on the left, so that the last column is the last token of every prompt.
 
         Raises:
             ModelError: the processor has no chat template.
-            DataError: a sample that cannot be put to the model, by name: an image that is gone or damaged or of a shape
-                that the processor refuses, or a question that holds the token which stands for an image.
+            DataError: an image is missing, damaged or refused by the processor, or a question contains the image
+                token; the message names the sample.
         """
         if self.processor.chat_template is None:
             raise ModelError(f"the processor of {self.name} has no chat template, so questions cannot be put to it.")
@@ -46,7 +54,7 @@ class Loaded:
             batch = self._processed(samples)
         except DataError:
             raise
-        except Exception:  # whatever a processor stumbles over: of a batch it does not say in which sample
+        except Exception:  # a processor raises anything, and does not say for which sample of a batch
             for sample in samples:
                 self._check_processed(sample)
             raise
@@ -61,12 +69,12 @@ class Loaded:
             images=images if any(images) else None,
             padding=True,
             return_tensors="pt",
-            # Templates write the beginning-of-sequence token themselves where the tokenizer would add a second.
+            # Templates that write the beginning-of-sequence token themselves would otherwise get a second one.
             add_special_tokens=not texts[0].startswith(self.processor.tokenizer.bos_token or "\0"),
         )
 
     def _check_words(self, sample: Sample) -> None:
-        """Raises: DataError: the question cannot be encoded, or would be taken for an image."""
+        """Raises: DataError: the question cannot be encoded, or contains the image token."""
         if any("\ud800" <= letter <= "\udfff" for letter in sample.question):
             raise DataError(f"{_named(sample)}: the question holds half a surrogate pair, which is no text.")
         for token in self._placeholders:
@@ -88,7 +96,7 @@ class Loaded:
 
     @cached_property
     def _placeholders(self) -> tuple[str, ...]:
-        """The words that stand for an image or a video in a prompt."""
+        """The placeholder tokens of images and videos in a prompt."""
         known = self.processor.tokenizer.convert_ids_to_tokens(list(locate(self.model).visual_ids))
         known += [getattr(self.processor, name, None) for name in ("image_token", "video_token")]
         return tuple(dict.fromkeys(token for token in known if token))
@@ -100,16 +108,16 @@ class Loaded:
 
     @torch.no_grad()
     def answer(self, samples: Sequence[Sample], *, max_new_tokens: int) -> list[str]:
-        """The model's greedy answers, stripped.
+        """The model's greedy answers, without outer blanks, in the order of ``samples``.
 
         Raises:
-            ModelError: the logits of a step have no finite maximum; the message names the question.
+            ModelError: the logits of a step are not finite; the message names the question.
         """
         inputs = self.inputs(samples)
         tokenizer, tops = self.processor.tokenizer, []
 
         def watch(_: Tensor, logits: Tensor) -> Tensor:
-            tops.append(logits.amax(-1))  # NaN if one is; looked at in the end, so that no step waits for the device
+            tops.append(logits.amax(-1))  # NaN if any is; checked at the end, so that no step waits for the device
             return logits
 
         ids = self.model.generate(  # type: ignore[operator]
@@ -130,12 +138,19 @@ class Loaded:
 
 
 def load_model(name: str, *, dtype: str = "auto", device: str = "cpu", revision: str | None = None) -> Loaded:
-    """``reference``, ``reference-qwen3-vl``, a local folder, or a hub id.
+    """Load a model and its processor.
 
-    Images need no torchvision; only videos do, which are refused without it.
+    Images need no torchvision. Videos do, and are refused without it.
+
+    Args:
+        name: ``reference``, ``reference-qwen3-vl``, a local folder, or a hub id.
+        dtype: ``auto`` (as the checkpoint says; float32 for the shipped models), or one of :data:`DTYPES`.
+        device: of torch: ``cpu``, ``cuda``, ``cuda:1``, ...
+        revision: branch, tag or commit of a hub model.
 
     Raises:
-        ModelError: it is not there, cannot be read, its family is not supported, or weights are missing from it.
+        ModelError: there is no such model or device, it cannot be read, its family is not supported, or weights are
+            missing from its checkpoint.
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
@@ -161,21 +176,21 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu", revision:
         model = model.eval().to(device)
     except LooklessError:
         raise
-    except Exception as problem:  # what a folder may hold is endless, and so are the errors of those who read it
+    except Exception as problem:  # any content of a folder, and any error of transformers and the hub
         said = " ".join(str(problem).split()).rstrip(".")
         reason = f"{type(problem).__name__}: {said}" if said else type(problem).__name__
         raise ModelError(f"{name} cannot be loaded: {reason}.") from problem
     locate(model)
     if getattr(processor, "tokenizer", None) is None:
         raise ModelError(f"{name} has no processor with a tokenizer and an image processor beside its weights.")
-    processor.tokenizer.padding_side = "left"  # so that a batch of prompts ends, and is answered, in one column
+    processor.tokenizer.padding_side = "left"  # so that every prompt's last token is in the last column
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     return Loaded(model, processor, name, getattr(config, "_commit_hash", None))
 
 
 def _check_weights(name: str, found: dict[str, Any]) -> None:
-    """Raises: ModelError: tensors were not in the checkpoint, so the model has random numbers in their place."""
+    """Raises: ModelError: tensors are missing from the checkpoint, so they would be random numbers."""
     missing = sorted(found["missing_keys"])
     if not missing:
         return
@@ -194,10 +209,10 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _processor(config: Any, where: str, revision: str | None) -> Any:
-    """The processor of a model; without torchvision, of its images alone.
+    """The processor of a model; without torchvision, for images alone.
 
-    Transformers has image processors that need only Pillow, and none for videos: a processor that has both is refused
-    as a whole where torchvision is not there.
+    The image processors of transformers need only Pillow, and the video processors need torchvision: without it,
+    transformers refuses a processor that has both.
     """
     import transformers
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
@@ -210,7 +225,7 @@ def _processor(config: Any, where: str, revision: str | None) -> Any:
 
 
 def images_only(kind: Any) -> Any:
-    """A processor as ``kind``, without the part that reads videos."""
+    """A subclass of the processor class ``kind`` without the video processor."""
 
     class ImagesOnly(kind):  # type: ignore[misc, valid-type]
         @classmethod

@@ -1,6 +1,6 @@
-"""How much each layer matters, measured: one number per sample and layer.
+"""How much each layer matters: one measured number per sample and layer.
 
-Higher = matters more; methods act on the lowest.
+Higher means that the layer matters more; methods act on the lowest.
 """
 
 from __future__ import annotations
@@ -26,20 +26,19 @@ class Scores(BaseModel):
 
     Attributes:
         name: what was measured, e.g. ``visual_information_gain``.
-        used_as: the measure that these are to be taken for (:meth:`use_as`); None: what they are.
+        used_as: the measure that a method takes them for (:meth:`use_as`); None: their own.
         unit: of each score; divergences are in nats.
         position: where the model's distribution was read: ``last`` prompt token, or mean over ``answer`` tokens.
-        per_sample: ``[samples][layers]``; kept so that a spread can be shown and a subset taken.
-        geometry: of the model measured.
-        model, revision: which one, a hub id or a folder's name.
-        data, data_hash: which samples, for a reader and for a machine.
-        visual, text: tokens of a prompt, mean over samples; None where it is not known.
-        sample_hashes: the prompt of each, :attr:`lookless.Sample.hash`; None in files of schema 1, which did not say.
-        seed: by which they were drawn from a file; None where they were not.
-        seconds: what it took.
-        measured: ``[samples][layers]``, whether a score was measured and not estimated; None where all were.
-        passes: what it took a sample, in passes through all layers; a backward pass counts as a forward one. None where
-            it was not counted.
+        per_sample: ``[samples][layers]``.
+        geometry: of the measured model.
+        model, revision: its name, a hub id or a folder, and its hub commit.
+        data, data_hash: name and sha256 of the samples.
+        visual, text: mean number of tokens of a prompt; None if unknown.
+        sample_hashes: :attr:`lookless.Sample.hash` of each sample; None in files of schema 1.
+        seed: of the random draw from a file; None if there was none.
+        seconds: duration of the measurement.
+        measured: ``[samples][layers]``, whether a score was measured (and not estimated); None if all were.
+        passes: passes through all layers per sample; a backward pass counts as a forward one. None if not counted.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,21 +69,21 @@ class Scores(BaseModel):
             if len(row) != self.geometry.layers:
                 raise ValueError(f"sample {i} has {len(row)} scores and the model {self.geometry.layers} layers")
         if self.measured is not None and [*map(len, self.measured)] != [*map(len, self.per_sample)]:
-            raise ValueError("measured has another shape than the scores it tells of")
+            raise ValueError("measured and the scores differ in shape")
         return self
 
     @property
     def measure(self) -> str:
-        """What a method takes these for."""
+        """The measure that a method takes these scores for."""
         return self.used_as or self.name
 
     @property
     def source(self) -> str:
-        """What a plan says of its scores: what was measured, and what it is taken for if that is another measure."""
+        """For the provenance of a plan: the measure, and the one it is taken for if that is another."""
         return self.name if self.used_as is None else f"{self.name} as {self.used_as}"
 
     def use_as(self, measure: str) -> Scores:
-        """These, for a method that reads ``measure``: a variant of your own, and its plans say so."""
+        """These scores for a method that needs ``measure``: a variant of your own, which its plans record."""
         return self.model_copy(update={"used_as": None if measure == self.name else measure})
 
     @property
@@ -93,22 +92,22 @@ class Scores(BaseModel):
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Per layer, over samples."""
+        """Mean over samples, ``[layers]``."""
         return tuple(fmean(column) for column in zip(*self.per_sample, strict=True))
 
     @property
     def spread(self) -> tuple[float, ...]:
-        """Per layer, the standard deviation over samples; zero for a single sample."""
+        """Standard deviation over samples, ``[layers]``; zero for a single sample."""
         return tuple(stdev(c) if len(c) > 1 else 0.0 for c in zip(*self.per_sample, strict=True))
 
     @property
     def error(self) -> tuple[float, ...]:
-        """Per layer, the standard error of the mean."""
+        """Standard error of the mean, ``[layers]``."""
         return tuple(s / math.sqrt(self.samples) for s in self.spread)
 
     @property
     def measured_share(self) -> tuple[float, ...]:
-        """Per layer, the share of its mean that was measured and not estimated; 1 of a mean of zero."""
+        """Share of each mean that was measured and not estimated, ``[layers]``; 1 if the mean is zero."""
         if self.measured is None:
             return (1.0,) * self.geometry.layers
         pairs = zip(zip(*self.per_sample, strict=True), zip(*self.measured, strict=True), strict=True)
@@ -118,7 +117,7 @@ class Scores(BaseModel):
     def lowest(self, count: int) -> tuple[int, ...]:
         """The ``count`` layers with the lowest mean, in ascending order of layer; ties go to the deeper layer.
 
-        Deeper first because a tie is almost always at zero, and what a deep layer changes has fewer readers left.
+        A tie is almost always at zero, and fewer layers use what a deep layer computes.
 
         Raises:
             ScoresError: ``count`` is negative or larger than the number of layers.
@@ -129,7 +128,7 @@ class Scores(BaseModel):
         return tuple(sorted(sorted(range(len(mean)), key=lambda layer: (mean[layer], -layer))[:count]))
 
     def save(self, path: str | Path) -> Path:
-        """Write ``path`` whole or not at all."""
+        """Write ``path``, completely or not at all."""
         files.write_text(Path(path), files.dump(self))
         return Path(path)
 
