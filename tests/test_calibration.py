@@ -13,7 +13,6 @@ from helpers.models import BATCHES, IMAGE, tiny_llava
 from helpers.slow_reference import slow, slow_logits
 from lookless import (
     LayerPlan,
-    Objective,
     Plan,
     Skip,
     Window,
@@ -32,6 +31,7 @@ from lookless.calibration.gradients import diagnose
 from lookless.calibration.sweep import INTERVENTIONS
 from lookless.errors import DataError, ModelError, ScoresError
 from lookless.runtime.families import geometry_of
+from lookless.search import Objective
 
 
 def naive(model, arguments, cells, read):

@@ -9,7 +9,8 @@ import pytest
 import torch
 from scipy import stats
 
-from lookless import Plan, Skip, evaluate, load_data, time_prefill
+from lookless import Plan, Skip, evaluate, load_data
+from lookless.bench import time_prefill
 from lookless.bench import timing as measure
 from lookless.data import Samples
 from lookless.evaluation import mean_estimate, normal, retention_estimate

@@ -28,7 +28,7 @@ from lookless import (
 )
 from lookless.calibration.distances import kl
 from lookless.errors import DataError, PlanError, PlanMismatchError
-from lookless.search.depthwise import DepthChoice, dop
+from lookless.search.depthwise import DepthChoice, dop_depths
 from lookless.search.greedy import GreedyOrder, Step, greedy_order, gsop_order, redundancylens_order
 from lookless.search.interactions import ACTIONS, Repaired, repair
 from lookless.search.objective import Objective, joint_distance
@@ -282,7 +282,7 @@ def depthwise(geometry, attention, ffn, ratio):
 
 def test_dop_sums_three_distances(objective):
     g = objective.geometry
-    choice = dop(objective, kept=0.6, ratios=(1.0, 0.5), brute=100, progress=False)
+    choice = dop_depths(objective, kept=0.6, ratios=(1.0, 0.5), brute=100, progress=False)
     a, f, r = choice.attention_depth, choice.ffn_depth, choice.ratio
     parts = [(a, LAYERS, 1.0), (LAYERS, f, 1.0), (LAYERS, LAYERS, r)]
     assert choice.additive == pytest.approx(sum(objective(depthwise(g, *p)) for p in parts))
@@ -297,7 +297,7 @@ def test_dop_sums_three_distances(objective):
 
 
 def test_dop_is_linear_in_its_numbers(objective):
-    choice = dop(objective, kept=0.6, ratios=(1.0, 0.5), progress=False)
+    choice = dop_depths(objective, kept=0.6, ratios=(1.0, 0.5), progress=False)
     # of each depth the full one is free and the last layer dead; then one ratio, and the joint check
     assert choice.evaluations <= 2 * (LAYERS - 1) + 1 + 1
     assert choice.best is None
@@ -305,17 +305,17 @@ def test_dop_is_linear_in_its_numbers(objective):
 
 
 def test_dop_between_measured_depths(objective, tmp_path):
-    coarse = dop(objective, kept=0.7, every=2, progress=False)
+    coarse = dop_depths(objective, kept=0.7, every=2, progress=False)
     assert coarse.kept <= 0.7
     assert DepthChoice.load(coarse.save(tmp_path / "dop.json")) == coarse
-    fine = dop(objective, kept=1.0, progress=False)
+    fine = dop_depths(objective, kept=1.0, progress=False)
     assert fine.additive == 0.0
     assert objective(fine.plan) == 0.0
     assert fine.kept < 1.0  # of free plans the cheapest
     with pytest.raises(PlanError, match="keep 1"):
-        dop(objective, kept=0.01, progress=False)
+        dop_depths(objective, kept=0.01, progress=False)
     with pytest.raises(PlanError, match="every 0 layers"):
-        dop(objective, kept=0.5, every=0)
+        dop_depths(objective, kept=0.5, every=0)
 
 
 # repair

@@ -25,7 +25,7 @@ from ..runtime.patching import apply
 from ..runtime.prompts import prompts_of
 from ..runtime.tracing import trace
 from ..scores import Scores
-from ..search.depthwise import dop
+from ..search.depthwise import dop_depths
 from ..search.greedy import gsop_order
 from ..search.objective import Objective
 from .results import PAPER
@@ -186,7 +186,7 @@ SEARCHES: dict[str, Callable[[Bench, float], Plan]] = {
     "gsop": lambda bench, kept: gsop_order(bench.objective, stride=0.01, path=bench.folder / "gsop.json").within(
         kept, visual=bench.visual, text=bench.text
     ),
-    "dop": lambda bench, kept: dop(bench.objective, kept=kept, every=2).plan,
+    "dop": lambda bench, kept: dop_depths(bench.objective, kept=kept, every=2).plan,
 }
 
 

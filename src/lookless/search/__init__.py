@@ -1,1 +1,10 @@
-"""Plans found by trying plans."""
+"""Plans found by trying plans: in greedy order (GSOP, RedundancyLens), by depth (DOP), and repaired by swaps.
+
+The public names are listed in ``__init__.pyi``; each is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from ..lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__)

@@ -54,7 +54,7 @@ class DepthChoice(SearchResult):
         return None if self.best is None else self.joint - self.best
 
 
-def dop(
+def dop_depths(
     objective: Objective,
     *,
     kept: float,

@@ -1,0 +1,11 @@
+from .depthwise import DepthChoice as DepthChoice
+from .depthwise import dop_depths as dop_depths
+from .greedy import GreedyOrder as GreedyOrder
+from .greedy import Step as Step
+from .greedy import greedy_order as greedy_order
+from .greedy import gsop_order as gsop_order
+from .greedy import redundancylens_order as redundancylens_order
+from .interactions import Repaired as Repaired
+from .interactions import repair as repair
+from .objective import Objective as Objective
+from .objective import joint_distance as joint_distance
