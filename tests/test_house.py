@@ -78,11 +78,12 @@ def name_of(path: Path) -> str:
 #: The same inside the packages whose rooms build on one another.
 INSIDE = {
     "runtime": [
+        "inplace",
+        "internals",
         "vision",
         "families",
         "rows",
         "calls",
-        "inplace",
         "stream",
         "prompts",
         "cache",

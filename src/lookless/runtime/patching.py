@@ -35,6 +35,7 @@ from ..ranks import RANKS
 from .cache import TEXT, UNKNOWN, stock_mask
 from .families import locate
 from .forward import ForwardPass, steps_of
+from .internals import check_internals
 from .prompts import FEATURES, is_packed, prompts_of
 
 #: The keyword by which the model passes on to the one inside it which rows' logits are kept.
@@ -164,6 +165,7 @@ class Applied:
             if isinstance(layer.__dict__.get("forward"), _PlannedForward):
                 raise ModelError("a plan is already applied to this model: call remove() on it, or join both with `|`.")
         inner = self._located.inner
+        check_internals(inner, self._located.layers)
         if (getattr(inner, "_tp_size", None) or getattr(model, "_tp_size", None) or 1) > 1:
             _check_sharded(plan)
         self._steps, self._live = steps_of(plan), steps_of(plan.live())
@@ -315,7 +317,8 @@ def apply(model: nn.Module, plan: Plan, *, break_even: int = 0) -> Applied:
             from how many on a plan pays on a machine; by default the plan always runs.
 
     Raises:
-        ModelError: the model's family is not supported, or a plan is already applied.
+        ModelError: the model's family is not supported, a plan is already applied, or a part that the runtime uses is
+            not there in this release of transformers.
         PlanMismatchError: the plan is for another architecture.
 
     Under the plan a call raises ModelError where it asks for what the plan cannot give: attention maps, embeddings in

@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .internals import require, require_arguments
+
 #: what the hook does with the scores ``[patches of the call]``, one for each visual token in reading order
 Report = Callable[[Tensor], None]
 
@@ -23,7 +25,10 @@ def capture_clip(inner: Any, report: Report) -> Any:
     layer = inner.config.vision_feature_layer
     layer = layer if isinstance(layer, int) else layer[-1]
     has_class = inner.config.vision_feature_select_strategy == "default"
+    require(inner.vision_tower, "encoder")
+    require(inner.vision_tower.encoder, "layers")
     module = inner.vision_tower.encoder.layers[layer].self_attn
+    require(module, "q_proj", "k_proj", "num_heads", "scale")
 
     def capture(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else kwargs["hidden_states"]
@@ -38,7 +43,10 @@ def capture_clip(inner: Any, report: Report) -> Any:
 def capture_qwen(inner: Any, report: Report) -> Any:
     """The tower of Qwen2-VL and Qwen3-VL: a visual token is the mean of the patches merged into it."""
     tower = inner.visual
+    require(tower, "blocks", "spatial_merge_size")
     module = tower.blocks[-1].attn
+    require(module, "qkv", "num_heads", "scaling")
+    require_arguments(module, "cu_seqlens", "position_embeddings")
     rotate = sys.modules[type(module).__module__].apply_rotary_pos_emb_vision
 
     def capture(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -47,7 +55,7 @@ def capture_qwen(inner: Any, report: Report) -> Any:
         query, key = (t.transpose(0, 1).float() for t in rotate(query, key, *kwargs["position_embeddings"]))
         given = x.new_zeros(x.shape[0])
         edges = kwargs["cu_seqlens"].tolist()
-        for start, end in pairwise(edges):  # images, or frames, do not capture each other
+        for start, end in pairwise(edges):  # images, or frames, do not attend to each other
             scores = query[:, start:end] @ key[:, start:end].transpose(1, 2) * module.scaling
             given[start:end] = scores.softmax(-1).mean((0, 1)).to(x.dtype)
         report(given.unflatten(0, (-1, tower.spatial_merge_size**2)).mean(1))

@@ -1,0 +1,83 @@
+"""What the runtime uses of transformers beyond its documented interface, checked when a plan is applied.
+
+A release that renames one of these would otherwise fail in the middle of a call, or run wrong. Only what every call
+needs is checked, so wrapped, quantised, sharded and offloaded modules pass.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import transformers
+from torch import nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from ..errors import ModelError
+from .inplace import is_plain
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "scaling", "layer_idx", "head_dim")
+#: What the inner model, a decoder layer and its attention are called with, by name.
+MODEL_CALL = ("input_ids", "attention_mask", "past_key_values")
+LAYER_CALL = ("attention_mask", "position_embeddings", "past_key_values")
+CACHE = ("layers", "layer_class_to_replicate", "offloading")
+CACHE_LAYER = ("is_compileable", "is_initialized", "lazy_initialization", "get_seq_length", "update", "crop", "reset")
+BATCHES = ("reorder_cache", "batch_repeat_interleave", "batch_select_indices")
+
+
+def check_internals(inner: nn.Module, layers: Iterable[nn.Module]) -> None:
+    """Check the module that merges image features into text, its decoder's layers, and the cache.
+
+    Raises:
+        ModelError: something is not there any more; says what.
+    """
+    _check_cache()
+    require_arguments(inner, *MODEL_CALL)
+    for layer in layers:
+        require(layer, "self_attn", "input_layernorm", "post_attention_layernorm", "mlp")
+        require(layer.self_attn, *ATTENTION)
+        require_arguments(layer, *LAYER_CALL)
+        require_arguments(layer.self_attn, "hidden_states", *LAYER_CALL)
+        if is_plain(layer.mlp):  # another is called as it is
+            require(layer.mlp, "act_fn", "gate_proj", "up_proj", "down_proj")
+
+
+def require(thing: Any, *names: str) -> None:
+    """Raises: ModelError: ``thing`` lacks one of these attributes."""
+    for name in names:
+        if not hasattr(thing, name):
+            raise _missing(type(thing), name)
+
+
+def require_arguments(module: nn.Module, *names: str) -> None:
+    """Raises: ModelError: the class's ``forward`` does not take one of these arguments. One that names none of its
+    arguments is a wrapper, which passes them on."""
+    arguments = _arguments(type(module).forward)
+    if not arguments:
+        return
+    for name in names:
+        if name not in arguments:
+            raise _missing(type(module), f"forward(..., {name}=...)")
+
+
+@functools.cache
+def _arguments(function: Any) -> frozenset[str]:
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(function).parameters.values()
+    return frozenset(p.name for p in parameters if p.kind in named) - {"self"}
+
+
+@functools.cache
+def _check_cache() -> None:
+    require(DynamicCache(), *CACHE)
+    require(DynamicLayer(), *CACHE_LAYER, *BATCHES)
+
+
+def _missing(kind: type, what: str) -> ModelError:
+    return ModelError(
+        f"{kind.__name__} of transformers {transformers.__version__} has no {what}, which a plan needs: install a "
+        f"version of transformers that this version of lookless supports."
+    )
