@@ -1,7 +1,7 @@
 """What calibration costs and whether it chooses the same layers: the papers' passes, the sweep, screening.
 
-``python benchmarks/calibration.py``: both reference models, all tasks, both operators; writes docs/calibration.md. Some
-ten minutes on one core. Results are kept in benchmarks/runs and gone on from.
+``python benchmarks/calibration.py``: both reference models, all tasks, both operators; writes docs/calibration.md.
+About ten minutes on one core. Results are stored in benchmarks/runs, and a rerun resumes from them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from lookless.calibration.gradients import frozen_parameters, update_gradients
 from lookless.calibration.replay import one_row, record_activations, visual_prompts
 from lookless.calibration.screening import screen
 from lookless.calibration.sweep import INTERVENTIONS, sweep
+from lookless.markdown import spliced, wrapped
 from lookless.methods import METHODS
 from lookless.reference import NAMES, TASKS
 from lookless.runtime.families import locate
@@ -30,6 +31,7 @@ from lookless.runtime.families import locate
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "calibration.md"
 BEGIN = "<!-- what follows is written by benchmarks/calibration.py -->"
+END = "<!-- end of what benchmarks/calibration.py writes -->"
 OPERATORS = {"visual_information_gain": "attention", "ffn_effect": "FFN"}
 PAPERS = (8, 16, 19, 24)  # of 32 layers: V-Skip's sweep over N; 19 is its setting
 SETTING = 19
@@ -40,9 +42,9 @@ class Round(BaseModel):
 
     Attributes:
         exact: by operator, the sweep's scores, ``[samples][layers]``; ``other`` of as many other samples.
-        difference: largest of a score between the sweep and the papers' procedure, in nats.
+        difference: the largest between a score of the sweep and of the papers' procedure, in nats.
         papers, swept: seconds by operator; ``dense`` the one full pass of each sample, in each of ``papers``.
-        chosen: by "operators N", the layers that screening chose; ``seconds`` and ``passes`` a sample likewise.
+        chosen: by "operators N", the layers that screening chose; ``seconds`` and ``passes`` per sample likewise.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -104,7 +106,7 @@ def joined(parts: list[Scores]) -> Scores:
     return parts[0].model_copy(update={"per_sample": tuple(part.per_sample[0] for part in parts)})
 
 
-def measure(loaded: Loaded, task: str, count: int) -> Round:
+def run_round(loaded: Loaded, task: str, count: int) -> Round:
     """Papers' passes and sweeps in turn, sample by sample, then screening of all samples."""
     twice = load_data(f"reference:{task}", split="calibration", limit=2 * count)
     samples, others = (Samples(twice.name, twice.items[a:b]) for a, b in ((0, count), (count, 2 * count)))
@@ -179,7 +181,7 @@ def speed_table(rounds: list[Round]) -> list[str]:
     n = setting(layers)
     half = 1 + (layers + 1) / 2  # one full pass, and from each layer on
     lines = [
-        "| | passes a sample | papers' / it | seconds a sample | papers' / it, in seconds (lowest to highest) |",
+        "| | passes per sample | fewer passes | seconds per sample | speed-up in seconds (lowest to highest) |",
         "|---|---:|---:|---:|---:|",
     ]
 
@@ -247,9 +249,9 @@ def missed(rounds: list[Round]) -> list[str]:
                     mean, error = r.exact[name].mean, r.exact[name].error
                     lines.append(
                         f"* {r.task}, {operator}, N = {n}: layer {got} ({mean[got]:.1e} ± {error[got]:.0e} nats) "
-                        f"in place of layer {lost} ({mean[lost]:.1e} ± {error[lost]:.0e})"
+                        f"instead of layer {lost} ({mean[lost]:.1e} ± {error[lost]:.0e})"
                     )
-    return lines or ["* nowhere"]
+    return lines or ["* none"]
 
 
 def main() -> None:
@@ -258,14 +260,14 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16)
     arguments = parser.parse_args()
     count, machine = arguments.samples, f"{processor()}, {torch.get_num_threads()} threads, float32"
-    lines = [BEGIN, "", f"{machine}, {count} samples a task, read at the last token of the prompt.", ""]
+    lines = [f"{machine}, {count} samples per task, logits read at the last token of the prompt.", ""]
     for name in NAMES:
         loaded = load_model(name)
         rounds = []
         for task in TASKS:
             path = arguments.runs / f"calibration-{name}-{task}-{count}.json"
             if not path.exists():
-                files.write_text(path, files.dump(measure(loaded, task, count)))
+                files.write_text(path, files.dump(run_round(loaded, task, count)))
                 print(path, flush=True)
             rounds.append(Round.model_validate_json(path.read_text()))
         lines += [
@@ -273,21 +275,22 @@ def main() -> None:
             "",
             *speed_table(rounds),
             "",
-            f"A backward pass is {backward_flops(loaded):.2f} of a forward one in FLOPs and is counted as one. Papers' "
-            f"passes and sweep differ by at most {max(r.difference for r in rounds):.0e} nats.",
+            f"A backward pass has {backward_flops(loaded):.2f} times the FLOPs of a forward one and is counted as one. "
+            f"Scores of the papers' passes and of the sweep differ by at most {max(r.difference for r in rounds):.0e} "
+            f"nats.",
             "",
-            "Jaccard of the layers chosen by screening and by exact scores; in brackets, of exact scores on this "
-            "and on another set of samples:",
+            "Jaccard index of the layers chosen by screening and by exact scores. In brackets: of exact scores on "
+            "these and on other samples of the task.",
             "",
             *choice_table(rounds),
             "",
-            "Where another layer was chosen, with exact means and their standard errors:",
+            "Every case in which another layer was chosen, with exact means and standard errors:",
             "",
             *missed(rounds),
             "",
         ]
-    before = PAGE.read_text().split(BEGIN)[0] if PAGE.exists() else ""
-    files.write_text(PAGE, before + "\n".join(lines))
+    before = PAGE.read_text() if PAGE.exists() else ""
+    files.write_text(PAGE, spliced(before, BEGIN, END, wrapped("\n".join(lines))))
 
 
 if __name__ == "__main__":

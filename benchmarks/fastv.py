@@ -1,7 +1,7 @@
-"""FastV here and as its authors run it, in turn in one process, on layers of LLaVA-1.5-7B with random weights.
+"""FastV in lookless and as its authors run it, in turn in one process, on dummy layers of LLaVA-1.5-7B.
 
-The authors' way (arXiv 2403.06764, their code without its eager maps): after the layer that is looked at, dropped rows
-are taken out of the hidden states, the positions and the mask once, and every later layer is a stock one over fewer
+The authors' way (arXiv 2403.06764, their code without its eager attention maps): after the ranking layer, dropped rows
+are removed from the hidden states, the positions and the mask once, and every later layer is a stock one over fewer
 rows. Its rank is one row of attention, of the last token, computed beside that layer; all layers call PyTorch's fused
 attention. ``python benchmarks/fastv.py --layers 8`` takes four gigabytes and a few minutes on two cores.
 """

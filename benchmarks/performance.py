@@ -1,13 +1,12 @@
 """Times the papers' methods at the real layer shapes of four models, and padded batches; writes docs/performance.md.
 
-``python benchmarks/performance.py``: half an hour on two cores. Results are kept in benchmarks/runs and gone
-on from.
+``python benchmarks/performance.py``: half an hour on two cores. Results are stored in benchmarks/runs, and a rerun
+resumes from them.
 """
 
 from __future__ import annotations
 
 import argparse
-import textwrap
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,36 +17,39 @@ from transformers import DynamicCache
 
 import lookless
 from lookless import Plan, files, methods
-from lookless.bench import prefill_report as timings
+from lookless.bench import prefill_report as report
 from lookless.bench.dummy_model import IMAGE, WORD, make_dummy_model
 from lookless.bench.prefill import Whole, bench_prefill
-from lookless.bench.prefill_results import PrefillReport
+from lookless.bench.prefill_results import SCHEMA_VERSION, STOCK, PrefillReport
 from lookless.bench.subjects import of_geometry
 from lookless.bench.timing import Clock
 from lookless.configs import shape_named
-from lookless.figures import INK, MUTED, panels_of, save_figure
+from lookless.errors import LooklessError
+from lookless.figures import TimeKept, save_figure, time_figure
 from lookless.geometry import Geometry
+from lookless.markdown import markdown_table, spliced, wrapped
 from lookless.runtime.patching import applied
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 FIGURE = ROOT / "docs" / "images" / "performance.png"
 BEGIN = "<!-- what follows is written by benchmarks/performance.py -->"
+END = "<!-- end of what benchmarks/performance.py writes -->"
 METHODS = ("v-skip", "operator-skipping", "shortv", "vtw", "fastv")
 TEXT = 66
 PADDED = (
     "Six layers of LLaVA-1.5-7B, eight prompts of 96 to 384 tokens, four fifths of them visual, padded on the left; "
-    "bfloat16, median of 5 rounds, all in turn."
+    "bfloat16, median of 5 rounds, timed in turn."
 )
 UNDER = "a prompt with an image, under the break-even point"
 NO_PLAN = (
     "`apply(model, plan, break_even=N)` on the shipped reference model, whose layers take half a millisecond; "
-    "float32, median of 120 pairs in turn."
+    "float32, median of 120 pairs, timed in turn."
 )
 CUT = (
-    "Three or four layers of each model ran, and one of them is its last, in which what visual tokens do is read by "
-    "nobody; in a whole model that is one layer of 28 to 36. So liveness spares a larger share here, and what a plan "
-    "keeps of these layers is not what it keeps of all."
+    "Three or four layers of each model ran, one of them as its last, where work on visual tokens is dead: its result "
+    "is never read. In a whole model that is one layer of 28 to 36. So skipping dead work saves a larger share here, "
+    "and what a plan keeps of these layers is not what it keeps of the whole model."
 )
 #: (geometry, visual tokens, layers, rounds): as many layers and rounds as two cores do in minutes
 RUNS = (
@@ -70,12 +72,12 @@ def timed(folder: Path, device: str) -> list[PrefillReport]:
     for name, visual, layers, rounds in RUNS:
         path = folder / f"{name}-{visual}-{device}.json"
         if path.exists():
-            reports.append(PrefillReport.model_validate_json(path.read_text()))
+            reports.append(files.load(path, PrefillReport, LooklessError, SCHEMA_VERSION))
             continue
         subject = of_geometry(name, layers=layers, dtype="bfloat16", device=device, visual=[visual], text=TEXT)
         whole = Geometry.preset(name)
         [inputs] = subject.prompts(1)
-        report = bench_prefill(
+        found = bench_prefill(
             subject.model,
             inputs,
             plans_of(subject.geometry),
@@ -85,15 +87,15 @@ def timed(folder: Path, device: str) -> list[PrefillReport]:
             warm_up=1,
             decode=2,
         )
-        files.write_text(path, files.dump(report))
-        reports.append(report)
+        files.write_text(path, files.dump(found))
+        reports.append(found)
         print(path, flush=True)
     return reports
 
 
 @torch.no_grad()
 def padded(rounds: int = 5) -> str:
-    """Eight prompts of one to four times a length in one batch: stock computes the padding."""
+    """Eight prompts of one to four times a length in one batch: stock computes the padding, too."""
     made = make_dummy_model(shape_named("LLaVA-1.5-7B").cut(6), dtype=torch.bfloat16)
     lengths = [n * 96 for n in (1, 1, 2, 2, 3, 3, 4, 4)]
     ids = torch.full((8, max(lengths)), WORD)
@@ -119,33 +121,23 @@ def padded(rounds: int = 5) -> str:
                 each[name].append(clock.ms)
     clock.remove()
     shares = {name: median(s / t for s, t in zip(each["stock"], times, strict=True)) for name, times in each.items()}
-    return timings.markdown_table(
-        ("", "real tokens a second, by stock's"), ((n, f"{s:.2f}") for n, s in shares.items())
-    )
+    return markdown_table(("", "real tokens/s, over stock's"), ((n, f"{s:.2f}") for n, s in shares.items()))
 
 
 def figure(reports: list[PrefillReport]) -> None:
-    """Every plan on every model: time kept by FLOPs kept; under the line more is saved than promised."""
-    drawn, [axes] = panels_of(1, height=4.2, columns=1, width=6.4)
-    for index, method in enumerate(["nothing but liveness", *METHODS]):
-        timed = [r.of(method) for r in reports]
-        kept = [t.flops_kept for t in timed], [t.time_kept for t in timed]
-        axes.scatter(*kept, s=30, color=f"C{index}", label=method, zorder=3)
-    axes.plot([0.3, 0.9], [0.3, 0.9], "--", lw=1, color=MUTED)
-    axes.annotate("time falls with the FLOPs", (0.80, 0.82), rotation=34, fontsize=8, color=INK, ha="center")
-    axes.set_xlabel("FLOPs kept, of the 3 or 4 layers that ran", fontsize=9)
-    axes.set_ylabel("prefill time kept", fontsize=9)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter("{x:.0%}")
-    drawn.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    told = ", ".join(f"{r.model.split(',')[0]} (V {r.visual})" for r in reports)
-    drawn.suptitle(textwrap.fill(f"{told}; {timings.describe(reports[0]).split(';')[0]}", 95), fontsize=8)
-    save_figure(drawn, FIGURE)
+    """Every plan on every model: time kept by FLOPs kept."""
+    points = [
+        TimeKept(t.name, f"{r.model.split(',')[0]}, {r.visual} visual tokens", t.flops_kept, t.time_kept)
+        for r in reports
+        for t in r.timed
+        if t.name != STOCK and t.flops_kept is not None
+    ]
+    save_figure(time_figure(points, report.describe(reports[0]).split(";")[0]), FIGURE)
 
 
 @torch.no_grad()
 def overhead(rounds: int = 60) -> str:
-    """What ``apply`` costs where no plan runs, by stock's time, on the shipped model: its layers are the smallest."""
+    """What ``apply`` costs where no plan runs, over stock's time, on the shipped model, whose layers are small."""
     loaded = lookless.load_model("reference")
     image = loaded.inputs(lookless.load_data("reference:chart", split="test", limit=1).items)
     model, ids = loaded.model, image["input_ids"]
@@ -165,12 +157,12 @@ def overhead(rounds: int = 60) -> str:
         return [*taken[:2], median(taken[2:])]
 
     for index in range(2 * rounds):
-        order = (None, plan) if index % 2 else (plan, None)  # whoever comes second finds warmer caches
+        order = (None, plan) if index % 2 else (plan, None)  # the second one finds warmer caches
         found = {which is None: times(which) for which in order}
         for name, ours, stock in zip(each, found[False], found[True], strict=True):
             each[name].append((ours, stock))
     shares = {name: median(ours / stock for ours, stock in pairs[4:]) for name, pairs in each.items()}
-    return timings.markdown_table(("", "time, by stock's"), ((name, f"{share:.3f}") for name, share in shares.items()))
+    return markdown_table(("", "time, over stock's"), ((name, f"{share:.3f}") for name, share in shares.items()))
 
 
 def main() -> None:
@@ -180,16 +172,11 @@ def main() -> None:
     arguments = parser.parse_args()
     reports = timed(arguments.runs, arguments.device)
     figure(reports)
-    parts = [
-        BEGIN,
-        "![Time kept by FLOPs kept](images/performance.png)",
-        CUT,
-        timings.note(reports),
-        *map(timings.markdown_section, reports),
-    ]
+    parts = ["![Time kept by FLOPs kept](images/performance.png)", CUT, report.note(reports)]
+    parts += map(report.markdown_section, reports)
     parts += ["### Padded batches", PADDED, padded(), "### Where no plan runs", NO_PLAN, overhead()]
-    before = PAGE.read_text().split(BEGIN)[0] if PAGE.exists() else ""
-    files.write_text(PAGE, before + "\n\n".join(parts) + "\n")
+    before = PAGE.read_text() if PAGE.exists() else ""
+    files.write_text(PAGE, spliced(before, BEGIN, END, wrapped("\n\n".join(parts))))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Serves stock and plans with vLLM, sends both the same traffic, and writes its part of docs/performance.md.
 
-``python benchmarks/serving.py``, where vLLM is installed: half an hour on two cores. Results are kept in
-benchmarks/runs and gone on from. Options of vLLM may follow, for both servers:
+``python benchmarks/serving.py``, where vLLM is installed: half an hour on two cores. Results are stored in
+benchmarks/runs, and a rerun resumes from them. Options of vLLM may follow, for both servers:
 ``python benchmarks/serving.py --max-model-len 2048``.
 """
 
@@ -12,10 +12,12 @@ import tempfile
 from pathlib import Path
 
 from lookless import files, methods
-from lookless.bench import traffic_report as throughput
+from lookless.bench import traffic_report as report
 from lookless.bench.traffic import bench_traffic
 from lookless.bench.traffic_client import Served, Traffic, of_geometry, of_model
-from lookless.bench.traffic_results import TrafficReport
+from lookless.bench.traffic_results import SCHEMA_VERSION, TrafficReport
+from lookless.errors import LooklessError
+from lookless.markdown import spliced, wrapped
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
@@ -35,18 +37,18 @@ def served(name: str, folder: Path) -> Served:
 def measured(name: str, method: str, runs: Path, options: list[str]) -> TrafficReport:
     path = runs / f"vllm-{name}-{method}.json"
     if path.exists():
-        return TrafficReport.model_validate_json(path.read_text())
+        return files.load(path, TrafficReport, LooklessError, SCHEMA_VERSION)
     logs = runs / path.stem
     logs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
         subject = served(name, Path(work) / "model")
         plan = methods.METHODS[method].sample(subject.geometry).save_pretrained(Path(work) / "plan")
         traffic = TRAFFIC[name]
-        report = bench_traffic(
+        found = bench_traffic(
             subject, str(plan), method, traffic, dtype="bfloat16", options=options, folder=logs, log=print
         )
-    files.write_text(path, files.dump(report))
-    return report
+    files.write_text(path, files.dump(found))
+    return found
 
 
 def main() -> None:
@@ -54,10 +56,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "benchmarks" / "runs")
     arguments, options = parser.parse_known_args()
     reports = [measured(name, m, arguments.runs, options or [*OPTIONS]) for name in TRAFFIC for m in METHODS]
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    written = "\n\n".join([BEGIN, throughput.NOTE, *map(throughput.markdown_section, reports), END])
-    files.write_text(PAGE, before + written + after)
+    body = "\n\n".join([report.NOTE, *map(report.markdown_section, reports)])
+    files.write_text(PAGE, spliced(PAGE.read_text(), BEGIN, END, wrapped(body)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Does every plan pay where layers are small? The shipped model, batches of 1 and 8, one thread and two, and a CPU with
-AVX2 only as well as this one. Ratios of a plan's prefill to stock's; under 1 it is faster.
+"""Does every plan pay where layers are small? Ratios of a plan's prefill time to stock's; below 1 it is faster.
 
-``python benchmarks/small.py`` prints a Markdown table: ten minutes on two cores, which should be left alone.
+On the shipped model, with batches of 1 and 8, one and two threads, this CPU and one with AVX2 only.
+``python benchmarks/small.py`` prints a Markdown table: ten minutes on two cores that do nothing else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from statistics import median
 
 PLANS = ("v-skip", "nothing but liveness", "shortv", "ffn-skip", "operator-skipping", "fastv", "vtw")
-#: name -> what a process is started with, so that no library takes newer instructions than a smaller CPU has
+#: name -> environment of a process, so that no library uses newer instructions than a smaller CPU has
 CPUS = {
     "this CPU": {},
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
@@ -28,8 +28,8 @@ WARM_UP = 3
 def ratios(model: str, batch: int, padded: bool, rounds: int) -> dict[str, float]:
     """Each plan's time by stock's, the median of the rounds; and stock's ms.
 
-    Timed is the decoder with all that ``apply`` does for a prompt. The vision tower is the same under any plan, and
-    left out.
+    The decoder is timed, with all that ``apply`` does for a prompt; without the vision tower, which is the same under
+    any plan.
     """
     import torch
 

@@ -38,6 +38,7 @@ ORDER = [
     "evaluation",
     "calibration",
     "search",
+    "markdown",
     "figures",
     "report",
     "bench",
@@ -115,7 +116,7 @@ INSIDE = {
         "traffic",
         "traffic_report",
     ],
-    "comparison": ["results", "plans", "run", "document"],
+    "comparison": ["results", "workspace", "run", "document"],
     "cli": ["common", "plan", "flops", "model", "bench", "comparison", "main"],
 }
 

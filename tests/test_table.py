@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from lookless import Plan, Window, apply, evaluate, load_data, trace
-from lookless.comparison.document import BEGIN, END, document, retention_figure
-from lookless.comparison.plans import Bench
+from lookless.comparison.document import BEGIN, END, document, results_figure
 from lookless.comparison.results import accuracy, retention
 from lookless.comparison.run import DRAWS, NEAR, run_table
+from lookless.comparison.workspace import Workspace
 from lookless.errors import PlanError
 from lookless.evaluation import paired_difference
 from lookless.figures import save_figure
@@ -55,7 +55,7 @@ def test_outcomes_are_evaluations(table, reference):
 
 def test_prices_are_of_what_runs(table, reference):
     results, folder, _ = table
-    bench = Bench(reference, TASKS, folder, questions=6, samples=2, batch=6)
+    bench = Workspace(reference, TASKS, folder, questions=6, samples=2, batch=6)
     for name in ("fastv", "v-skip"):
         scores = {need: bench.scores(TASKS[0], need) for need in METHODS[name].measures}
         plan = METHODS[name].build(results.geometry, scores)
@@ -98,7 +98,7 @@ def test_random_layers_are_drawn_several_times(table):
 def test_knobs_in_tokens_are_for_the_prompts_at_hand(table, reference):
     """A window of 256 binds nowhere among 144 visual tokens, and a share of FLOPs is of these prompts."""
     _, folder, _ = table
-    bench = Bench(reference, TASKS, folder, questions=6, samples=2, batch=6)
+    bench = Workspace(reference, TASKS, folder, questions=6, samples=2, batch=6)
     plan = bench.plan(METHODS["redundancylens"], TASKS[0], "paper")
     sizes = {row.attention.size for row in plan.layers if isinstance(row.attention, Window)}
     assert sizes == {round(256 * bench.visual / 1792)} == {21}
@@ -148,7 +148,7 @@ def test_a_budget_is_a_share(reference, tmp_path, budget):
 def test_a_filter_is_priced_by_its_trace(table, reference):
     """The one plan whose rows are not known beforehand; of a static plan the trace gives the formula's price."""
     results, folder, _ = table
-    bench = Bench(reference, TASKS[:1], folder, questions=6, samples=2, batch=6)
+    bench = Workspace(reference, TASKS[:1], folder, questions=6, samples=2, batch=6)
     plan = METHODS["fastv"].build(results.geometry)
     dense = prefill(results.geometry, visual=144, text=bench.text).total
     assert bench._traced(plan) / dense == pytest.approx(bench.kept(plan), abs=0.01)
@@ -158,9 +158,9 @@ def test_a_filter_is_priced_by_its_trace(table, reference):
 def test_a_plan_is_made_once(table, reference, monkeypatch):
     """A search is one for all tasks; what is calibrated is made for each; what filters is traced once."""
     _, folder, _ = table
-    bench = Bench(reference, TASKS, folder, questions=6, samples=2, batch=6)
+    bench = Workspace(reference, TASKS, folder, questions=6, samples=2, batch=6)
     made = []
-    monkeypatch.setattr(Bench, "_made", lambda _, method, task, *__: made.append((method.name, task)) or object())
+    monkeypatch.setattr(Workspace, "_made", lambda _, method, task, *__: made.append((method.name, task)) or object())
     for name, times in (("dop", 1), ("gsop", 1), ("v-skip-universal", 1), ("v-skip", 2)):
         made.clear()
         plans = [bench.plan(METHODS[name], task, "paper") for task in TASKS * 2]
@@ -168,7 +168,7 @@ def test_a_plan_is_made_once(table, reference, monkeypatch):
     assert bench.plan(METHODS["v-skip"], TASKS[0], "0.6") is not plans[0]
     assert bench.plan(METHODS["v-skip"], TASKS[0], "paper", draw=1) is not plans[0]
     traced = []
-    monkeypatch.setattr(Bench, "_traced", lambda _, plan: traced.append(plan) or 1.0)
+    monkeypatch.setattr(Workspace, "_traced", lambda _, plan: traced.append(plan) or 1.0)
     filters = METHODS["visipruner"].sample(bench.geometry)
     assert bench.kept(filters) == bench.kept(filters)
     assert len(traced) == 1
@@ -178,8 +178,8 @@ def test_budgets_are_met_or_told(table):
     results, _, _ = table
     for name in ("fastv", "random-tokens"):
         assert all(abs(o.kept - 0.6) < NEAR for o in results.of(name, "0.6"))
-    assert "comes no nearer than" in results.missed["v-skip, 0.6"]
-    assert "not one amount to turn" in results.missed["visipruner, 0.6"]
+    assert "its nearest plan keeps" in results.missed["v-skip, 0.6"]
+    assert "not one amount" in results.missed["visipruner, 0.6"]
 
 
 def test_a_table_goes_on_where_it_stopped(table, reference, monkeypatch):
@@ -191,7 +191,7 @@ def test_a_table_goes_on_where_it_stopped(table, reference, monkeypatch):
     cut["times"] = {}
     path.write_text(json.dumps(cut))
     ran = []
-    for module in ("run", "plans"):
+    for module in ("run", "workspace"):
         counted = f"lookless.comparison.{module}.evaluate"
         monkeypatch.setattr(counted, lambda *a, **k: ran.append(1) or evaluate(*a, **k))
     again = run_table(reference, CHOSEN, folder, **options)
@@ -217,11 +217,11 @@ def test_a_file_is_tested_on_what_was_not_drawn(reference, tmp_path):
 
     def bench(count):
         mine.write_text("\n".join(lines[:count]))
-        return Bench(reference, [str(mine)], tmp_path, questions=9, samples=2, batch=2)
+        return Workspace(reference, [str(mine)], tmp_path, questions=9, samples=2, batch=2)
 
     first, second = bench(5), bench(6)
     for made, left in ((first, 3), (second, 4)):
-        drawn, asked = made.calibration[str(mine)].hashes, made.asked[str(mine)].hashes
+        drawn, asked = made.calibration[str(mine)].hashes, made.test[str(mine)].hashes
         assert (len(drawn), len(asked), {*drawn} & {*asked}) == (2, left, set())
     calibrated = first.scores(str(mine), "ffn_effect")
     assert calibrated.data_hash == first.calibration[str(mine)].hash
@@ -238,14 +238,14 @@ def test_the_document_keeps_what_others_wrote(table, tmp_path):
     assert "the control" in text
     for name in ("fastv", "random-tokens", "v-skip", "visipruner"):
         assert f"| {name} |" in text
-    assert "* v-skip (60% of the FLOPs): comes no nearer" in text
+    assert "* v-skip (60% of the FLOPs): its nearest plan keeps" in text
     alone = results.model_copy(update={"outcomes": tuple(o for o in results.outcomes if o.method != "random-tokens")})
     assert "the control" not in document("", [alone], METHODS, "images/x.png")
     edited = text.replace("words", "other words") + "\nafterwards\n"
     again = document(edited, [results], METHODS, "images/x.png")
     assert again == edited
     assert again.count(BEGIN) == again.count(END) == 1
-    save_figure(retention_figure([results, results]), tmp_path / "f.png")
+    save_figure(results_figure([results, results]), tmp_path / "f.png")
     assert (tmp_path / "f.png").stat().st_size > 10_000
 
 

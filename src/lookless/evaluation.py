@@ -117,41 +117,41 @@ def evaluate(
     """
     dense = _answers(loaded, samples, None, batch, max_new_tokens, progress) if dense is None else dense
     planned = None if plan is None else _answers(loaded, samples, plan, batch, max_new_tokens, progress)
-    expected = [sample.answer for sample in samples]
-    right = _agree(dense, expected)
-    answers = [
-        Answer(
-            question=s.question,
-            expected=s.answer,
-            dense=d,
-            plan=None if planned is None else planned[i],
-            sample_hash=s.hash,
-        )
-        for i, (s, d) in enumerate(zip(samples, dense, strict=True))
-    ]
-    base = Evaluation(
+    found = Evaluation(
         data=samples.name,
         model=loaded.name,
         samples=len(samples),
-        accuracy_dense=mean_estimate(right),
-        answers=tuple(answers),
+        accuracy_dense=mean_estimate(_agree(dense, _expected(samples))),
+        answers=_side_by_side(samples, dense, planned),
         data_hash=samples.hash,
         left_out=samples.left_out,
     )
     if plan is None or planned is None:
-        return base
+        return found
     seen = _seen(samples, plan)
     if seen != 0:
         warnings.warn(_seen_sentence(samples.name, len(samples), seen), SeenWarning, stacklevel=2)
-    kept = _agree(planned, expected)
-    return base.model_copy(
+    kept = _agree(planned, _expected(samples))
+    return found.model_copy(
         update={
             "accuracy_plan": mean_estimate(kept),
-            "retention": retention_estimate(kept, right),
+            "retention": retention_estimate(kept, _agree(dense, _expected(samples))),
             "fidelity": mean_estimate(_agree(planned, dense)),
             "calibration_hash": plan.provenance.data_hash,
             "seen": seen,
         }
+    )
+
+
+def _expected(samples: Samples) -> list[str]:
+    return [sample.answer for sample in samples]
+
+
+def _side_by_side(samples: Samples, dense: Sequence[str], planned: Sequence[str] | None) -> tuple[Answer, ...]:
+    plans: Sequence[str | None] = [None] * len(dense) if planned is None else planned
+    return tuple(
+        Answer(question=s.question, expected=s.answer, dense=d, plan=p, sample_hash=s.hash)
+        for s, d, p in zip(samples, dense, plans, strict=True)
     )
 
 

@@ -1,4 +1,4 @@
-"""Figures that explain themselves: the palette, panels, and the figures of scores and answers."""
+"""Figures that explain themselves: the palette, panels, and the figures of scores, answers and methods."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,161 @@ def examples_figure(task: str, samples: Sequence[Sample], answers: Sequence[Answ
         told = f"expected {answer.expected}\ndense {dense}\nplan {planned}"
         axes.set_xlabel(told, fontsize=9, color=INK if same else "#b3322f")
     figure.suptitle(f"{task}: test images, answered by the dense model and under the plan", fontsize=11)
+    return figure
+
+
+@dataclass(frozen=True)
+class Retained:
+    """What a method keeps: shares of the stock prefill's FLOPs and of the dense model's right answers.
+
+    Attributes:
+        low, high: the 95 % interval of ``retention``.
+    """
+
+    method: str
+    kept: float
+    retention: float
+    low: float
+    high: float
+
+    @property
+    def colour(self) -> str:
+        return SKIPPED if self.method.startswith("random") else KEPT
+
+
+def retention_figure(models: Mapping[str, Mapping[str, Sequence[Retained]]]) -> Figure:
+    """Answers kept, a row for each model and a column for each setting.
+
+    Args:
+        models: by name, by setting, the methods. The first setting is drawn by FLOPs kept, as prices differ there; the
+            others, whose price is one, as a list of methods from best to worst.
+    """
+    columns = max(len(settings) for settings in models.values())
+    figure, panels = panels_of(columns * len(models), height=5.0, columns=columns, width=6.6)
+    for row, (model, settings) in enumerate(models.items()):
+        for column, (setting, methods) in enumerate(settings.items()):
+            axes = panels[row * columns + column]
+            (_ranked if column else _scattered)(axes, methods)
+            axes.set_title(f"{model}, {setting}", loc="left", fontsize=11, color=INK)
+        for axes in panels[row * columns + len(settings) : (row + 1) * columns]:
+            axes.set_visible(False)
+    for colour, label in ((KEPT, "method"), (SKIPPED, "random choice, the control")):
+        panels[0].plot([], [], "o", color=colour, label=label)
+    panels[0].plot([], [], "-", color=KEPT, lw=1.2, label="95 % interval")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def _scattered(axes: Any, methods: Sequence[Retained]) -> None:
+    """Retention by FLOPs kept, every point with its name."""
+    for m in methods:
+        axes.plot(m.kept, m.retention, "o", ms=6, mec=m.colour, mfc=m.colour, alpha=0.85)
+    axes.axhline(1, color=MUTED, lw=1, ls="--")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(min(0.2, *(m.retention for m in methods)), 1.14)  # room for names above the line
+    axes.set_xlabel("share of the prefill's FLOPs kept", fontsize=9)
+    axes.set_ylabel("retention: right answers kept", fontsize=9)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:.0%}")
+    _named(axes, [(m.method, m.kept, m.retention) for m in methods])
+
+
+def _named(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
+    """Names beside points, each where no other name or point is; a line leads to those further away."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    at = [((x - left) / (right - left), (y - bottom) / (top - bottom)) for _, x, y in points]
+    taken = [(u - 0.009, v - 0.011, u + 0.009, v + 0.011) for u, v in at]
+    height = 0.03
+    moves = sorted(
+        (
+            (du, dv)
+            for du in (0.016, -0.016, 0.05, -0.05, 0.1, -0.1, 0.18, -0.18)
+            for dv in [0.015 * k for k in range(-24, 25)]
+        ),
+        key=lambda move: math.hypot(*move) + (0.005 if move[0] < 0 else 0),
+    )
+    for (name, *_), (u, v) in sorted(zip(points, at, strict=True), key=lambda pair: (-pair[1][1], pair[1][0])):
+        width = 0.0127 * len(name)
+        for du, dv in moves:
+            start = u + du if du > 0 else u + du - width
+            box = (start, v + dv - height / 2, start + width, v + dv + height / 2)
+            inside = box[0] >= 0 and box[2] <= 1.02 and box[1] >= 0 and box[3] <= 1
+            if inside and not any(_overlap(box, other) for other in taken):
+                break
+        taken.append(box)
+        far = math.hypot(du, dv) > 0.04
+        axes.annotate(
+            name,
+            (u, v),
+            xytext=(u + du, v + dv),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            fontsize=8,
+            color=INK,
+            ha="left" if du > 0 else "right",
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": MUTED, "lw": 0.6, "shrinkA": 0, "shrinkB": 3} if far else None,
+        )
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    """Of two boxes (left, bottom, right, top)."""
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _ranked(axes: Any, methods: Sequence[Retained]) -> None:
+    """A line for each method, the best on top, with the interval of its retention."""
+    ranked = sorted(methods, key=lambda m: (m.retention, m.method))
+    for place, m in enumerate(ranked):
+        axes.plot((m.low, m.high), (place, place), "-", color=m.colour, lw=1.2)
+        axes.plot(m.retention, place, "o", ms=6, color=m.colour)
+        axes.text(1.005, place, f"{m.retention:.1%}", transform=axes.get_yaxis_transform(), fontsize=8, va="center")
+    axes.axvline(1, color=MUTED, lw=1, ls="--")
+    axes.set_yticks(range(len(ranked)), [m.method for m in ranked], fontsize=9, color=INK)
+    axes.set_ylim(-0.7, len(ranked) - 0.3)
+    axes.set_xlabel("retention: right answers kept", fontsize=9)
+    axes.xaxis.set_major_formatter("{x:.0%}")
+
+
+@dataclass(frozen=True)
+class TimeKept:
+    """One plan on one model: shares of the stock prefill's FLOPs and time."""
+
+    plan: str
+    model: str
+    flops: float
+    time: float
+
+
+def time_figure(points: Sequence[TimeKept], conditions: str) -> Figure:
+    """Prefill time kept by FLOPs kept: a colour for each plan, a marker for each model. Below the line more time is
+    saved than FLOPs.
+
+    Args:
+        points: of all plans on all models.
+        conditions: on what they were timed, a line.
+    """
+    figure, [axes] = panels_of(1, height=5.0, columns=1, width=7.6)
+    plans, models = (list(dict.fromkeys(values)) for values in zip(*((p.plan, p.model) for p in points), strict=True))
+    markers = "osD^v<>PX*"
+    for p in points:
+        style = {"marker": markers[models.index(p.model) % len(markers)], "color": f"C{plans.index(p.plan)}"}
+        axes.scatter(p.flops, p.time, s=34, zorder=3, **style)
+    low, high = min(min(p.flops, p.time) for p in points), max(max(p.flops, p.time) for p in points)
+    axes.axline((low, low), slope=1, ls="--", lw=1, color=MUTED, label="time saved = FLOPs saved")
+    axes.set_xlim(low - 0.02, high + 0.02)
+    axes.set_ylim(low - 0.02, high + 0.02)
+    axes.set_xlabel("FLOPs kept, of the layers that ran", fontsize=9)
+    axes.set_ylabel("prefill time kept", fontsize=9)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:.0%}")
+    for index, plan in enumerate(plans):
+        axes.scatter([], [], s=34, color=f"C{index}", label=plan)
+    for index, model in enumerate(models):
+        axes.scatter([], [], s=34, marker=markers[index % len(markers)], color=MUTED, label=model)
+    figure.legend(loc="outside right center", fontsize=8, frameon=False)
+    axes.set_title("Prefill time by FLOPs, as shares of the stock model's", loc="left", fontsize=11, color=INK)
+    figure.supxlabel(textwrap.fill(conditions, 110), fontsize=8, color=MUTED)
     return figure
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from .. import files
 from ..figures import INK, KEPT, MUTED, SKIPPED, panels_of, save_figure
+from ..markdown import markdown_table
 from .prefill_results import STOCK, BreakEven, PlanTiming, PrefillReport, PrefillSeries, Spread
 
 if TYPE_CHECKING:
@@ -99,12 +100,6 @@ def break_even_table(series: PrefillSeries) -> Table:
     """From where on each plan is faster than stock, for a terminal."""
     heads, *rows = _break_even(series.break_even)
     return _table(heads, rows, title="a plan is faster than stock from", caption=NEVER)
-
-
-def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table: the first column to the left, numbers to the right."""
-    lines = (heads, ["---", *["---:"] * (len(heads) - 1)], *rows)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def markdown_section(report: PrefillReport) -> str:

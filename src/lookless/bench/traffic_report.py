@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from .. import files
-from .prefill_report import markdown_table
+from ..markdown import markdown_table
 from .prefill_results import STOCK
 from .traffic_results import PLAN, ClientMetrics, Level, TrafficReport
 

@@ -85,9 +85,9 @@ def _chosen(only: list[str] | None) -> dict[str, Method]:
 def _write(path: Path, figure: Path, results: list[Results]) -> None:
     """The document and its figure."""
     from .. import figures, files
-    from ..comparison.document import document, retention_figure
+    from ..comparison.document import document, results_figure
     from ..methods import all_methods
 
-    figures.save_figure(retention_figure(results), figure)
+    figures.save_figure(results_figure(results), figure)
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
     files.write_text(path, document(before, results, all_methods(), f"images/{figure.name}"))

@@ -19,14 +19,14 @@ class Outcome(BaseModel):
     """One plan on one task.
 
     Attributes:
-        method, setting, task: whose plan; ``paper`` or the share of FLOPs aimed at; on what.
-        draw: which of a method that draws, from 0.
-        kept: FLOPs that run, as a share of the stock model's prefill; decoder only.
-        kept_papers: as papers count: work that nobody reads is counted in plan and model; None where what runs is
-            decided prompt by prompt.
-        kept_live: such work is counted in neither: FLOPs that run, as a share of those that run under liveness alone.
-        right: of each question, whether the plan answers it right; ``dense`` the same of the dense model.
-        same: whether plan and dense model answer alike.
+        method, setting, task: whose plan; ``paper`` or the budget, a share of FLOPs; on what.
+        draw: number of the draw, from 0, for a method with random choices.
+        kept: FLOPs run, as a share of the stock model's prefill; decoder only.
+        kept_papers: as papers count: dead work is counted in plan and model; None where what runs is decided prompt by
+            prompt.
+        kept_live: dead work is counted in neither: FLOPs run, as a share of those run under liveness alone.
+        right: per question, whether the plan's answer is right; ``dense``: whether the dense model's is.
+        same: per question, whether plan and dense model answer alike.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,13 +44,13 @@ class Outcome(BaseModel):
 
 
 class Results(BaseModel):
-    """All outcomes on one model so far, and what their times are.
+    """All outcomes on one model so far, and their times.
 
     Attributes:
-        times: ``method, setting`` to its decoder's prefill time by the dense one's, on the first task.
-        missed: ``method, setting`` to why there is no plan, or how near the budget it comes.
-        notes: ``method, setting`` to what is to be known of a row.
-        hashes: of each task, those of the samples calibrated on and of the questions asked, which share no prompt.
+        times: ``method, setting`` to its decoder's prefill time on the first task, as a share of the dense one's.
+        missed: ``method, setting`` to why there is no plan, or how near the budget its nearest plan is.
+        notes: ``method, setting`` to a note on the row.
+        hashes: by task, of the calibration samples and of the questions, which share no prompt.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,7 +73,7 @@ class Results(BaseModel):
 
 
 def by_question(outcomes: Sequence[Outcome], field: str = "right") -> NDArray[np.float64]:
-    """``field`` of each question, all tasks one after the other; the mean over draws."""
+    """``field`` of each question, ``[questions of all tasks]``; the mean over draws."""
     tasks = dict.fromkeys(o.task for o in outcomes)
     return np.concatenate([np.mean([getattr(o, field) for o in outcomes if o.task == task], axis=0) for task in tasks])
 

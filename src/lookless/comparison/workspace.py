@@ -30,11 +30,18 @@ from ..search.greedy import gsop_order
 from ..search.objective import Objective
 from .results import PAPER
 
-STEPS = 40  # strengths tried to meet a budget
+STEPS = 40  #: strengths tried to meet a budget
 
 
-class Bench:
-    """One model's calibration and answers, kept between methods."""
+class Workspace:
+    """One model's calibration and answers, kept between methods.
+
+    Attributes:
+        calibration, test: samples by task; they share no prompt.
+        visual, text: tokens of the first prompt, by which plans are priced.
+        stock, lean: prefill FLOPs of the stock model, and of it without its dead work.
+        withdrew: by a plan's layers, what a plan that filters did to the image.
+    """
 
     def __init__(
         self, loaded: Loaded, tasks: Sequence[str], folder: Path, *, questions: int, samples: int, batch: int
@@ -43,7 +50,7 @@ class Bench:
         self.geometry = geometry_of(loaded.model)
         self.calibration = {task: load_data(task, split="calibration", limit=samples) for task in tasks}
         seen = {prompt for chosen in self.calibration.values() for prompt in chosen.hashes}
-        self.asked = {task: load_data(task, split="test", limit=questions, without=seen) for task in tasks}
+        self.test = {task: load_data(task, split="test", limit=questions, without=seen) for task in tasks}
         self.samples = samples
         self._dense: dict[str, list[str]] = {}
         self._scores: dict[tuple[str, str], Scores] = {}
@@ -57,13 +64,13 @@ class Bench:
 
     def _lengths(self) -> tuple[int, int]:
         """Visual and text tokens of the first prompt, by which plans are priced."""
-        first = next(iter(self.asked.values())).items[0]
+        first = next(iter(self.test.values())).items[0]
         prompts = prompts_of(locate(self.loaded.model), self.loaded.inputs([first]))
         assert prompts is not None
         return prompts.counts[0], len(prompts.text[0])
 
     def scores(self, task: str, measure: str) -> Scores:
-        """Measured once and kept in the folder."""
+        """Of ``measure``, computed once and kept in the folder."""
         if (task, measure) not in self._scores:
             window = window_at(self.visual)
             narrow = measure == "window_effect" and window < PAPER_WINDOW
@@ -81,7 +88,7 @@ class Bench:
 
     @property
     def objective(self) -> Objective:
-        """Of a few calibration samples of every task, for the methods that search."""
+        """On a few calibration samples of every task, for the methods that search."""
         if self._objective is None:
             each = max(1, 24 // len(self.tasks))
             items = tuple(item for task in self.tasks for item in self.calibration[task].items[:each])
@@ -90,7 +97,7 @@ class Bench:
 
     def dense(self, task: str) -> list[str]:
         if task not in self._dense:
-            result = evaluate(self.loaded, self.asked[task], batch=self.batch)
+            result = evaluate(self.loaded, self.test[task], batch=self.batch)
             self._dense[task] = [answer.dense for answer in result.answers]
         return self._dense[task]
 
@@ -98,7 +105,7 @@ class Bench:
         return flops.prefill(self.geometry, visual=self.visual, text=self.text, plan=plan).total
 
     def kept(self, plan: Plan) -> float:
-        """FLOPs that run as a share of the stock prefill's: from the formula; of a plan that filters, from a trace."""
+        """FLOPs run, as a share of the stock prefill's: from the formula, or from a trace if the plan filters."""
         if plan.is_static:
             return self._priced(plan.as_run) / self.stock
         if plan.layers not in self._traces:
@@ -106,14 +113,14 @@ class Bench:
         return self._traces[plan.layers]
 
     def kept_papers(self, plan: Plan) -> float | None:
-        """The share as papers count it, see :class:`Outcome`; they do not count liveness, so alone it saves nothing."""
+        """The share as papers count it, see :class:`Outcome`: skipping dead work alone saves nothing."""
         if plan.layers == Plan.full(self.geometry).live().layers:
             return 1.0
         return self._priced(plan) / self.stock if plan.is_static else None
 
     @torch.no_grad()
     def _traced(self, plan: Plan) -> float:
-        """FLOPs of a prompt, mean over some of every task, each row counted where it ran."""
+        """FLOPs of a prompt, mean over a few of every task; each row is counted where it ran."""
         items = [item for task in self.tasks for item in self.calibration[task].items[:4]]
         total, withdrew = 0.0, 0
         with apply(self.loaded.model, plan), trace(self.loaded.model) as counted:
@@ -131,7 +138,7 @@ class Bench:
         return total / len(items)
 
     def plan(self, method: Method, task: str, setting: str, draw: int = 0) -> Plan:
-        """The method's plan for a task, made once: a search is long, and is one for all tasks, as is a joint mask.
+        """The method's plan for a task, made once. Searched plans and joint masks are the same for all tasks.
 
         Raises:
             LooklessError: there is none, with the reason.
@@ -162,10 +169,10 @@ class Bench:
         """The method's plan whose price is nearest to the budget.
 
         Raises:
-            PlanError: no strength gives one; with the reason of the last.
+            PlanError: no strength gives one, with the reason of the last.
         """
         if method.strength is None:
-            raise PlanError("its published knobs are not one amount to turn")
+            raise PlanError("its published arguments are not one amount")
         plans: dict[str, Plan] = {}
         reason = ""
         for step in range(STEPS + 1):
@@ -181,12 +188,12 @@ class Bench:
         return min(plans.values(), key=lambda plan: abs(self.kept(plan) - budget))
 
 
-#: what finds the plan of a searched method that keeps a share of the FLOPs, on a few samples of all tasks
-SEARCHES: dict[str, Callable[[Bench, float], Plan]] = {
-    "gsop": lambda bench, kept: gsop_order(bench.objective, stride=0.01, path=bench.folder / "gsop.json").within(
-        kept, visual=bench.visual, text=bench.text
+#: Searched methods: the plan that keeps a share of the FLOPs, found on a few samples of all tasks.
+SEARCHES: dict[str, Callable[[Workspace, float], Plan]] = {
+    "gsop": lambda work, kept: gsop_order(work.objective, stride=0.01, path=work.folder / "gsop.json").within(
+        kept, visual=work.visual, text=work.text
     ),
-    "dop": lambda bench, kept: dop_depths(bench.objective, kept=kept, every=2).plan,
+    "dop": lambda work, kept: dop_depths(work.objective, kept=kept, every=2).plan,
 }
 
 
