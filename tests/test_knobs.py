@@ -118,6 +118,3 @@ def test_scores_of_another_measure_have_to_say_so(name):
 def test_labels_are_of_three_measures():
     with pytest.raises(PlanError, match="scores of ffn_effect are needed and visual_information_gain was given"):
         methods.labels(scored(1, 2), scored(1, 2), scored(1, 2), tau=0.1)
-
-
-# ---------------------------------------------------------------------------------------------- other packages' methods

@@ -123,6 +123,3 @@ def test_packed_sequences_are_not_ranked_as_one(model):
     for plan in (FAST, OTHERS["sink"], OTHERS["neurons"]):
         with apply(model, plan), pytest.raises(ModelError, match=r"position_ids that restart .* one prompt a row"):
             model(**arguments, use_cache=False)
-
-
-# what generate cuts and joins

@@ -10,6 +10,14 @@ from lookless.errors import PlanError
 from lookless.ranks import RANKS
 
 FULL = Plan.full(LAYERS)
+#: operators skipped, in each combination
+SKIPPED = {
+    "attention": FULL.at([0, 2, 3], attention=Skip()),
+    "ffn": FULL.at([1, 2, 4], ffn=Skip()),
+    "freeze": FULL.at([1, 2], attention=Skip(), ffn=Skip()),
+    "mixed": FULL.at([0, 1], attention=Skip()).at([1, 3], ffn=Skip()),
+    "everything": FULL.at(range(LAYERS), attention=Skip(), ffn=Skip()),
+}
 IN_DECODER = [name for name, rank in RANKS.items() if rank.reads != "tower"]
 OF_TOWER = [name for name, rank in RANKS.items() if rank.reads == "tower"]
 
