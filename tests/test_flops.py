@@ -237,6 +237,12 @@ COUNTED = {
 }
 
 
+def counted_in_decoder(counter: FlopCounterMode) -> int:
+    """But for the angles of the rotary embedding, which some releases of transformers multiply as matrices."""
+    counts, decoder = counter.get_flop_counts(), "LlavaForConditionalGeneration.model.language_model"
+    return sum(counts[decoder].values()) - sum(counts.get(f"{decoder}.rotary_emb", {}).values())
+
+
 @pytest.mark.parametrize("variant", ["clip-llama", "clip-llama-mha", "siglip-qwen2"])
 @pytest.mark.parametrize("plan", COUNTED.values(), ids=COUNTED)
 @torch.no_grad()
@@ -248,8 +254,7 @@ def test_formula_is_pytorchs_own_count(variant, plan):
     # apply() keeps its hooks on the model around the decoder, so the decoder can be counted by itself.
     with apply(model, plan), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(**arguments, logits_to_keep=1)
-    counts = counter.get_flop_counts()
-    decoder = sum(counts["LlavaForConditionalGeneration.model.language_model"].values())
+    decoder = counted_in_decoder(counter)
     expected = prefill(
         geometry_of(model),
         visual=VISUAL,
@@ -269,7 +274,7 @@ def test_formula_and_rows_are_what_is_counted_of_random_plans():
         counter = FlopCounterMode(display=False)
         with apply(model, plan), trace(model) as traced, sdpa_kernel(SDPBackend.MATH), counter:
             model(**arguments, logits_to_keep=1)
-        counted = sum(counter.get_flop_counts()["LlavaForConditionalGeneration.model.language_model"].values())
+        counted = counted_in_decoder(counter)
         expected = prefill(geometry_of(model), visual=VISUAL, text=before + after, before=before, plan=plan.as_run)
         assert counted == expected.total, f"plan {number}\n{plan}"
         assert tuple(traced.layers) == plan.as_run.rows(VISUAL, before + after), f"plan {number}\n{plan}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -39,6 +40,15 @@ WHOLE = {
 }
 GREEDY = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "suppress_tokens": SPECIAL}
 LOGITS = {"return_dict_in_generate": True, "output_logits": True}
+SIZES = ({}, {"prefill_chunk_size": 9})
+
+
+@cache
+def sees_in_chunks() -> bool:
+    """Whether the stock model sees an image in a prompt taken in chunks; with earlier transformers it ignores it."""
+    model, arguments = LLAVA.build(), LLAVA.batch("one image")
+    whole, chunked = (model.generate(**arguments, **GREEDY, **LOGITS, **size).logits[0] for size in SIZES)
+    return far(chunked, whole) < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -47,6 +57,8 @@ LOGITS = {"return_dict_in_generate": True, "output_logits": True}
 @torch.no_grad()
 def test_a_prompt_in_chunks_is_the_prompt(model, plan, size):
     """Where a cell does to each visual token what it does to it alone; 9 leaves one token for the last chunk."""
+    if not sees_in_chunks():
+        pytest.skip("the stock model of this transformers ignores images in chunks")
     arguments = LLAVA.batch("one image")
     with apply(model, CHUNKS[plan]):
         expected = torch.stack(model.generate(**arguments, **GREEDY, **LOGITS).logits)
@@ -65,7 +77,8 @@ def test_a_chunk_is_not_taken_for_a_prompt(model, plan):
             with pytest.raises(ModelError, match=r"prefill_chunk_size=9 cuts this prompt of 28 tokens .* \(.*\) needs"):
                 model.generate(**arguments, **GREEDY, **options)
         expected = model.generate(**arguments, **GREEDY)
-        assert torch.equal(model.generate(**arguments, **GREEDY, prefill_chunk_size=28), expected)
+        if sees_in_chunks():
+            assert torch.equal(model.generate(**arguments, **GREEDY, prefill_chunk_size=28), expected)
         assert torch.equal(model.generate(**text, **GREEDY, prefill_chunk_size=9), model.generate(**text, **GREEDY))
     with apply(model, OTHERS["window"]), pytest.raises(ModelError, match="prefill_chunk_size=1 cuts"):
         model.generate(**arguments, **GREEDY, prefill_chunk_size=1)
@@ -98,6 +111,3 @@ def test_an_answer_is_scored_as_it_was_written(model, plan):
         whole = {"input_ids": answer.sequences, "pixel_values": arguments["pixel_values"]}
         logits = model(**whole, logits_to_keep=6).logits[0, :-1]
     assert far(logits, torch.cat(answer.logits)) < TOLERANCE
-
-
-# training

@@ -1,18 +1,21 @@
-"""The shape of the house: imports run one way, and nothing above the line needs torch."""
+"""Rules of the code: imports run one way, part of it needs no torch, files are short, lists agree."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import lookless
 
 SOURCE = Path(lookless.__file__).parent
+ROOT = Path(__file__).parents[1]
 #: From the ground up: a module or package may import those before it, never those after.
 ORDER = [
     "version",
@@ -176,3 +179,50 @@ def test_the_public_names_are_few_and_hide_no_module():
     import_module("lookless.evaluation")  # which imports its neighbours
 
     assert callable(lookless.apply), "a submodule hides the function of the same name"
+
+
+@pytest.mark.parametrize("folder", ["src", "tests", "training", "benchmarks"])
+def test_no_file_is_longer_than_400_lines(folder):
+    lines = {str(path.relative_to(ROOT)): path.read_text().count("\n") for path in (ROOT / folder).rglob("*.py")}
+    assert lines
+    assert {path: count for path, count in lines.items() if count > 400} == {}
+
+
+def bounds(text: str, relation: str) -> dict[str, str]:
+    """Versions by package, of lines of requirements."""
+    return dict(re.findall(rf'^[ "]*([\w-]+){relation}(\d[\d.]*)', text, re.MULTILINE))
+
+
+def number(version: str) -> tuple[int, ...]:
+    parts = [int(part) for part in version.split(".")]
+    return (*parts, *[0] * (3 - len(parts)))
+
+
+def test_the_oldest_and_the_newest_supported_versions_are_tested():
+    project = (ROOT / "pyproject.toml").read_text()
+    lowest, oldest = bounds(project, ">="), bounds((ROOT / "constraints-oldest.txt").read_text(), "==")
+    newest = bounds((ROOT / "constraints.txt").read_text(), "==")
+    assert lowest.keys() >= oldest.keys() - {"torch"}
+    for package, version in oldest.items():
+        if package != "torch":  # why: constraints-oldest.txt
+            assert number(lowest[package]) == number(version), package
+    [(package, too_new)] = re.findall(r"(transformers)>=[\d.]+,<([\d.]+)", project)
+    assert number(newest[package])[:2] == (number(too_new)[0], number(too_new)[1] - 1)
+
+
+def test_every_rank_is_declared_and_computed():
+    from lookless.ranks import RANKS
+    from lookless.runtime.ranks import RANKERS
+
+    assert RANKERS.keys() == RANKS.keys()
+
+
+def test_every_cell_and_every_rank_is_compared_with_the_slow_reference():
+    from helpers.plans import DECODE, OF_TOWER, PLANS
+    from lookless.ranks import RANKS
+
+    rows = [row for plan in (*PLANS.values(), *DECODE.values()) for row in plan.layers]
+    for column, field in lookless.LayerPlan.model_fields.items():
+        planned = {type(getattr(row, column)) for row in rows}
+        assert planned == set(get_args(field.annotation)), column
+    assert {rank for row in rows for rank in row.ranks} | {*OF_TOWER} == RANKS.keys()

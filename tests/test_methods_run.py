@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from helpers.compare import TOLERANCE, far, text_of
+from helpers.compare import TOLERANCE, far, text_logits, text_of
 from helpers.families import FAMILIES, model_of
 from helpers.slow_reference import slow_logits, tower_maps
 from lookless import apply
@@ -44,7 +44,7 @@ def test_prefill(name, method):
         tower = tower_maps(name, model, arguments) if reads_tower(plan) else None
         slow = slow_logits(model, plan, arguments, family.visual_ids, tower=tower)[text]
         with apply(model, plan):
-            assert far(model(**arguments, logits_to_keep=text).logits, slow) < TOLERANCE, kind
+            assert far(text_logits(model, arguments, text), slow) < TOLERANCE, kind
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import transformers.modeling_utils
 
 TOLERANCE = 1e-4  # of the logits' scale, float32
 
@@ -15,3 +16,14 @@ def text_of(family, arguments) -> torch.Tensor:
 def far(fast: torch.Tensor, slow: torch.Tensor) -> float:
     """Largest difference, as a share of the logits' scale."""
     return ((fast - slow).abs().max() / slow.abs().max()).item()
+
+
+#: Since transformers 5.21 ``logits_to_keep`` may be a mask.
+MASKS = hasattr(transformers.modeling_utils, "slice_logits_to_keep")
+
+
+def text_logits(model, arguments, text: torch.Tensor) -> torch.Tensor:
+    """Logits of the rows ``text`` alone. The call says that no other row is read, where transformers can say that."""
+    if MASKS:
+        return model(**arguments, logits_to_keep=text).logits
+    return model(**arguments).logits[text]

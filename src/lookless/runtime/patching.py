@@ -24,7 +24,9 @@ from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from ..cells import Cell
@@ -40,6 +42,9 @@ from .prompts import FEATURES, is_packed, prompts_of
 
 #: The keyword by which the model passes on to the one inside it which rows' logits are kept.
 KEPT = "lookless_logits_to_keep"
+#: Transformers before 5.23 checkpoint a layer's whole call and repeat it in the backward pass, when the plan's forward
+#: pass is over; later ones checkpoint the stock ``forward``, which a plan replaces.
+RECOMPUTES_CALLS = "__call__" in vars(GradientCheckpointingLayer)
 
 
 class _Running(threading.local):
@@ -230,6 +235,11 @@ class Applied:
                 "output_attentions=True asks for the attention map of every layer, and under a plan none is computed: "
                 "call without it, or on the stock model."
             )
+        if RECOMPUTES_CALLS and torch.is_grad_enabled() and any(map(_is_checkpointed, self._located.layers)):
+            raise ModelError(
+                "gradient checkpointing runs layers a second time in the backward pass, with transformers before 5.23 "
+                "without the plan: call model.gradient_checkpointing_disable(), or install transformers 5.23."
+            )
         if given.get("attention_mask") is None and is_packed(given):
             cell = _first_cell(self.plan, lambda column, cell: cell.compares)
             if cell is not None:
@@ -268,6 +278,10 @@ class Applied:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.remove()
+
+
+def _is_checkpointed(layer: nn.Module) -> bool:
+    return layer.training and bool(getattr(layer, "gradient_checkpointing", False))
 
 
 def _first_cell(plan: Plan, wanted: Callable[[str, Cell], bool]) -> str | None:
