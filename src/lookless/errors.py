@@ -10,7 +10,7 @@ LooklessError
 └── ServingError          an engine set up so that a plan would run wrong, or not at all
 
 Every message is one sentence or two: what, where, the two values that disagree, and what to do. The error of another
-library that it stands for is its ``__cause__``.
+library that caused it is its ``__cause__``.
 
 The command line prints the message and exits with code 2, as it does for an OSError (a full disk, a folder that may not
 be written) and for memory that runs out; Ctrl-C ends it with code 130, a closed pipe with 141. Any other exception is a

@@ -58,7 +58,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 def check_out(path: Path, *, folder: bool = False) -> Path:
     """``path``, if a result can be written there: called before the work, so that no result is lost after it.
 
-    Makes the folders on the way, and leaves nothing else behind.
+    Makes missing folders, and no other file remains.
 
     Args:
         path: where the result is to be.

@@ -29,7 +29,7 @@ class DepthChoice(SearchResult):
     """What DOP chose.
 
     Attributes:
-        attention_depth, ffn_depth: visual tokens issue queries, and pass the FFN, in so many layers from the first on.
+        attention_depth, ffn_depth: in how many layers, from the first on, visual tokens issue queries and pass the FFN.
         ratio: of visual tokens kept, by ``rank``, from the first layer on.
         kept: the share of FLOPs.
         additive: the sum of three distances by which the plan was chosen.

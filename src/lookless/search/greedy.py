@@ -165,7 +165,7 @@ def greedy_order(
         method: the order's name in its provenance.
         first: steps applied first, in this order.
         start: the plan to begin from, full by default.
-        steps: at most so many, ``first`` included; all by default.
+        steps: the largest number of steps, ``first`` included; all by default.
         limit: stop before the step that takes the distance above this many nats.
         penalty: a sample whose distance rises by a step counts this many times one whose distance falls by as much.
         stride: follow one ranking of the candidates until the distance is this many nats above where it was ranked,

@@ -51,7 +51,7 @@ def repair(
     """The interaction check after an additive choice, as in operator skipping (arXiv 2606.31903), and a repair sweep.
 
     Layer by layer, from the last: give it another of ``actions``, or exchange its attention and FFN with another
-    layer's; take what lowers the joint distance most within the budget. The paper asks for low joint risk and prints
+    layer's; take what lowers the joint distance most within the budget. The paper requires low joint risk and prints
     no procedure; this one is ours. It never makes the plan worse on the samples it saw.
 
     Args:
@@ -59,7 +59,7 @@ def repair(
         plan: to repair.
         kept: at most this share of FLOPs; by default what ``plan`` keeps.
         actions: cells a layer may be given.
-        sweeps: at most so many; one that changes nothing is the last.
+        sweeps: the largest number of sweeps; one that changes nothing is the last.
         progress: show a bar on standard error.
 
     Raises:
