@@ -21,7 +21,7 @@ from lookless.bench import prefill_report as report
 from lookless.bench.dummy_model import IMAGE, WORD, make_dummy_model
 from lookless.bench.prefill import Whole, bench_prefill
 from lookless.bench.prefill_results import SCHEMA_VERSION, STOCK, PrefillReport
-from lookless.bench.subjects import of_geometry
+from lookless.bench.subjects import subject_of_geometry
 from lookless.bench.timing import Clock
 from lookless.configs import shape_named
 from lookless.errors import LooklessError
@@ -74,7 +74,7 @@ def timed(folder: Path, device: str) -> list[PrefillReport]:
         if path.exists():
             reports.append(files.load(path, PrefillReport, LooklessError, SCHEMA_VERSION))
             continue
-        subject = of_geometry(name, layers=layers, dtype="bfloat16", device=device, visual=[visual], text=TEXT)
+        subject = subject_of_geometry(name, layers=layers, dtype="bfloat16", device=device, visual=[visual], text=TEXT)
         whole = Geometry.preset(name)
         [inputs] = subject.prompts(1)
         found = bench_prefill(

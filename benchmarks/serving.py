@@ -14,7 +14,7 @@ from pathlib import Path
 from lookless import files, methods
 from lookless.bench import traffic_report as report
 from lookless.bench.traffic import bench_traffic
-from lookless.bench.traffic_client import Served, Traffic, of_geometry, of_model
+from lookless.bench.traffic_client import Served, Traffic, served_geometry, served_model
 from lookless.bench.traffic_results import SCHEMA_VERSION, TrafficReport
 from lookless.errors import LooklessError
 from lookless.markdown import spliced, wrapped
@@ -31,7 +31,9 @@ TRAFFIC = {"reference": Traffic(requests=32, rounds=2), "LLaVA-1.5-7B": Traffic(
 
 
 def served(name: str, folder: Path) -> Served:
-    return of_model(name, folder) if name == "reference" else of_geometry(name, folder, layers=LAYERS, visual=576)
+    return (
+        served_model(name, folder) if name == "reference" else served_geometry(name, folder, layers=LAYERS, visual=576)
+    )
 
 
 def measured(name: str, method: str, runs: Path, options: list[str]) -> TrafficReport:

@@ -16,7 +16,7 @@ from helpers.shapes import AFTER, BEFORE, SMALL, V
 from lookless import Filter, Geometry, Plan, apply, trace
 from lookless.bench import timing as measure
 from lookless.bench.dummy_model import make_dummy_model
-from lookless.bench.lower_bound import floor_of
+from lookless.bench.lower_bound import lower_bound_of
 from lookless.bench.prefill import bench_prefill
 from lookless.bench.prefill_report import (
     HEADS,
@@ -27,7 +27,7 @@ from lookless.bench.prefill_report import (
     save,
 )
 from lookless.bench.prefill_results import STOCK, BreakEven, PrefillSeries
-from lookless.bench.subjects import of_geometry
+from lookless.bench.subjects import subject_of_geometry
 from lookless.configs import Shape, shape_named
 from lookless.errors import GeometryError, ModelError, PlanError
 from lookless.flops import prefill
@@ -67,7 +67,7 @@ def test_the_floor_is_the_promised_flops(small, plan):
     inputs = small.inputs(visual=V, before=BEFORE, after=AFTER, batch=2)
     located = locate(small.model)
     table = None if plan is None else STATIC[plan]
-    run = floor_of(located, prompts_of(located, inputs), table)
+    run = lower_bound_of(located, prompts_of(located, inputs), table)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run()
     expected = prefill(
@@ -187,10 +187,10 @@ def test_files_of_a_bench(small, tmp_path):
 
 def test_refusals(small):
     with pytest.raises(GeometryError, match="no geometry is called 'LLaVA-9B'"):
-        of_geometry("LLaVA-9B", layers=1, dtype="bfloat16", device="cpu")
+        subject_of_geometry("LLaVA-9B", layers=1, dtype="bfloat16", device="cpu")
     with pytest.raises(GeometryError, match="99 layers were asked for and llava has 32"):
-        of_geometry("LLaVA-1.5-7B", layers=99, dtype="bfloat16", device="cpu")
+        subject_of_geometry("LLaVA-1.5-7B", layers=99, dtype="bfloat16", device="cpu")
     with pytest.raises(ModelError, match="dtype 'int3' is not one of float32"):
-        of_geometry("LLaVA-1.5-7B", layers=1, dtype="int3", device="cpu")
+        subject_of_geometry("LLaVA-1.5-7B", layers=1, dtype="int3", device="cpu")
     with pytest.raises(PlanError, match="no visual token"):
         bench_prefill(small.model, {"input_ids": torch.ones(1, 4, dtype=torch.int64)}, {}, name="x", progress=False)

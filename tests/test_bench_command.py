@@ -19,7 +19,7 @@ from lookless.bench.prefill_report import (
     document,
 )
 from lookless.bench.prefill_results import STOCK, PrefillSeries
-from lookless.bench.subjects import of_geometry
+from lookless.bench.subjects import subject_of_geometry
 from lookless.cli.main import app
 from lookless.errors import ModelError
 from lookless.flops import prefill
@@ -157,4 +157,4 @@ def test_weights_that_do_not_fit_are_refused(monkeypatch):
     with pytest.raises(
         ModelError, match=r"32 layers of it, in torch.bfloat16, take 12.1 GiB of memory or more, and 1.0"
     ):
-        of_geometry("LLaVA-1.5-7B", layers=None, dtype="bfloat16", device="cpu")
+        subject_of_geometry("LLaVA-1.5-7B", layers=None, dtype="bfloat16", device="cpu")

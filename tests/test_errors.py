@@ -41,7 +41,7 @@ def test_an_error_without_a_message_is_one_sentence_everywhere(tmp_path, monkeyp
     with pytest.raises(ModelError, match=r"cannot be loaded: ValueError\.$"):
         lookless.load_model(str(tmp_path))
     with pytest.raises(GeometryError, match=r"cannot be read as a configuration: ValueError\.$"):
-        traffic_client.of_model(str(tmp_path), tmp_path)
+        traffic_client.served_model(str(tmp_path), tmp_path)
     with pytest.raises(PlanError, match=r"\(ValueError\)\.$"):
         Plan.from_pretrained("owner/name")
     result = CliRunner().invoke(app, ["flops", "--geometry", str(tmp_path), "--visual", "5", "--text", "5"])

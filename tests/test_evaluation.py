@@ -95,8 +95,8 @@ def test_time_is_measured_for_each_plan(reference, monkeypatch):
     for hook in hooks:
         hook.remove()
     assert rows[0] == 4 * 12 * (tokens + tokens - visual)
-    assert dense.each_ms == pytest.approx([12 * tokens] * 3)
-    assert plan.each_ms == pytest.approx([12 * (tokens - visual)] * 3)
+    assert dense.values_ms == pytest.approx([12 * tokens] * 3)
+    assert plan.values_ms == pytest.approx([12 * (tokens - visual)] * 3)
     assert plan.median_ms == pytest.approx(12 * (tokens - visual))
     assert "forward" not in reference.model.model.language_model.layers[0].__dict__
     assert not reference.model.model.language_model._forward_pre_hooks

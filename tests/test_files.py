@@ -88,7 +88,7 @@ def test_an_out_that_cannot_be_written_is_found_before_the_work(tmp_path, monkey
 
     monkeypatch.setattr(lookless.loading, "load_model", work)
     monkeypatch.setattr(lookless.demo, "run_demo", work)
-    monkeypatch.setattr(lookless.bench.subjects, "of_model", work)
+    monkeypatch.setattr(lookless.bench.subjects, "subject_of_model", work)
     for out in ("/proc/nothing/here", scores / "below", "x" * 300):
         told = fails(*command, "--out", out)
         assert "cannot be written (" in told

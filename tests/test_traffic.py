@@ -20,7 +20,7 @@ from helpers import fake_vllm
 from lookless import Geometry, Plan, Skip
 from lookless.bench import vllm_server as server
 from lookless.bench.traffic import HALF, _skipped, bench_traffic
-from lookless.bench.traffic_client import Served, Traffic, of_geometry, of_model
+from lookless.bench.traffic_client import Served, Traffic, served_geometry, served_model
 from lookless.bench.traffic_report import HEADS, markdown_section, rows, save, traffic_table, verdict
 from lookless.bench.traffic_results import ClientMetrics, Level, Round, TrafficReport
 from lookless.bench.vllm_server import running, tail
@@ -325,7 +325,7 @@ def test_the_command_without_vllm(monkeypatch):
 def test_a_dummy_checkpoint_is_a_checkpoint(name, tmp_path):
     """Real widths, no weights, and an image is as many tokens as asked for."""
     preset = Geometry.preset(name)
-    served = of_geometry(name, tmp_path, layers=4, visual=100)
+    served = served_geometry(name, tmp_path, layers=4, visual=100)
     assert served.geometry == preset.model_copy(update={"model_type": "llava", "layers": 4})
     assert served.options == ("--load-format", "dummy")
     assert served.side == 140
@@ -346,14 +346,14 @@ def test_a_dummy_checkpoint_is_a_checkpoint(name, tmp_path):
 
 def test_a_dummy_checkpoint_refuses(tmp_path):
     with pytest.raises(ModelError, match="577 is no square: try 576"):
-        of_geometry("LLaVA-1.5-7B", tmp_path, layers=4, visual=577)
+        served_geometry("LLaVA-1.5-7B", tmp_path, layers=4, visual=577)
     with pytest.raises(GeometryError, match="99 layers were asked for"):
-        of_geometry("LLaVA-1.5-7B", tmp_path, layers=99, visual=576)
+        served_geometry("LLaVA-1.5-7B", tmp_path, layers=99, visual=576)
 
 
 def test_a_shipped_model_for_vllm(tmp_path, reference):
     """The same model under the published names of its weights."""
-    served = of_model("reference", tmp_path / "copy")
+    served = served_model("reference", tmp_path / "copy")
     assert served.path == str(tmp_path / "copy")
     copy = load_model(served.path, dtype="float32")
     for name, weight in reference.model.state_dict().items():

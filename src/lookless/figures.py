@@ -45,7 +45,7 @@ def profile_figure(scores: Mapping[str, Scores], plans: Mapping[str, Plan]) -> F
     figure.supxlabel("decoder layer", fontsize=10)
     figure.supylabel(f"{first.name.replace('_', ' ')} ({first.unit})", fontsize=10)
     figure.suptitle(
-        "How far the answer moves when visual tokens stop attending in one layer\n"
+        "How far the answer distribution moves when visual attention is skipped in one layer\n"
         f"line: mean; dots: {first.samples} samples; shaded: skipped by the plan; values under {floor:g} drawn there",
         fontsize=11,
     )
@@ -65,8 +65,8 @@ def examples_figure(task: str, samples: Sequence[Sample], answers: Sequence[Answ
         axes.set_title(_wrapped(answer.question), fontsize=9, color=INK)
         same = answer.dense == answer.plan
         dense, planned = (textwrap.shorten(a or "", 28, placeholder="…") for a in (answer.dense, answer.plan))
-        told = f"expected {answer.expected}\ndense {dense}\nplan {planned}"
-        axes.set_xlabel(told, fontsize=9, color=INK if same else "#b3322f")
+        label = f"expected {answer.expected}\ndense {dense}\nplan {planned}"
+        axes.set_xlabel(label, fontsize=9, color=INK if same else "#b3322f")
     figure.suptitle(f"{task}: test images, answered by the dense model and under the plan", fontsize=11)
     return figure
 

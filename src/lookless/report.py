@@ -39,7 +39,7 @@ def plan_table(plan: Plan) -> Table:
 
 
 def method_record(method: Method) -> dict[str, Any]:
-    """What there is to know of a method before it is used."""
+    """A method's paper, idea, needs and arguments."""
     return {
         "paper": method.paper,
         "title": method.title,
@@ -69,8 +69,8 @@ def methods_table(methods: Mapping[str, Method]) -> Table:
 
 
 def scores_table(scores: Scores) -> Table:
-    """Mean, spread and a bar per layer; the lowest are the layers a method acts on. Screened scores tell what share of
-    each mean was measured; the rest of it is an estimate."""
+    """Mean, spread and a bar per layer; methods act on the lowest. For screened scores also the share of each mean that
+    was measured; the rest of it is estimated."""
     table = Table(
         title=f"{scores.name.replace('_', ' ')} ({scores.unit}), {scores.samples} samples of {scores.data}",
         caption="bars are on a logarithmic scale; a layer without a bar changes nothing the answer can see",

@@ -1,8 +1,8 @@
-"""A checkpoint of real layer shapes and no weights, for engines that make up weights of their own.
+"""A dummy checkpoint: real layer shapes and no weights, for engines that draw weights of their own.
 
-It is LLaVA's wrapping over the decoder block of a geometry's kind, as in :mod:`lookless.bench.dummy_model`, with a CLIP
-tower of real widths, cut as deep as the decoder is, and with the words of the shipped model: a small vocabulary, so
-that the head of a few layers does not weigh as much as they do.
+As in :mod:`lookless.bench.dummy_model`, it is LLaVA with the decoder block of the geometry's kind. Its CLIP tower has
+real widths and is cut to the same share of its layers as the decoder. Tokenizer and vocabulary are those of the shipped
+model: small, so that the head does not cost as much as a few layers.
 """
 
 from __future__ import annotations
@@ -35,12 +35,19 @@ ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen
 
 
 def write_dummy_checkpoint(shape: Shape, folder: Path, *, whole: int, visual: int = 576) -> int:
-    """Write it into ``folder``; an image, of whatever size, is ``visual`` tokens. Returns an image's natural side.
+    """Write the checkpoint of ``shape`` into ``folder``.
 
-    ``whole`` is how many layers the whole decoder has.
+    Args:
+        shape: of the decoder, cut to the layers that run.
+        folder: made if it is not there.
+        whole: layers of the whole decoder.
+        visual: tokens of an image, of any size.
+
+    Returns:
+        The side of an image that needs no resizing, in pixels.
 
     Raises:
-        ModelError: an image of so many tokens is no square.
+        ModelError: ``visual`` is not a square number.
     """
     patches = math.isqrt(visual)
     if patches**2 != visual:

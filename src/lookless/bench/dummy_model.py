@@ -1,7 +1,8 @@
-"""A decoder of real layer shapes with random weights, so that a 7B model can be timed without a download.
+"""A dummy model: real layer shapes with random weights, so that a 7B model can be timed without a download.
 
-Every geometry runs in LLaVA's wrapping over the decoder block of its own kind (biases, grouped queries, norms of
-queries and keys); visual features are random, and no vision tower runs. M-RoPE costs what rotary embedding costs.
+Every geometry runs as LLaVA with the decoder block of its own kind (biases, grouped queries, norms of queries and
+keys). Visual features are random, and no vision tower runs. M-RoPE is replaced by rotary embedding, which costs the
+same.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ VOCABULARY = 8  # the head is not timed
 
 @dataclass(frozen=True)
 class DummyModel:
-    """The model, and prompts for it."""
+    """A model of real layer shapes, and prompts for it."""
 
     model: Any
     geometry: Geometry
 
     def inputs(self, *, visual: int, before: int, after: int, batch: int) -> dict[str, torch.Tensor]:
-        """``batch`` prompts of ``before`` text tokens, an image of ``visual`` and ``after`` text tokens.
+        """``batch`` prompts of ``before`` text tokens, an image of ``visual`` tokens and ``after`` text tokens.
 
         Raises:
-            ModelError: their states do not fit in the memory that is free.
+            ModelError: their hidden states do not fit into free memory.
         """
         weight = self.model.model.language_model.embed_tokens.weight
         states = batch * (before + visual + after) * self.geometry.hidden * weight.itemsize
@@ -61,10 +62,10 @@ def decoder(shape: Shape) -> dict[str, Any]:
 
 
 def make_dummy_model(shape: Shape, *, dtype: torch.dtype, device: str = "cpu") -> DummyModel:
-    """A model of that shape.
+    """A dummy model of ``shape``.
 
     Raises:
-        ModelError: its weights do not fit in the memory that is free.
+        ModelError: its weights do not fit into free memory.
     """
     check_memory(
         _weights(shape.geometry) * dtype.itemsize, device, f"{shape.geometry.layers} layers of it, in {dtype},"
@@ -89,5 +90,5 @@ def make_dummy_model(shape: Shape, *, dtype: torch.dtype, device: str = "cpu") -
 
 
 def _weights(g: Geometry) -> int:
-    """How many there are in all layers."""
+    """Number of weights in all layers."""
     return g.layers * g.hidden * (2 * g.query_width + 2 * g.key_width + 3 * g.intermediate)

@@ -18,7 +18,7 @@ from ..runtime.prompts import Prompts
 from ..runtime.rows import Rows
 
 
-def floor_of(located: Located, prompts: Prompts, plan: Plan | None) -> Callable[[], None]:
+def lower_bound_of(located: Located, prompts: Prompts, plan: Plan | None) -> Callable[[], None]:
     """A function that does the unavoidable work of one prefill: every projection on its rows by the layer's own
     weights, and every attention call, on random numbers. No norm, rotary embedding, residual, gather, mask or cache.
 

@@ -31,7 +31,7 @@ from ..runtime.families import Located, locate
 from ..runtime.patching import applied
 from ..runtime.prompts import Prompts, prompts_of
 from ..version import __version__
-from .lower_bound import floor_of
+from .lower_bound import lower_bound_of
 from .prefill_results import STOCK, PlanTiming, PrefillReport, Spread
 from .timing import Clock, peak_mib, synchronise
 
@@ -160,13 +160,13 @@ class _Run:
         try:
             with applied(self.model, self.plan):
                 self._first_token(cache)
-                ttft, tower_ms = call.ms, sum(tower.each_ms) if tower.each_ms else None
+                ttft, tower_ms = call.ms, sum(tower.values_ms) if tower.values_ms else None
                 for _ in range(decode):
                     self.model(input_ids=self.inputs["input_ids"][:, -1:], past_key_values=cache, logits_to_keep=1)
         finally:
             for clock in clocks:
                 clock.remove()
-        prefill, *steps = layers.each_ms
+        prefill, *steps = layers.values_ms
         lower_bound = None if self.lower_bound is None else _ms(self.lower_bound)
         if record:
             self.rounds.append(_Round(ttft, tower_ms, prefill, median(steps) if steps else 0.0, lower_bound))
@@ -204,7 +204,7 @@ def _run(located: Located, model: nn.Module, plan: Plan | None, inputs: Mapping[
         return _Run(model, plan, inputs, None)
     fresh = prompts_of(located, dict(inputs))
     assert fresh is not None
-    return _Run(model, plan, inputs, floor_of(located, fresh, plan))
+    return _Run(model, plan, inputs, lower_bound_of(located, fresh, plan))
 
 
 def _ms(call: Callable[[], None]) -> float:

@@ -20,11 +20,12 @@ from .dummy_model import make_dummy_model
 
 @dataclass(frozen=True)
 class Subject:
-    """What is timed: a model, and what is put to it.
+    """A model to time, and its prompts.
 
     Attributes:
-        prompts: prompts of each of the lengths to be timed, by how many are in a batch.
-        data: whose prompts they are; None for random ones.
+        name: for reports.
+        prompts: from a batch size, the inputs of each length to time.
+        data: name of the prompts' data; None for random prompts.
     """
 
     name: str
@@ -34,10 +35,17 @@ class Subject:
     data: str | None = None
 
 
-def of_geometry(
+def subject_of_geometry(
     name: str, *, layers: int | None, dtype: str, device: str, visual: Sequence[int] = (576,), text: int = 66
 ) -> Subject:
-    """Real layer shapes with random weights; prompts of each of ``visual`` tokens, and of ``text``.
+    """A dummy model with real layer shapes and random weights.
+
+    Args:
+        name: a preset's, a folder with a config.json, or a hub id.
+        layers: how many of the first layers to build; None for all.
+        dtype, device: of the weights.
+        visual: visual tokens of a prompt, each a length to time.
+        text: text tokens of a prompt, half of them before the image.
 
     Raises:
         GeometryError, ModelError: no such geometry, dtype, device or number of layers, or too little memory.
@@ -54,26 +62,26 @@ def of_geometry(
 
 
 def cut_name(name: str, layers: int | None) -> str:
-    """Of a geometry, of which only the first ``layers`` layers may run."""
+    """The name of a geometry, with how many of its layers run, if not all."""
     return f"{name}, {layers} layers" if layers else name
 
 
 CHARTS = "reference:chart"
-MOST = 64  #: samples of a data file that are looked at
+MOST_SAMPLES = 64  #: of a data file that are read
 
 
-def of_model(name: str, *, dtype: str, device: str, data: str | None = None) -> Subject:
-    """A model that is loaded, on images and questions of ``data``, or of a shipped task; lengths are the processor's.
+def subject_of_model(name: str, *, dtype: str, device: str, data: str | None = None) -> Subject:
+    """A loaded model, on images and questions of ``data``, or of a shipped task.
 
-    Of ``data`` the first :data:`MOST` samples that have an image are put in order of their visual tokens, and the
-    shortest, the middle and the longest are timed.
+    The first :data:`MOST_SAMPLES` samples of ``data`` are sorted by their visual tokens, those without an image left
+    out; the shortest, the middle and the longest are timed.
 
     Raises:
         ModelError: it cannot be loaded.
         DataError: there is no such data, or no image in it.
     """
     _dtype(dtype)
-    given = load_data(data or CHARTS, split="test", limit=MOST)
+    given = load_data(data or CHARTS, split="test", limit=MOST_SAMPLES)
     samples = [sample for sample in given if sample.images]
     if not samples:
         raise DataError(f"no sample of {data} has an image, and without one no plan does anything.")

@@ -1,4 +1,4 @@
-"""Time and memory, measured so that they can be compared: time in turn, in one process, after warm-up."""
+"""Time and memory that can be compared: timed in turn, in one process, after a warm-up."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from ..runtime.patching import applied
 class Timing:
     """Milliseconds of each repeat, in the order run."""
 
-    each_ms: tuple[float, ...]
+    values_ms: tuple[float, ...]
 
     @property
     def median_ms(self) -> float:
-        return median(self.each_ms)
+        return median(self.values_ms)
 
 
 class Clock:
-    """Times the calls of one module, or from where ``module`` begins to where ``until`` ends.
+    """Times the calls of ``module``, or from the start of ``module`` to the end of ``until``.
 
     Attributes:
-        each_ms: of every call so far.
+        values_ms: milliseconds of every call so far.
     """
 
     def __init__(self, module: torch.nn.Module, until: torch.nn.Module | None = None) -> None:
-        self.each_ms: list[float] = []
+        self.values_ms: list[float] = []
         self._hooks = [
             module.register_forward_pre_hook(self._start, with_kwargs=True),
             (until or module).register_forward_hook(self._stop, with_kwargs=True),
@@ -50,12 +50,12 @@ class Clock:
     @property
     def ms(self) -> float:
         """Of the last call."""
-        return self.each_ms[-1]
+        return self.values_ms[-1]
 
     @classmethod
     def of_layers(cls, layers: torch.nn.ModuleList) -> Clock:
-        """Of a decoder's layers: the head and the final norm are the same under any plan, and in a model cut to a few
-        layers would weigh more than they do."""
+        """Of a decoder's layers, without head and final norm: these are the same under any plan, and in a model cut to
+        a few layers would have too large a share."""
         return cls(layers[0], layers[-1])
 
     def _start(self, *_: Any) -> None:
@@ -64,7 +64,7 @@ class Clock:
 
     def _stop(self, *_: Any) -> None:
         synchronise()
-        self.each_ms.append((time.perf_counter() - self._started) * 1e3)
+        self.values_ms.append((time.perf_counter() - self._started) * 1e3)
 
     def remove(self) -> None:
         for hook in self._hooks:
@@ -72,12 +72,12 @@ class Clock:
 
 
 class _Held(TorchDispatchMode):
-    """Bytes of the tensors that were made since it was entered and are not freed yet, and the most at once."""
+    """Tracks live and peak bytes of tensors allocated inside the context."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.most = 0
-        self._bytes: dict[int, int] = {}  # storages are told apart by their address while they live
+        self._bytes: dict[int, int] = {}  # by address, which is unique while a storage lives
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
@@ -85,7 +85,7 @@ class _Held(TorchDispatchMode):
         for tensor in _tensors(made):
             storage = tensor.untyped_storage()
             key = storage._cdata
-            if key not in given and key not in self._bytes:  # a view holds nothing of its own
+            if key not in given and key not in self._bytes:  # a view has no memory of its own
                 self._bytes[key] = storage.nbytes()
                 self.now += storage.nbytes()
                 self.most = max(self.most, self.now)
@@ -101,10 +101,10 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def peak_mib(call: Callable[[], Any], device: torch.device) -> float:
-    """Most MiB of tensors held at once while ``call`` runs, above what was held before: the weights, the inputs.
+    """Peak MiB of tensors while ``call`` runs, above what was held before (weights, inputs).
 
-    On a GPU as its allocator counts, with what operators need inside; elsewhere of every tensor an operator makes,
-    which slows the call, so do not time it.
+    On a GPU as its allocator counts, with the operators' own workspaces. Elsewhere of every tensor that an operator
+    makes; that slows the call, so do not time it.
     """
     if device.type == "cuda":
         synchronise()
@@ -119,10 +119,10 @@ def peak_mib(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def check_memory(needed: int, device: str, what: str) -> None:
-    """Where the system lends more memory than there is, it ends the process that takes it, without a word.
+    """Refuse before allocating: a system that overcommits memory kills the process without a message.
 
     Raises:
-        ModelError: ``what`` takes more bytes than are free; not known, and so not raised, on other systems than Linux.
+        ModelError: ``what`` needs more bytes than are free. On a CPU that is known on Linux only.
     """
     free = _free() if torch.device(device).type == "cpu" else torch.cuda.mem_get_info(device)[0]
     if free is not None and needed > free:
@@ -132,7 +132,7 @@ def check_memory(needed: int, device: str, what: str) -> None:
 
 
 def _free() -> int | None:
-    """Bytes that a process can still take, as Linux estimates it."""
+    """Bytes that a process can still allocate, as Linux estimates it; None on other systems."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -142,7 +142,7 @@ def _free() -> int | None:
 
 
 def synchronise() -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -151,19 +151,26 @@ def synchronise() -> None:
 def time_prefill(
     loaded: Loaded, inputs: dict[str, Any], plans: Sequence[Plan | None], *, repeats: int = 10, warm_up: int = 2
 ) -> list[Timing]:
-    """Milliseconds of the decoder's prefill of ``inputs`` under each of ``plans`` (None is dense).
+    """Milliseconds of the decoder's prefill of ``inputs`` under each of ``plans``.
 
-    All are run one after the other in every repeat, so that whatever else the machine does falls on all alike.
+    Plans run one after the other in every repeat, so that other load on the machine affects all of them.
+
+    Args:
+        loaded: the model, without a plan on it.
+        inputs: the arguments of one call.
+        plans: None is the stock model.
+        repeats: timings of each plan.
+        warm_up: repeats before them that are not timed.
     """
     clock = Clock.of_layers(locate(loaded.model).layers)
-    each: list[list[float]] = [[] for _ in plans]
+    found: list[list[float]] = [[] for _ in plans]
     try:
         for repeat in range(warm_up + repeats):
-            for plan, times in zip(plans, each, strict=True):
+            for plan, times in zip(plans, found, strict=True):
                 with applied(loaded.model, plan):
                     loaded.model(**inputs, use_cache=True, logits_to_keep=1)
                 if repeat >= warm_up:
                     times.append(clock.ms)
     finally:
         clock.remove()
-    return [Timing(tuple(times)) for times in each]
+    return [Timing(tuple(times)) for times in found]

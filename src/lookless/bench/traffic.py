@@ -72,27 +72,30 @@ def bench_traffic(
             stack.enter_context(running(which, words[which], folder / f"{which}.log", log_line=log))
             for which in (STOCK, PLAN)
         )
-        client = Client(served, traffic, folder)
-        visual, text = _warm_up(client, stock, planned, len(plan.layers), log)
-        before = _counted(planned)
-        levels = _levels(client, stock, planned, log)
-        skipped = _skipped(before, _counted(planned))
-    full, run = (flops.prefill(served.geometry, visual=visual, text=text, plan=p).total for p in (None, plan.live()))
+        measured = _measured(Client(served, traffic, folder), stock, planned, len(plan.layers), log)
+    tokens = {"visual": measured["visual"], "text": measured["text"]}
+    full, run = (flops.prefill(served.geometry, **tokens, plan=p).total for p in (None, plan.live()))
     return TrafficReport(
         model=served.name,
         plan=name,
         geometry=served.geometry,
-        visual=visual,
-        text=text,
         answer=traffic.answer,
         requests=traffic.requests,
         dtype=dtype,
         options=tuple(options),
         flops_kept=run / full,
-        rows_skipped=skipped,
-        levels=levels,
+        **measured,
         **_conditions(),
     )
+
+
+def _measured(client: Client, stock: Server, planned: Server, layers: int, log: Log) -> dict[str, Any]:
+    """Warm-up, all rounds, and what the plan's server skipped in them."""
+    visual, text = _warm_up(client, stock, planned, layers, log)
+    before = _counted(planned)
+    levels = _levels(client, stock, planned, log)
+    skipped = _skipped(before, _counted(planned))
+    return {"visual": visual, "text": text, "levels": levels, "rows_skipped": skipped}
 
 
 def _conditions() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from .dummy_checkpoint import write_dummy_checkpoint
 from .subjects import cut_name
 from .vllm_server import PATIENCE_S, Server, tail
 
-#: Pixels along an image, where nothing else is asked.
+#: Side of an image in pixels, where none is given: for most models, and for the shipped ones.
 SIDE, SIDE_OF_SHIPPED = 336, 96
 
 
@@ -68,7 +68,7 @@ class Served:
     options: tuple[str, ...] = ()
 
 
-def of_geometry(name: str, folder: Path, *, layers: int | None, visual: int) -> Served:
+def served_geometry(name: str, folder: Path, *, layers: int | None, visual: int) -> Served:
     """A dummy model with real layer shapes; vLLM draws its weights.
 
     Raises:
@@ -79,7 +79,7 @@ def of_geometry(name: str, folder: Path, *, layers: int | None, visual: int) -> 
     return Served(cut_name(name, layers), str(folder), geometry_named(str(folder)), side, ("--load-format", "dummy"))
 
 
-def of_model(name: str, folder: Path) -> Served:
+def served_model(name: str, folder: Path) -> Served:
     """A model of the hub or of a folder, as it is; a shipped one as a copy in ``folder``.
 
     Raises:

@@ -233,7 +233,7 @@ def _subject(
     plans = {path: Plan.from_pretrained(path) for path in choice.plans}
     if choice.geometry is not None:
         return _dummy(choice, choice.geometry, plans, methods, sizes, device)
-    subject = subjects.of_model(str(choice.model), dtype=choice.dtype, device=device, data=data)
+    subject = subjects.subject_of_model(str(choice.model), dtype=choice.dtype, device=device, data=data)
     return subject, plans | {name: method.sample(subject.geometry) for name, method in methods.items()}, None
 
 
@@ -252,7 +252,7 @@ def _dummy(
     whole = None
     if cut != shape.geometry:
         whole = prefill.Whole(shape.geometry, {name: method.sample(shape.geometry) for name, method in methods.items()})
-    subject = subjects.of_geometry(
+    subject = subjects.subject_of_geometry(
         name, layers=choice.layers, dtype=choice.dtype, device=device, visual=sizes.visual, text=sizes.text
     )
     return subject, {n: plan.model_copy(update={"geometry": subject.geometry}) for n, plan in plans.items()}, whole
@@ -319,9 +319,11 @@ def _served(choice: _Choice, visual: int) -> Iterator[tuple[Served, str, str]]:
     with tempfile.TemporaryDirectory(prefix="lookless-") as work:
         folder = Path(work)
         if choice.geometry is not None:
-            served = traffic_client.of_geometry(choice.geometry, folder / "model", layers=choice.layers, visual=visual)
+            served = traffic_client.served_geometry(
+                choice.geometry, folder / "model", layers=choice.layers, visual=visual
+            )
         else:
-            served = traffic_client.of_model(str(choice.model), folder / "model")
+            served = traffic_client.served_model(str(choice.model), folder / "model")
         plan, name = (*choice.plans, str(folder / "plan"))[0], (*choice.plans, *choice.methods)[0]
         for method in choice.methods:
             find(method).sample(served.geometry).save_pretrained(plan)

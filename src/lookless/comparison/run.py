@@ -126,7 +126,7 @@ def _timed(results: Results, work: Workspace, methods: Mapping[str, Method]) -> 
     inputs = work.loaded.inputs(work.test[work.tasks[0]].items[:8])
     dense, *planned = time_prefill(work.loaded, inputs, [None, *plans], repeats=7)
     times = {
-        f"{name}, {setting}": median(mine / theirs for mine, theirs in zip(t.each_ms, dense.each_ms, strict=True))
+        f"{name}, {setting}": median(mine / theirs for mine, theirs in zip(t.values_ms, dense.values_ms, strict=True))
         for (name, setting), t in zip(keys, planned, strict=True)
     }
     return results.model_copy(update={"times": times, "dense_ms": dense.median_ms})
