@@ -1,4 +1,4 @@
-"""The bench times what it says: real shapes, a floor of exactly the promised FLOPs, ratios of rounds."""
+"""The bench times what it says: real shapes, a lower bound of exactly the FLOPs of the formula, ratios of rounds."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_shapes_are_the_geometrys(preset, kind):
 
 @pytest.mark.parametrize("plan", [None, *(name for name in STATIC if name != "keep, then window")])
 @torch.no_grad()
-def test_the_floor_is_the_promised_flops(small, plan):
+def test_the_lower_bound_is_the_flops_of_the_formula(small, plan):
     """No more and no less work than the formula prices: every product and attention call, at the plan's shapes."""
     inputs = small.inputs(visual=V, before=BEFORE, after=AFTER, batch=2)
     located = locate(small.model)

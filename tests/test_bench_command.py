@@ -115,7 +115,7 @@ def test_prompts_of_ones_own(tmp_path):
     assert {(b.along, b.name) for b in sweep.break_even} == {("visual", "v-skip")}
     [every] = timed("reference", "--data", tmp_path / "mine.jsonl", "--method", "v-skip", "--batch", 4).reports
     assert (every.visual, every.batch) == (288, 4)
-    assert every.of("v-skip").lower_bound_ms is None, "a floor has the shapes of one prompt"
+    assert every.of("v-skip").lower_bound_ms is None, "a lower bound has the shapes of one prompt"
     assert "prompts of mine.jsonl: 288 visual" in document(PrefillSeries.of([every]), "x.png")
     refused = CliRunner().invoke(app, ["bench", "reference", "--data", str(tmp_path / "words.jsonl")])
     assert refused.exit_code == 2

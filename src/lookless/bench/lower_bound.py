@@ -28,7 +28,7 @@ def lower_bound_of(located: Located, prompts: Prompts, plan: Plan | None) -> Cal
         PlanError: the plan filters by what it sees, so its shapes are not known.
     """
     if plan is not None and not plan.is_static:
-        raise PlanError("a plan that filters has no shapes known beforehand, so its floor cannot be timed.")
+        raise PlanError("a plan that filters has no shapes known beforehand, so its lower bound cannot be timed.")
     steps: list[Callable[[], Any]] = []
     run_plan = (plan or Plan.full(located.geometry)).as_run
     alive_in = run_plan.alive(len(prompts.first[0]))
