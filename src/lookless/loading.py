@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -158,28 +160,10 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu", revision:
     if looks_local(where) and not (Path(where) / "config.json").is_file():
         raise ModelError(f"{where} is not a model's folder: it has no config.json.")
     check_device(device)
-    import transformers
-
-    if not sys.stderr.isatty():  # a bar is for eyes; in a log or a pipe it is noise
-        transformers.utils.logging.disable_progress_bar()
-
     # The shipped models are stored in bfloat16 to be small, and run in float32, which every CPU does well.
     chosen = torch.float32 if name in reference.NAMES and dtype == "auto" else DTYPES[dtype]
-    try:
-        config = transformers.AutoConfig.from_pretrained(where, revision=revision)
-        family_of(config)  # before gigabytes are read
-        processor = _processor(config, where, revision)
-        model, found = transformers.AutoModelForImageTextToText.from_pretrained(
-            where, revision=revision, dtype=chosen, use_safetensors=True, output_loading_info=True
-        )
-        _check_weights(name, found)
-        model = model.eval().to(device)
-    except LooklessError:
-        raise
-    except Exception as problem:  # any content of a folder, and any error of transformers and the hub
-        said = " ".join(str(problem).split()).rstrip(".")
-        reason = f"{type(problem).__name__}: {said}" if said else type(problem).__name__
-        raise ModelError(f"{name} cannot be loaded: {reason}.") from problem
+    with _no_bars_but_on_a_terminal():
+        config, processor, model = _read(name, where, revision, chosen, device)
     locate(model)
     if getattr(processor, "tokenizer", None) is None:
         raise ModelError(f"{name} has no processor with a tokenizer and an image processor beside its weights.")
@@ -187,6 +171,55 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu", revision:
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     return Loaded(model, processor, name, getattr(config, "_commit_hash", None))
+
+
+@contextmanager
+def _no_bars_but_on_a_terminal() -> Iterator[None]:
+    """Without the progress bars of transformers and the hub where standard error is a log or a pipe.
+
+    They are switches of the whole process, so they are put back.
+    """
+    from huggingface_hub import utils as hub
+    from transformers.utils import logging
+
+    if sys.stderr.isatty():
+        yield
+        return
+    shown, hub_shown = logging.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the hub's variable forbids them
+            if shown:
+                logging.enable_progress_bar()
+            (hub.enable_progress_bars if hub_shown else hub.disable_progress_bars)()
+
+
+def _read(name: str, where: str, revision: str | None, dtype: Any, device: str) -> tuple[Any, Any, nn.Module]:
+    """The configuration, the processor and the model, on ``device``.
+
+    Raises:
+        ModelError: one cannot be read, the family is not supported, or weights are missing.
+    """
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(where, revision=revision)
+        family_of(config)  # before gigabytes are read
+        processor = _processor(config, where, revision)
+        model, found = transformers.AutoModelForImageTextToText.from_pretrained(
+            where, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+        _check_weights(name, found)
+        return config, processor, model.eval().to(device)
+    except LooklessError:
+        raise
+    except Exception as problem:  # any content of a folder, and any error of transformers and the hub
+        said = " ".join(str(problem).split()).rstrip(".")
+        reason = f"{type(problem).__name__}: {said}" if said else type(problem).__name__
+        raise ModelError(f"{name} cannot be loaded: {reason}.") from problem
 
 
 def _check_weights(name: str, found: dict[str, Any]) -> None:

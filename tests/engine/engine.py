@@ -21,7 +21,7 @@ import torch
 import vllm
 from vllm.distributed import cleanup_dist_env_and_memory
 
-from lookless.serving.counters import folder, read
+from lookless.serving.counters import ensure_folder, read
 from prompts import Prompt
 
 #: alike for all engines: little memory, and log-probabilities of the whole vocabulary
@@ -104,7 +104,7 @@ def _adds(rows: list[int], index: int) -> Any:
 
 def _counts() -> dict[str, dict[str, int]]:
     """Of all engines of this process so far."""
-    return read(folder())
+    return read(ensure_folder())
 
 
 def main() -> None:

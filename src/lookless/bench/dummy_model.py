@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlavaConfig
 
 from ..configs import Shape
 from ..geometry import Geometry
@@ -40,7 +40,8 @@ class DummyModel:
         check_memory(4 * states, str(weight.device), f"{batch} prompts of {before + visual + after} tokens")
         ids = torch.full((batch, before + visual + after), WORD)
         ids[:, before : before + visual] = IMAGE
-        features = torch.randn(batch, visual, self.geometry.hidden, dtype=weight.dtype, device=weight.device)
+        shape, generator = (batch, visual, self.geometry.hidden), torch.Generator(weight.device).manual_seed(0)
+        features = torch.randn(shape, generator=generator, dtype=weight.dtype, device=weight.device)
         self.model.model.get_image_features = lambda *_, **__: SimpleNamespace(pooler_output=list(features))
         pixels = torch.zeros(batch, 3, 2, 2, dtype=weight.dtype, device=weight.device)
         return {"input_ids": ids.to(weight.device), "pixel_values": pixels}
@@ -77,14 +78,9 @@ def make_dummy_model(shape: Shape, *, dtype: torch.dtype, device: str = "cpu") -
     config = LlavaConfig(
         vision_config=tower.to_dict(), text_config=text, image_token_index=IMAGE, vision_feature_layer=-1
     )
-    torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            model = LlavaForConditionalGeneration(config).eval()
-    finally:
-        torch.set_default_dtype(before)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.device(device):
+        torch.manual_seed(0)
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
     model.model.language_model.rotary_emb.inv_freq = model.model.language_model.rotary_emb.inv_freq.float()
     return DummyModel(model, Geometry.from_config(model.config))
 

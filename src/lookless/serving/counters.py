@@ -25,8 +25,13 @@ NAME = "lookless_visual_rows"
 FOLDER = "LOOKLESS_COUNTERS"
 
 
-def folder() -> Path:
-    """Where workers count and servers read; made by the first process that asks, and gone with it."""
+def ensure_folder() -> Path:
+    """The folder that this process shares with those it starts: workers write their counts there, servers read them.
+
+    The first process makes it, names it in the environment variable :data:`FOLDER`, which the processes it starts
+    inherit, and removes it when it ends. It is called when a configuration with a plan is made, which is before vLLM
+    starts a worker.
+    """
     if FOLDER not in os.environ:
         os.environ[FOLDER] = tempfile.mkdtemp(prefix="lookless-")
         atexit.register(shutil.rmtree, os.environ[FOLDER], ignore_errors=True)

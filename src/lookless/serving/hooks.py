@@ -14,7 +14,7 @@ import inspect
 from typing import Any
 
 from ..errors import ServingError
-from .counters import Collector, folder
+from .counters import Collector, ensure_folder
 from .settings import Settings, check_request, resolve
 
 _MARK = "_lookless"
@@ -103,7 +103,7 @@ def _export_counts() -> None:
     from prometheus_client import REGISTRY
     from prometheus_client.multiprocess import MultiProcessCollector
 
-    collector = Collector(folder())
+    collector = Collector(ensure_folder())
     REGISTRY.register(collector)
     stock = MultiProcessCollector.collect
 

@@ -19,7 +19,7 @@ from vllm.model_executor.layers.linear import ColumnParallelLinear, QKVParallelL
 
 from ..errors import ModelError, ServingError
 from ..layer_plan import LayerPlan
-from .counters import KINDS, OPERATORS, Counter, folder
+from .counters import KINDS, OPERATORS, Counter, ensure_folder
 from .metadata import text_metadata
 from .settings import BACKENDS, KEY, Settings
 from .steps import TextRuns, ends_in_text, text_runs
@@ -76,7 +76,7 @@ def install_plan(model: nn.Module, settings: Settings, vllm_config: Any) -> None
         layer.lookless_index = index
     _mix_in(model, PlannedModel)
     is_first = vllm_config.parallel_config.rank % vllm_config.parallel_config.tensor_parallel_size == 0
-    object.__setattr__(model, "lookless", _State(plan, live, Counter(folder()) if is_first else None))
+    object.__setattr__(model, "lookless", _State(plan, live, Counter(ensure_folder()) if is_first else None))
 
 
 def _layers(model: Any) -> list[Any]:
