@@ -72,7 +72,7 @@ def served_geometry(name: str, folder: Path, *, layers: int | None, visual: int)
     """A dummy model with real layer shapes; vLLM draws its weights.
 
     Raises:
-        GeometryError, ModelError: no such geometry or number of layers, or an image of so many tokens is no square.
+        GeometryError, ModelError: no such geometry or number of layers, or no square image has this number of tokens.
     """
     shape = shape_named(name)
     side = write_dummy_checkpoint(shape.cut(layers), folder, whole=shape.geometry.layers, visual=visual)

@@ -85,7 +85,7 @@ class Round(BaseModel):
 
 
 class Level(BaseModel):
-    """One concurrency: so many requests in flight."""
+    """The result at one concurrency, the number of requests in flight."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
