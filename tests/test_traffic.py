@@ -17,15 +17,15 @@ import transformers
 from typer.testing import CliRunner
 
 from helpers import fake_vllm
-from lookless import Geometry, Plan, Skip
+from lookless import Geometry, Plan, Skip, files
 from lookless.bench import vllm_server as server
 from lookless.bench.traffic import HALF, _skipped, bench_traffic
 from lookless.bench.traffic_client import Served, Traffic, served_geometry, served_model
 from lookless.bench.traffic_report import HEADS, markdown_section, rows, save, traffic_table, verdict
-from lookless.bench.traffic_results import ClientMetrics, Level, Round, TrafficReport
+from lookless.bench.traffic_results import SCHEMA_VERSION, ClientMetrics, Level, Round, TrafficReport
 from lookless.bench.vllm_server import running, tail
 from lookless.cli.main import app
-from lookless.errors import GeometryError, ModelError, PlanError, ServingError
+from lookless.errors import GeometryError, LooklessError, ModelError, PlanError, ServingError
 from lookless.flops import prefill
 from lookless.loading import load_model
 from lookless.reference import MODEL, question
@@ -271,6 +271,14 @@ def test_table_and_files(report, tmp_path):
     assert all("| " + " | ".join(row) + " |" in text for row in table)
     assert markdown_section(report) in text
     assert "bfloat16, a machine, 2 cores, vllm 0.32.0 (--enforce-eager); 2 rounds of 32 requests" in text
+
+
+def test_a_report_of_an_older_schema_is_refused(report, tmp_path):
+    """Its keys had other names; nothing is read in silence."""
+    old = tmp_path / "traffic.json"
+    old.write_text(report.model_dump_json(exclude={"schema_version"}).replace("ttft_ms", "first_token_ms"))
+    with pytest.raises(LooklessError, match=r"traffic.json is not a valid trafficreport: .*ttft_ms.*required"):
+        files.load(old, TrafficReport, LooklessError, SCHEMA_VERSION)
 
 
 def test_the_command(fake):

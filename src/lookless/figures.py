@@ -37,19 +37,33 @@ def profile_figure(scores: Mapping[str, Scores], plans: Mapping[str, Plan]) -> F
             axes.plot(layers, [max(v, floor) for v in row], ".", color=KEPT, alpha=0.25, ms=4)
         axes.plot(layers, [max(v, floor) for v in s.mean], "-o", color=INK, ms=3.5, lw=1.4)
         axes.set_yscale("log")
-        axes.set_ylim(floor / 1.6, top * 2)  # one scale for all tasks: they are to be compared
+        axes.set_ylim(floor / 1.6, top * 2)  # one scale, so that tasks can be compared
         axes.set_title(task, loc="left", fontsize=10, color=INK)
         axes.set_xticks(list(layers)[:: max(1, s.geometry.layers // 12)])
         axes.set_xlim(-0.6, s.geometry.layers - 0.4)
+        axes.set_xlabel("decoder layer", fontsize=9)
     first = next(iter(scores.values()))
-    figure.supxlabel("decoder layer", fontsize=10)
     figure.supylabel(f"{first.name.replace('_', ' ')} ({first.unit})", fontsize=10)
+    _named_marks(figure, f"one of {first.samples} samples")
     figure.suptitle(
-        "How far the answer distribution moves when visual attention is skipped in one layer\n"
-        f"line: mean; dots: {first.samples} samples; shaded: skipped by the plan; values under {floor:g} drawn there",
+        "How far the answer's distribution moves when visual attention is skipped in one layer\n"
+        f"(values below {floor:g} are drawn at {floor:g})",
         fontsize=11,
     )
     return figure
+
+
+def _named_marks(figure: Figure, dot: str) -> None:
+    """The legend of :func:`profile_figure`."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    marks = [
+        Line2D([], [], marker="o", color=INK, ms=3.5, lw=1.4, label="mean"),
+        Line2D([], [], marker=".", color=KEPT, ms=6, lw=0, label=dot),
+        Patch(color=SKIPPED, alpha=0.28, lw=0, label="skipped by the plan"),
+    ]
+    figure.legend(handles=marks, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
 
 
 def examples_figure(task: str, samples: Sequence[Sample], answers: Sequence[Answer]) -> Figure:
