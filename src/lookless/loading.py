@@ -179,13 +179,13 @@ def _no_bars_but_on_a_terminal() -> Iterator[None]:
 
     They are switches of the whole process, so they are put back.
     """
-    from huggingface_hub import utils as hub
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
 
     if sys.stderr.isatty():
         yield
         return
-    shown, hub_shown = logging.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()
+    shown, hub_shown = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
     logging.disable_progress_bar()
     try:
         yield
@@ -194,7 +194,7 @@ def _no_bars_but_on_a_terminal() -> Iterator[None]:
             warnings.simplefilter("ignore")  # that the hub's variable forbids them
             if shown:
                 logging.enable_progress_bar()
-            (hub.enable_progress_bars if hub_shown else hub.disable_progress_bars)()
+            (enable_progress_bars if hub_shown else disable_progress_bars)()
 
 
 def _read(name: str, where: str, revision: str | None, dtype: Any, device: str) -> tuple[Any, Any, nn.Module]:
