@@ -226,3 +226,17 @@ def test_every_cell_and_every_rank_is_compared_with_the_slow_reference():
         planned = {type(getattr(row, column)) for row in rows}
         assert planned == set(get_args(field.annotation)), column
     assert {rank for row in rows for rank in row.ranks} | {*OF_TOWER} == RANKS.keys()
+
+
+#: Written by commands, or as long as what they are filled in with.
+UNWRAPPED = {"reference_model.md"}
+PAGES = [path for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")) if path.name not in UNWRAPPED]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_prose_is_wrapped(page):
+    """At 100 columns; code, tables, and what a link points to do not count."""
+    text = re.sub(r"^```.*?^```", lambda code: "\n" * code.group().count("\n"), page.read_text(), flags=re.M | re.S)
+    lines = [re.sub(r"\]\([^)]*\)", "]", line) for line in text.split("\n")]
+    long = [n for n, line in enumerate(lines, 1) if len(line) > 100 and not line.startswith(("|", "    "))]
+    assert long == []
