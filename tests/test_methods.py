@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import random
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from lookless.calibration.sweep import INTERVENTIONS
 from lookless.errors import PlanError, PlanMismatchError
 from lookless.flops import prefill
 from lookless.methods import METHODS, READY, Method, preset
+from lookless.report import methods_document
 
 
 def measured(geometry: Geometry) -> dict[str, Scores]:
@@ -70,6 +72,12 @@ def test_records_are_whole(method):
     assert method.paper in module.__doc__
     assert module.__name__.split(".")[-1] == method.make.__name__, "one file each, called like its function"
     assert getattr(methods, method.make.__name__) is method.make
+
+
+def test_the_documents_have_a_row_for_each():
+    """The table is written by `lookless methods --out docs/methods.md`."""
+    page = (Path(__file__).parents[1] / "docs/methods.md").read_text()
+    assert page == methods_document(page, METHODS)
 
 
 def test_prefix_caches():

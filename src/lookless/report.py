@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from .cells import Skip
+from .markdown import spliced
 from .plan import Plan
 from .scores import Scores
 
@@ -66,6 +67,20 @@ def methods_table(methods: Mapping[str, Method]) -> Table:
         safe = "safe" if record["prefix_cache_safe"] else "[yellow]no[/]"
         table.add_row(name, method.paper, "\n".join(n.replace("_", " ") for n in method.needs), safe, record["idea"])
     return table
+
+
+BEGIN, END = "<!-- what follows is written by `lookless methods` -->", "<!-- end of `lookless methods` -->"
+
+
+def methods_document(before: str, methods: Mapping[str, Method]) -> str:
+    """``before``, a Markdown file, with the table of methods between its marks, or at its end."""
+    lines = ["| method | arXiv | needs | cached prefix | idea |", "|---|---|---|---|---|"]
+    for name, method in methods.items():
+        paper = f"[{method.paper}](https://arxiv.org/abs/{method.paper})"
+        needs = ", ".join(f"`{need}`" for need in method.needs) or "-"
+        safe = "safe" if method.is_prefix_cache_safe else "no"
+        lines.append(f"| `{name}` | {paper} | {needs} | {safe} | {method.idea} |")
+    return spliced(before, BEGIN, END, "\n".join(lines))
 
 
 def scores_table(scores: Scores) -> Table:

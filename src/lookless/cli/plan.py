@@ -189,15 +189,24 @@ def parsed_knobs(method: Method, typed: dict[str, str], rest: list[str]) -> dict
 
 @app.command("methods")
 @one_sentence
-def list_methods(as_json: Json = False) -> None:
+def list_methods(
+    out_path: Annotated[
+        Path | None, typer.Option("--out", help="Also write a Markdown file; text outside the table is kept.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """List the published methods: what each needs, and whether the prefix cache remains valid.
 
     Example: lookless methods --json
     """
-    from .. import report
+    from .. import files, report
     from ..methods import all_methods
 
     methods = all_methods()
+    if out_path is not None:
+        writable(out_path, folder=False)
+        before = out_path.read_text(encoding="utf-8") if out_path.is_file() else ""
+        files.write_text(out_path, report.methods_document(before, methods))
     if as_json:
         print_json({m.name: report.method_record(m) for m in methods.values()})
     else:
