@@ -236,8 +236,8 @@ def test_every_cell_survives_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("make", "complaint"),
     [
-        (lambda: Plan.full(3).at([1], keep=Skip()), r"skip \(Skip\) cannot stand in column keep"),
-        (lambda: Plan.full(3).at([1], ffn=Window(3)), r"window 3 \(Window\) cannot stand in column ffn"),
+        (lambda: Plan.full(3).at([1], keep=Skip()), r"skip \(Skip\) does not fit column keep"),
+        (lambda: Plan.full(3).at([1], ffn=Window(3)), r"window 3 \(Window\) does not fit column ffn"),
     ],
 )
 def test_cells_in_the_wrong_column(make, complaint):
@@ -253,6 +253,7 @@ def test_cells_in_the_wrong_column(make, complaint):
         (lambda: Keep(), "either a ratio or a count"),
         (lambda: Keep(0.5, count=3, rank="random"), "either a ratio or a count"),
         (lambda: Keep(1.5, rank="random"), "less than or equal to 1"),
+        (lambda: Keep(0, recycle=0.5), "Keep of no tokens cannot recycle 0.5 of them: give a ratio or count above 0"),
         (lambda: Window(0), "greater than 0"),
         (lambda: Neurons(0.0), "greater than 0"),
     ],

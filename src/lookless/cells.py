@@ -190,18 +190,26 @@ class Keep(_Share):
 
     Attributes:
         recycle: of the dropped tokens, this share (the best of them) is not lost but merged: clustered into a tenth as
-            many tokens, each the mean of its cluster, which stay alive beside the kept (SparseVLM, arXiv 2410.04417).
+            many tokens, each the mean of its cluster, which stay alive with the kept (SparseVLM, arXiv 2410.04417).
     """
 
     kind: Literal["keep"] = "keep"
 
     recycle: float = Field(default=0.0, ge=0, le=1)
 
+    @model_validator(mode="after")
+    def _recycles_beside_kept_ones(self) -> Keep:
+        if self.recycle and self.is_none:
+            raise ValueError(
+                f"Keep of no tokens cannot recycle {self.recycle:g} of them: give a ratio or count above 0"
+            )
+        return self
+
     def __init__(self, *ratio: float, **fields: Any) -> None:
         super().__init__(*ratio, **fields)
 
     def recycled(self, visual: float, alive: float) -> float:
-        """How many merged tokens stay alive beside the kept ones, of ``alive`` out of ``visual``."""
+        """How many merged tokens stay alive with the kept ones, of ``alive`` out of ``visual``."""
         if not self.recycle:
             return 0
         dropped = max(0, alive - self.of(visual))

@@ -51,7 +51,7 @@ class Provenance(BaseModel):
         revision: the hub commit of ``model``.
         data: what was calibrated on, for a reader.
         data_hash: sha256 of the calibration samples, 16 hex digits.
-        sample_hashes: the prompt of each, :attr:`lookless.Sample.hash`, to tell which of other samples were seen.
+        sample_hashes: the prompt of each, :attr:`lookless.Sample.hash`, to know which of other samples were seen.
         seed: by which they were drawn from a file.
         samples: how many there were.
         lookless_version: of the library that made the plan.
@@ -126,7 +126,7 @@ class Plan(BaseModel):
         """This plan with ``cells`` (``attention=Skip()``, ``keep=Keep(0)``, ...) set in ``layers``.
 
         Raises:
-            PlanError: a layer that is not there, a column that is not one, or a cell that cannot stand in it.
+            PlanError: a layer that is not there, a column that is not one, or a cell that does not fit it.
         """
         unknown = sorted(set(cells) - set(COLUMNS))
         if unknown:
@@ -291,7 +291,7 @@ class Plan(BaseModel):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns worth showing: attention and ffn, and any other in which something stands."""
+        """The columns worth showing: attention and ffn, and any other that is not full everywhere."""
         shown = {"attention", "ffn"}
         return tuple(c for c in COLUMNS if c in shown or any(not getattr(row, c).is_full for row in self.layers))
 
@@ -339,9 +339,7 @@ def _row(cells: dict[str, Any]) -> LayerPlan:
         return LayerPlan(**cells)
     except ValidationError as problem:
         column = str(problem.errors()[0]["loc"][0])
-        raise PlanError(
-            f"{cells[column]} ({type(cells[column]).__name__}) cannot stand in column {column}."
-        ) from problem
+        raise PlanError(f"{cells[column]} ({type(cells[column]).__name__}) does not fit column {column}.") from problem
 
 
 def _download(repo_id: str, revision: str | None) -> Path:

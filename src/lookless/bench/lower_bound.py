@@ -102,7 +102,7 @@ def _attention(module: Any, part: AttentionPart, prompts: Prompts, batch: int) -
         visual = prompts.rows(part.query)
         calls = window_calls(visual, key, prompts.visual, part.window.blocks, part.window.size)
         return [_call(module, batch, visual, key, calls)] if visual.count else []
-    # Rows that a rank scatters are scored with all keys; text beside them need not be.
+    # Rows that a rank scatters are scored with all keys; text queried with them need not be.
     together = part.query.text and part.query.choice is not None
     steps = []
     for wanted in (TEXT, RowSet(False, part.query.visual)) if together else (part.query,):

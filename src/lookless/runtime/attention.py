@@ -81,7 +81,7 @@ def _attend(
 
 
 def _prefill(part: AttentionPart, prompts: Prompts, record: LayerRecord, query: Tensor, value: Tensor) -> Tensor:
-    """In a prompt that begins the sequence: slices of the key rows, and none that nobody reads."""
+    """In a prompt that begins the sequence: slices of the key rows, and no more than are read."""
     query_rows, key_rows, window = prompts.rows(part.query), prompts.rows(part.key), part.window
 
     def calls() -> list[Call]:
@@ -180,7 +180,7 @@ def attention_mask(mask: Tensor | None, positions: Tensor, queries: Tensor, past
 
 
 def _only(mask: Tensor, allowed: Tensor) -> Tensor:
-    """What :func:`attention_mask` returns, where it is ``allowed`` besides."""
+    """What :func:`attention_mask` returns, where it is also ``allowed``."""
     if mask.dtype == torch.bool:
         return mask & allowed
     return mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)

@@ -2,7 +2,7 @@
 
 To the rest of transformers it is as long as the sequence: masks, positions and lengths are the model's own. Only the
 layer that reads it must cut the mask to the columns it holds: :func:`cut`. The position and kind of each token are kept
-beside its key, so that whatever crops, reorders or resets the cache does the same to them.
+next to its key, so that cropping, reordering or resetting the cache does the same to them.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def store(
     """Put keys and values ``[batch, kv_heads, slots, head_dim]`` of the ``new`` next tokens into the cache.
 
     ``positions [batch, slots]`` are theirs among the new ones; None: all. ``visual``, bool ``[batch, new]``, says which
-    are visual. An empty cache then holds the tensors themselves, not copies, so nobody may change them.
+    are visual. An empty cache then holds the tensors themselves, not copies, so they must not be changed.
 
     Raises:
         ModelError: some are left out, and the cache is of a kind that holds every token.

@@ -68,7 +68,7 @@ def padded_mask(query: Rows, key: Rows, positions: Tensor, dtype: torch.dtype) -
         for b, rows in enumerate(key.prompts):
             real[b, rows] = True
         allowed = allowed & real.to(positions.device)[:, None]
-    allowed = allowed | ~allowed.any(-1, keepdim=True)  # fillers, which nobody uses, must stay numbers
+    allowed = allowed | ~allowed.any(-1, keepdim=True)  # fillers, which are ignored, must stay numbers
     return _added(allowed, dtype)[:, None]
 
 

@@ -165,7 +165,7 @@ def is_small(x: Tensor) -> bool:
 
 
 def is_own(module: Any) -> bool:
-    """A plain projection with plain weights: what it returns is nobody's but the caller's."""
+    """A plain projection with plain weights: what it returns is the caller's alone."""
     return type(module) is nn.Linear and type(module.weight) is nn.Parameter and is_plain(module)
 
 

@@ -43,30 +43,22 @@ def run_layer(
     The other arguments are those that transformers gives a decoder layer.
     """
     if not wants_record and _is_stock(layer, work, prompts, x, past_key_values):
-        attended, *_ = layer.self_attn(
+        attended = layer.self_attn(
             hidden_states=rms_norm(layer.input_layernorm, x),
             attention_mask=attention_mask,
             position_embeddings=position_embeddings,
             past_key_values=past_key_values,
             **rest,
-        )
+        )[0]
         out = x + attended
         del attended  # or it is held while the FFN runs
         return run_ffn(layer, work, prompts, out, owns_x=True), None
     live, key_rows = prompts.live, prompts.rows(work.key)
     h, owns_h = prompts.stream.enter(x, live)
     gathered = prompts.within(key_rows, live).gather(h)
-    record = record_keys(
-        layer,
-        prompts,
-        key_rows,
-        gathered,
-        x,
-        mask=attention_mask,
-        rotary=position_embeddings,
-        cache=past_key_values,
-        buffers=None if wants_record else prompts.buffers,
-    )
+    call = {"mask": attention_mask, "rotary": position_embeddings, "cache": past_key_values}
+    buffers = None if wants_record else prompts.buffers
+    record = record_keys(layer, prompts, key_rows, gathered, x, **call, buffers=buffers)
     out = run_attention(work, prompts, record, h, past_key_values, owns_x=owns_h, keeps_record=wants_record)
     kept = replace(record, after_attention=live.scatter(x, out)) if wants_record else None
     owns_out = (owns_h or out is not h) and not (wants_record and live.is_whole)

@@ -3,7 +3,7 @@
 A full plan touches nothing, so it leaves the model as it is, to the bit. Under any other, every layer's ``forward`` is
 replaced on the instance: a layer in which nothing is planned still skips padding, and is stock where there is none.
 
-The model returns what the plan says, whatever the caller uses of it. Dead work (:meth:`lookless.Plan.live`) is skipped
+The model returns what the plan says. Dead work (:meth:`lookless.Plan.live`) is skipped
 where the call itself says that no visual row is needed: with ``logits_to_keep``, as ``generate`` passes it, and prompts
 that end in text. All logits (``labels`` too, as the first word after an image is predicted from the last visual row),
 all hidden states, or a prompt that ends in an image: the plan as it is written. Rows of padding mean nothing, and a
@@ -229,7 +229,7 @@ class Applied:
         return bool(wanted if wanted is not None else any(getattr(c, f"output_{what}", False) for c in configs))
 
     def _check_call(self, given: Mapping[str, Any]) -> None:
-        """Raises: ModelError: what the call asks for cannot be had under the plan."""
+        """Raises: ModelError: the call wants what it cannot get under the plan."""
         if self._hands_out("attentions", given):
             raise ModelError(
                 "output_attentions=True asks for the attention map of every layer, and under a plan none is computed: "
@@ -335,7 +335,7 @@ def apply(model: nn.Module, plan: Plan, *, break_even: int = 0) -> Applied:
             not there in this release of transformers.
         PlanMismatchError: the plan is for another architecture.
 
-    Under the plan a call raises ModelError where it asks for what the plan cannot give: attention maps, embeddings in
+    Under the plan a call raises ModelError where it wants what the plan cannot give: attention maps, embeddings in
     place of ids, prompts packed into one row or cut into chunks whose visual tokens the plan compares.
     """
     return Applied(model, plan, break_even=break_even)

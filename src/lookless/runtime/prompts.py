@@ -246,15 +246,7 @@ def prompts_of(located: Located, given: Mapping[str, Any], kept: int | Tensor = 
     past = 0 if cache is None else int(cache.get_seq_length())
     if not visual.any():
         return None
-    mask = given.get("attention_mask")
-    mask = mask.get("full_attention") if isinstance(mask, Mapping) else mask
-    real: Tensor | None
-    if mask is None:
-        real, is_plain = None, not is_packed(given)
-    elif mask.ndim == 2:
-        real, is_plain = mask[:, -new:].bool(), True
-    else:
-        real, is_plain = _rows_of_mask(mask, past, visual.shape)
+    real, is_plain = _real_rows(given, past, visual.shape)
     answered = kept - 1 if isinstance(kept, int) and kept > 1 and not visual[:, -kept:].any() else 0
     return Prompts(
         visual,
@@ -280,6 +272,18 @@ def is_packed(given: Mapping[str, Any]) -> bool:
     if positions is None or positions.ndim != 2:
         return False
     return find_packed_sequence_indices(positions) is not None
+
+
+def _real_rows(given: Mapping[str, Any], past: int, shape: torch.Size) -> tuple[Tensor | None, bool]:
+    """Which rows of a call are no padding, bool ``[batch, new]``, None for all; and whether attention is causal among
+    them."""
+    mask = given.get("attention_mask")
+    mask = mask.get("full_attention") if isinstance(mask, Mapping) else mask
+    if mask is None:
+        return None, not is_packed(given)
+    if mask.ndim == 2:
+        return mask[:, -shape[1] :].bool(), True
+    return _rows_of_mask(mask, past, shape)
 
 
 def _rows_of_mask(mask: Tensor, past: int, shape: torch.Size) -> tuple[Tensor, bool]:

@@ -141,8 +141,8 @@ class Rows:
         return self.count if self.packed else len(self.prompts[0])
 
     def pad(self, x: Tensor) -> Tensor:
-        """Compact to ``[batch, most rows of one prompt, ...]``. After a prompt's last row come copies of another, which
-        nobody may use."""
+        """Compact to ``[batch, most rows of one prompt, ...]``. After a prompt's last row come copies of another, to be
+        ignored."""
         return self._fill(x, self._pad_index) if self.packed else x
 
     def unpad(self, padded: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class Rows:
         return padded.flatten(0, 1).index_select(0, self._unpad_index)[None] if self.packed else padded
 
     def to_sequences(self, x: Tensor) -> Tensor:
-        """Compact to ``[batch, length, ...]``; a position that is no row gets a copy of one, which nobody may use."""
+        """Compact to ``[batch, length, ...]``; a position that is no row gets a copy of one, to be ignored."""
         return x if self.is_whole else self._fill(x, self._sequence_index)
 
     def _fill(self, x: Tensor, rows: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from .rows import Rows
 class Stream:
     """A compact copy of the living rows beside the whole stream, so that no layer gathers them again.
 
-    A layer hands on the whole stream, which anybody may read. The copy is good only while that very tensor comes back,
-    and nobody has written into it.
+    A layer hands on the whole stream, for hooks and callers to read. The copy is good only while that very tensor comes
+    back, and is not written into.
     """
 
     def __init__(self) -> None:

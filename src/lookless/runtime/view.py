@@ -18,7 +18,7 @@ from .record import LayerRecord
 class View:
     """One prompt at the input of one layer. No rank needs to know of padding, batches or caches.
 
-    Scores that are read from attention cost a few query rows, never an attention map, and work beside any kernel.
+    Scores that are read from attention cost a few query rows, never an attention map, and work with any kernel.
 
     Attributes:
         b: the prompt's index in the batch.

@@ -1,7 +1,7 @@
 """How much the vision tower itself attended to each visual token, for ranks before the first decoder layer.
 
 A hook on one attention of the tower recomputes what that attention gave each patch, from its own projections, so it
-works beside any attention kernel. In a tower with a class token that is the attention of this token, one query row
+works with any attention kernel. In a tower with a class token that is the attention of this token, one query row
 (VisionZip, VisPruner); in one without, the mean over all patches.
 """
 

@@ -98,7 +98,7 @@ def _path(entry: Any, where: str) -> str:
 
 
 def check_plan(plan: Plan) -> None:
-    """Raises: PlanError: some cell is not Full or Skip, or stands where an engine cannot do it."""
+    """Raises: PlanError: an engine cannot run some cell, or not in its column."""
     for index, row in enumerate(plan.layers):
         for column, reason in REASONS.items():
             if not getattr(row, column).is_full:
