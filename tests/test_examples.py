@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 import functools
+import importlib
 import os
 import re
 import shlex
@@ -83,3 +85,12 @@ def prepare(monkeypatch):
     monkeypatch.setattr("lookless.serving.launch.find_spec", lambda name: name)
     monkeypatch.setattr("lookless.bench.traffic.command_for", lambda *words: [*fake, *command_for(*words)[3:]])
     monkeypatch.setattr("os.execv", lambda *_: None)
+
+
+@pytest.mark.parametrize("name", ["lookless.plan", "lookless.scores", "lookless.flops", "lookless.methods.v_skip"])
+def test_docstrings_run(name):
+    """What is easy to get wrong has an example, which gives what it says."""
+    module = importlib.import_module(name)
+    found = doctest.testmod(module)
+    assert found.attempted >= 3
+    assert found.failed == 0

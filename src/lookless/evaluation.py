@@ -12,7 +12,7 @@ from scipy.stats import bootstrap
 from .data import Samples, SeenWarning, overlap
 from .loading import Loaded
 from .plan import Plan
-from .progress import shown
+from .progress import track
 from .runtime.patching import applied
 
 RESAMPLES = 2000
@@ -183,7 +183,7 @@ def _answers(
     what = f"{'dense' if plan is None else 'plan'} answers to {samples.name}"
     with applied(loaded.model, plan):
         return [
-            a for chunk in shown(chunks, what, progress) for a in loaded.answer(chunk, max_new_tokens=max_new_tokens)
+            a for chunk in track(chunks, what, progress) for a in loaded.answer(chunk, max_new_tokens=max_new_tokens)
         ]
 
 

@@ -125,6 +125,20 @@ class Plan(BaseModel):
     def at(self, layers: Iterable[int], **cells: Cell) -> Plan:
         """This plan with ``cells`` (``attention=Skip()``, ``keep=Keep(0)``, ...) set in ``layers``.
 
+        Layers count from 0. ``keep`` drops tokens at the entry of its layer, for this layer and all later ones. The
+        plan itself stays as it is.
+
+            >>> from lookless import Keep, Plan, Skip
+            >>> plan = Plan.full(4).at([1, 3], attention=Skip()).at([2], keep=Keep(0.5, rank="diversity"))
+            >>> plan.skipped("attention")
+            (1, 3)
+            >>> print(plan)
+            layer  keep              attention  ffn
+                0  full              full       full
+                1  full              skip       full
+                2  0.5 by diversity  full       full
+                3  full              skip       full
+
         Raises:
             PlanError: a layer that is not there, a column that is not one, or a cell that does not fit it.
         """

@@ -22,7 +22,16 @@ Score = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Scores(BaseModel):
-    """Scores of one kind on one set of samples.
+    """Scores of one kind on one set of samples: higher where a layer matters more.
+
+        >>> from lookless import Geometry, Scores
+        >>> four = Geometry.preset("LLaVA-1.5-7B").model_copy(update={"layers": 4})
+        >>> samples = (0.5, 0.1, 0.3, 0.0), (0.7, 0.1, 0.1, 0.0)
+        >>> scores = Scores(name="visual_information_gain", per_sample=samples, geometry=four)
+        >>> scores.mean
+        (0.6, 0.1, 0.2, 0.0)
+        >>> scores.lowest(2)
+        (1, 3)
 
     Attributes:
         name: what was measured, e.g. ``visual_information_gain``.

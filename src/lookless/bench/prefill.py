@@ -26,7 +26,7 @@ from .. import flops
 from ..errors import PlanError
 from ..geometry import Geometry
 from ..plan import Plan
-from ..progress import shown
+from ..progress import track
 from ..runtime.families import Located, locate
 from ..runtime.patching import applied
 from ..runtime.prompts import Prompts, prompts_of
@@ -82,7 +82,7 @@ def bench_prefill(
     if prompts is None:
         raise PlanError("the prompt to be timed holds no visual token.")
     runs = {key: _run(located, model, plan, inputs, prompts) for key, plan in {STOCK: None, **plans}.items()}
-    for index in shown(range(warm_up + repeats), f"rounds on {name}", progress):
+    for index in track(range(warm_up + repeats), f"rounds on {name}", progress):
         for run in runs.values():
             run.run_round(located, decode, record=index >= warm_up)
     for run in runs.values():

@@ -21,7 +21,7 @@ from ..geometry import Geometry
 from ..layer_plan import COLUMNS, LayerPlan
 from ..loading import Loaded
 from ..plan import Plan
-from ..progress import shown
+from ..progress import track
 from ..ranks import RANKS
 from ..runtime.families import Located, locate
 from ..runtime.forward import ForwardPass, steps_of
@@ -228,7 +228,7 @@ def visual_prompts(
             f"none of the {len(samples)} samples of {samples.name} has an image: there is nothing to measure."
         )
     located = locate(loaded.model)
-    for name, sample in shown(with_images, what, progress):
+    for name, sample in track(with_images, what, progress):
         inputs, read = _prompt(loaded, sample, position)
         prompts = prompts_of(located, inputs)
         if prompts is None:

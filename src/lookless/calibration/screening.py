@@ -39,7 +39,7 @@ from ..data import Samples
 from ..errors import ScoresError
 from ..layer_plan import LayerPlan
 from ..loading import Loaded
-from ..progress import shown
+from ..progress import track
 from ..runtime.families import Located, locate
 from ..scores import Scores
 from .distances import kl, reverse_kl
@@ -237,7 +237,7 @@ def _settle(
     """Measure what is in doubt until the ``count`` lowest layers are known."""
     intervention, scores = INTERVENTIONS[name], np.array(estimates)
     settled = _Settled(scores, np.zeros(scores.shape, dtype=bool))
-    for sample, layer in shown(_in_doubt(scores, settled.is_measured, count, trust), f"{name} near the cut", progress):
+    for sample, layer in track(_in_doubt(scores, settled.is_measured, count, trust), f"{name} near the cut", progress):
         plan = one_row(located.geometry, layer, intervention.cells)
         scores[sample, layer] = divergence_under(
             loaded.model, located, runs[sample], layer, plan, intervention.distance

@@ -20,7 +20,7 @@ from ..geometry import Geometry
 from ..loading import Loaded
 from ..methods import Method
 from ..plan import Plan
-from ..progress import shown
+from ..progress import track
 from .results import PAPER, SCHEMA_VERSION, Outcome, Results
 from .workspace import Workspace
 
@@ -71,7 +71,7 @@ def run_table(
     results = _resumed(path, work, questions, machine)
     settings = (PAPER, *(f"{budget:g}" for budget in budgets))
     todo = [(LIVENESS, PAPER), *((method, setting) for setting in settings for method in methods.values())]
-    for method, setting in shown(todo, f"methods on {loaded.name}", True):
+    for method, setting in track(todo, f"methods on {loaded.name}", True):
         if not results.of(method.name, setting) and f"{method.name}, {setting}" not in results.missed:
             results = _with(results, work, method, setting)
             files.write_text(path, files.dump(results))

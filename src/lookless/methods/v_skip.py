@@ -30,6 +30,13 @@ def v_skip(scores: Annotated[Scores, "visual_information_gain"], *, layers: Coun
     ``scores`` are the visual information gain (``lookless.calibrate``); any other layer score gives a variant of your
     own, and has to say so: ``scores.use_as("visual_information_gain")``.
 
+        >>> from lookless import Geometry, Scores
+        >>> four = Geometry.preset("LLaVA-1.5-7B").model_copy(update={"layers": 4})
+        >>> scores = Scores(name="visual_information_gain", per_sample=((0.6, 0.1, 0.2, 0.0),), geometry=four)
+        >>> plan = v_skip(scores, layers=2)
+        >>> plan.skipped("attention")
+        (1, 3)
+
     Raises:
         PlanError: ``scores`` are of another measure, or ``layers`` is negative or more than the model has.
     """

@@ -17,7 +17,7 @@ import numpy as np
 from .. import methods
 from ..errors import PlanError
 from ..plan import Plan
-from ..progress import shown
+from ..progress import track
 from .greedy import SLACK, SearchResult
 from .objective import Objective
 
@@ -94,7 +94,7 @@ def dop_depths(
     chosen = min(sums, key=lambda point: (*sums[point], point))
     best = None
     if len(sums) <= brute:
-        best = min(objective(family.plan(*point)) for point in shown(list(sums), "every plan", progress))
+        best = min(objective(family.plan(*point)) for point in track(list(sums), "every plan", progress))
     provenance = objective.made_by("dop", kept=kept, rank=rank, every=every, ratios=" ".join(f"{r:g}" for r in ratios))
     plan = family.plan(*chosen)
     return DepthChoice(
@@ -146,7 +146,7 @@ class _Family:
         attention: list[_Point] = [(depth, layers, 1.0) for depth in depths]
         ffn: list[_Point] = [(layers, depth, 1.0) for depth in depths]
         points = [*attention, *ffn, *((layers, layers, ratio) for ratio in ratios)]
-        one = {p: self.objective(self.plan(*p)) for p in shown(points, "one number at a time", progress)}
+        one = {p: self.objective(self.plan(*p)) for p in track(points, "one number at a time", progress)}
         by_attention, by_ffn = (
             np.interp(range(layers + 1), depths, [one[p] for p in line]) for line in (attention, ffn)
         )

@@ -20,7 +20,7 @@ from ..cells import Cell, Full, Neurons, Skip, Window
 from ..errors import PlanError
 from ..layer_plan import COLUMNS, LayerPlan
 from ..plan import Plan, Provenance
-from ..progress import shown
+from ..progress import track
 from .objective import Objective, share_kept
 
 SCHEMA_VERSION = 2
@@ -187,7 +187,7 @@ def greedy_order(
     if path is not None and Path(path).exists():
         order = _resumed(Path(path), order)
     wanted = len(order.candidates) if steps is None else min(steps, len(order.candidates))
-    for _ in shown(range(len(order.taken), wanted), f"{method} order", progress):
+    for _ in track(range(len(order.taken), wanted), f"{method} order", progress):
         started, evaluations = time.perf_counter(), objective.evaluations
         after = _extended(objective, order, penalty, stride)
         if limit is not None and after.distances[-1] > limit:

@@ -9,7 +9,7 @@ from ..cells import Skip
 from ..errors import PlanError
 from ..layer_plan import LayerPlan
 from ..plan import Plan
-from ..progress import shown
+from ..progress import track
 from .greedy import SLACK, SearchResult
 from .objective import Objective
 
@@ -93,7 +93,7 @@ def _swept(
     now = plan
     for _ in range(sweeps):
         before = now
-        for layer in shown(list(reversed(range(len(plan.layers)))), "repair", progress):
+        for layer in track(list(reversed(range(len(plan.layers)))), "repair", progress):
             near = {p.layers: p for p in _neighbours(now, layer, actions) if objective.kept(p) <= budget + SLACK}
             now = min([now, *near.values()], key=objective)  # the first of equals: no change without a gain
         if now.layers == before.layers:
