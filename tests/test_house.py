@@ -210,13 +210,6 @@ def test_the_oldest_and_the_newest_supported_versions_are_tested():
     assert number(newest[package])[:2] == (number(too_new)[0], number(too_new)[1] - 1)
 
 
-def test_every_rank_is_declared_and_computed():
-    from lookless.ranks import RANKS
-    from lookless.runtime.ranks import RANKERS
-
-    assert RANKERS.keys() == RANKS.keys()
-
-
 def test_every_cell_and_every_rank_is_compared_with_the_slow_reference():
     from helpers.plans import DECODE, OF_TOWER, PLANS
     from lookless.ranks import RANKS
