@@ -25,8 +25,9 @@ from types import TracebackType
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from ..cells import Cell
@@ -44,7 +45,7 @@ from .prompts import FEATURES, is_packed, prompts_of
 KEPT = "lookless_logits_to_keep"
 #: Transformers before 5.23 checkpoint a layer's whole call and repeat it in the backward pass, when the plan's forward
 #: pass is over; later ones checkpoint the stock ``forward``, which a plan replaces.
-RECOMPUTES_CALLS = "__call__" in vars(GradientCheckpointingLayer)
+RECOMPUTES_CALLS = Version(transformers.__version__) < Version("5.23")
 
 
 class _Running(threading.local):
