@@ -217,5 +217,5 @@ def test_the_share_measured(tmp_path):
     geometry = found.geometry.model_copy(update={"layers": 2})
     assert Scores(name="s", geometry=geometry, **rows).measured_share == (0.75, 0.0)
     assert Scores(name="s", geometry=geometry, per_sample=rows["per_sample"]).measured_share == (1.0, 1.0)
-    with pytest.raises(ValueError, match="measured has another shape"):
+    with pytest.raises(ValueError, match="measured and the scores differ in shape"):
         Scores(name="s", geometry=geometry, per_sample=rows["per_sample"], measured=((True, True),))
