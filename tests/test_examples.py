@@ -87,7 +87,10 @@ def prepare(monkeypatch):
     monkeypatch.setattr("os.execv", lambda *_: None)
 
 
-@pytest.mark.parametrize("name", ["lookless.plan", "lookless.scores", "lookless.flops", "lookless.methods.v_skip"])
+@pytest.mark.parametrize(
+    "name",
+    ["lookless.plan", "lookless.scores", "lookless.flops", "lookless.methods.v_skip", "lookless.runtime.rows"],
+)
 def test_docstrings_run(name):
     """What is easy to get wrong has an example, which gives what it says."""
     module = importlib.import_module(name)

@@ -3,11 +3,11 @@
 A full plan touches nothing, so it leaves the model as it is, to the bit. Under any other, every layer's ``forward`` is
 replaced on the instance: a layer in which nothing is planned still skips padding, and is stock where there is none.
 
-The model returns what the plan says. Dead work (:meth:`lookless.Plan.live`) is skipped
-where the call itself says that no visual row is needed: with ``logits_to_keep``, as ``generate`` passes it, and prompts
-that end in text. All logits (``labels`` too, as the first word after an image is predicted from the last visual row),
-all hidden states, or a prompt that ends in an image: the plan as it is written. Rows of padding mean nothing, and a
-dropped row keeps the state in which it was dropped.
+The model returns what the plan says. Dead work (:meth:`lookless.Plan.live`) is skipped where the call itself says that
+no visual row is needed: with ``logits_to_keep``, as ``generate`` passes it, and prompts that end in text. All logits
+(``labels`` too, as the first word after an image is predicted from the last visual row), all hidden states, or a prompt
+that ends in an image: the plan as it is written. Rows of padding mean nothing, and a dropped row keeps the state in
+which it was dropped.
 
 Prompts without an image or under the break-even point, and decode steps, run the stock forward; a layer whose cache
 holds fewer keys than there are tokens gives it a mask of that length. The state of a pass belongs to its call, so
