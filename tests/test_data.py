@@ -18,7 +18,7 @@ from lookless import Plan, Scores, evaluate, load_data, reference, v_skip
 from lookless.data import Sample, Samples, SeenWarning, load_image
 from lookless.errors import DataError
 from lookless.reference.draw import draw
-from lookless.reference.questions import HARDER, TASKS, pose
+from lookless.reference.questions import TASKS, pose
 from lookless.reference.worlds import CHARACTERS, COLOURS, SHAPES, Scene
 from lookless.runtime.families import geometry_of
 
@@ -121,7 +121,8 @@ def test_reference_splits():
     images = [s.images[0].tobytes() for s in (*a, *b)]
     assert len(set(images)) == len(images)
     mixed = load_data("reference", limit=12)
-    assert [s.question for s in mixed][:6] == [reference.question(t, "test", 0)[1] for t in reference.TASKS]
+    first = [reference.question(task, "test", 0)[1] for task in reference.TASKS]
+    assert [s.question for s in mixed][: len(first)] == first
 
 
 def test_lines_end_at_newlines_alone(folder):
@@ -240,7 +241,7 @@ def test_hash_sees_every_pixel_and_word():
     assert len({Samples("s", (Sample((i,), q, a),)).hash for i, q, a in variants}) == 4
 
 
-@pytest.mark.parametrize("task", TASKS | HARDER)
+@pytest.mark.parametrize("task", TASKS)
 def test_tasks_are_open_to_no_guess(task):
     """The most common answer is right no oftener than chance and a margin says."""
     answers = Counter(pose(task, random.Random(f"balance:{i}"))[2] for i in range(600))
@@ -249,7 +250,7 @@ def test_tasks_are_open_to_no_guess(task):
     assert answers.most_common(1)[0][1] / 600 < ceiling[task]
 
 
-@pytest.mark.parametrize("task", TASKS | HARDER)
+@pytest.mark.parametrize("task", TASKS)
 def test_images_are_drawn_alike_and_answers_have_their_lengths(task):
     for i in range(20):
         world, question, answer = pose(task, random.Random(f"again:{i}"))

@@ -75,7 +75,7 @@ def prepare(monkeypatch):
     load_data("reference:chart", limit=1).items[0].images[0].save("photo.png")
     Path("mine.jsonl").write_text('{"image": "photo.png", "question": "which bar is the tallest?", "answer": "red"}')
     monkeypatch.setitem(PRESETS, "LLaVA-1.5-7B", SMALL)
-    monkeypatch.setattr(demo, "TASKS", ["chart"])
+    monkeypatch.setattr(demo, "tasks_of", lambda model: ["chart"])
     monkeypatch.setattr(demo, "CALIBRATION_SAMPLES", 2)
     monkeypatch.setattr(demo, "run_demo", functools.partial(demo.run_demo, test_samples=8))
     fake = (sys.executable, fake_vllm.__file__)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from lookless.reference.draw import draw
-from lookless.reference.worlds import World, sample_chart, sample_scene, sample_sign, sample_table
+from lookless.reference.worlds import Sign, World, sample_chart, sample_scene, sample_sign, sample_table
 
 from .describe import DESCRIBE, converse, describe, state
 from .labels import LABELS, VISUAL, dense_labels
@@ -73,7 +73,7 @@ def _talk(
 ) -> list[tuple[list[int], list[int]]]:
     """Tokens given and tokens to be answered, of each turn about ``world``."""
     prompt = words.prompt
-    if rng.random() < stating:
+    if rng.random() < (max(stating, 0.5) if isinstance(world, Sign) else stating):  # all its questions are one
         stated = (state(world, rng) for _ in range(25))
         return [(words(prompt.statement.format(beginning)), words(f" {end}")) for beginning, end in stated]
     talk = converse(world, rng, turns=16, facts=facts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from lookless.reference.questions import FRUIT, HARDER, TASKS, WARMTH, pose
+from lookless.reference.questions import FRUIT, TASKS, WARMTH, pose
 from lookless.reference.worlds import (
     SIDES,
     Chart,
@@ -46,7 +46,7 @@ def fact(rng: random.Random) -> tuple[str, str]:
 
 def sample_world(rng: random.Random) -> World:
     """Scenes carry most of the tasks and are drawn most often."""
-    kind = rng.choices(("scene", "crowd", "sign", "chart", "table"), weights=(4, 4, 3, 1, 3))[0]
+    kind = rng.choices(("scene", "crowd", "sign", "chart", "table"), weights=(3, 4, 4, 1, 3))[0]
     if kind == "crowd":  # one count is as common as another, as in the test; scenes at random seldom hold four alike
         return pose("counting", rng)[0]
     samples = {"scene": sample_scene, "sign": sample_sign, "chart": sample_chart, "table": sample_table}
@@ -90,10 +90,10 @@ def state(world: World, rng: random.Random) -> tuple[str, str]:
 
 _ASKS = {
     Scene: [
-        *((TASKS[t][1], w) for t, w in (("existence", 2), ("attribute", 2), ("counting", 8), ("spatial", 3))),
-        *((HARDER[t][1], w) for t, w in (("relation", 6), ("comparison", 3), ("listing", 1))),
+        *((TASKS[t][1], w) for t, w in (("existence", 1), ("attribute", 1), ("counting", 8), ("spatial", 2))),
+        *((TASKS[t][1], w) for t, w in (("relation", 6), ("comparison", 3), ("listing", 2))),
     ],
-    Table: [(HARDER["table"][1], 1)],
+    Table: [(TASKS["table"][1], 1)],
     Sign: [(TASKS["text"][1], 1)],
     Chart: [(TASKS["chart"][1], 1)],
 }

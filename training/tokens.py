@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lookless.reference.questions import FRUIT, HARDER, TASKS, WARMTH
+from lookless.reference.questions import FRUIT, TASKS, WARMTH
 from lookless.reference.worlds import CHARACTERS
 
 from .describe import DESCRIBE, ORDINALS, describe, fact, state
@@ -110,7 +110,7 @@ def corpus(prompt: Prompt) -> list[str]:
         *["the first character is a bar of value is at the number of objects is"] * 50,
     ]
     for _ in range(3000):
-        for sample, ask in (TASKS | HARDER).values():
+        for sample, ask in TASKS.values():
             world = sample(rng)
             asked = ask(world, rng)
             words = describe(world)

@@ -160,7 +160,7 @@ def load_data(
         test = load_data("mine.jsonl", split="test", without=calibration.hashes)
 
     Args:
-        where: ``reference:TASK``, ``reference`` for all six tasks in turn, or the path of a JSONL file. Each line of
+        where: ``reference:TASK``, ``reference`` for all its tasks in turn, or the path of a JSONL file. Each line of
             the file is an object with ``question``, ``answer``, ``image`` or ``images`` (paths relative to the file),
             and optionally ``task``.
         split: ``test``: the lines of a file in their order; ``calibration``: lines with an image, drawn at random,

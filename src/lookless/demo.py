@@ -20,7 +20,7 @@ from .evaluation import Estimate, evaluate
 from .loading import Loaded, load_model
 from .methods import v_skip
 from .plan import Plan
-from .reference import TASKS
+from .reference import tasks_of
 from .runtime.families import locate
 from .scores import Scores
 from .version import __version__
@@ -78,7 +78,7 @@ def run_demo(out: Path, *, test_samples: int = TEST_SAMPLES, log: Callable[[str]
     plans: dict[str, Plan] = {}
     rows = []
     visual = text = 0.0
-    for task in TASKS:
+    for task in tasks_of("reference"):
         log(f"{task}: calibrating on {CALIBRATION_SAMPLES} images")
         scores[task] = calibrate(loaded, load_data(f"reference:{task}", split="calibration", limit=CALIBRATION_SAMPLES))
         scores[task].save(out / task / "scores.json")

@@ -92,7 +92,7 @@ def evaluate(
     plan: Plan | None = None,
     *,
     batch: int = 25,
-    max_new_tokens: int = 16,
+    max_new_tokens: int = 32,
     dense: Sequence[str] | None = None,
     progress: bool = True,
 ) -> Evaluation:

@@ -24,7 +24,7 @@ Budget = Annotated[
     typer.Option(help="Share of FLOPs at which methods are compared (default 0.6); repeatable.", min=0.01, max=1),
 ]
 Only = Annotated[list[str] | None, typer.Option("--method", help="Only this method; repeatable.")]
-Tasks = Annotated[list[str] | None, typer.Option(help="Tasks, as for eval (default: the six shipped ones).")]
+Tasks = Annotated[list[str] | None, typer.Option(help="Tasks, as for eval (default: what a shipped model knows).")]
 
 
 @app.command()
@@ -56,7 +56,6 @@ def table(
     names = models or reference.NAMES
     folders = {model: writable(work / model.replace("/", "-"), folder=True) for model in names}
     settings: dict[str, Any] = {
-        "tasks": data or [f"reference:{task}" for task in reference.TASKS],
         "budgets": budget or [0.6],
         "questions": questions,
         "samples": samples,
@@ -64,7 +63,13 @@ def table(
     }
     chosen = _chosen(only)
     results = [
-        run_table(load_model(model, dtype=dtype, device=device), chosen, folder, **settings)
+        run_table(
+            load_model(model, dtype=dtype, device=device),
+            chosen,
+            folder,
+            tasks=data or [f"reference:{task}" for task in reference.tasks_of(model)],
+            **settings,
+        )
         for model, folder in folders.items()
     ]
     _write(out_path, figure, results)

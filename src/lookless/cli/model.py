@@ -60,7 +60,7 @@ def demo(
     ),
     as_json: Json = False,
 ) -> None:
-    """Calibrate, plan, apply and measure on the shipped reference model, for six tasks. About two minutes.
+    """Calibrate, plan, apply and measure on the shipped reference model, task by task. About two minutes.
 
     Example: lookless demo --out my-first-look
     """
@@ -175,7 +175,7 @@ def evaluate(
         typer.Option("--include-seen", help="Also test on lines that the plan was calibrated on."),
     ] = False,
     batch: Annotated[int, typer.Option(help="Batch size.", min=1)] = 25,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 16,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 32,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     revision: Revision = None,

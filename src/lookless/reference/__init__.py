@@ -6,6 +6,7 @@ other seeds.
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -20,10 +21,18 @@ MODEL = MODELS["llava"]
 #: The names by which ``load_model`` loads the shipped models.
 NAMES = {"reference": MODELS["llava"], "reference-qwen3-vl": MODELS["qwen3_vl"]}
 
-__all__ = ["MODEL", "MODELS", "NAMES", "TASKS", "question"]
+__all__ = ["MODEL", "MODELS", "NAMES", "TASKS", "question", "tasks_of"]
 
 
 def question(task: str, split: str, index: int) -> tuple[Image.Image, str, str]:
     """One (image, question, answer) of ``task``."""
     world, asked, answer = pose(task, random.Random(f"{split}:{task}:{index}"))
     return draw(world), asked, answer
+
+
+def tasks_of(model: str) -> tuple[str, ...]:
+    """The tasks that a shipped model was trained on, by its card; every task for another model."""
+    if model not in NAMES:
+        return tuple(TASKS)
+    card = json.loads((NAMES[model] / "scores.json").read_text())
+    return tuple(task for task in TASKS if task in card["accuracy"])
