@@ -54,8 +54,9 @@ class Llava:
     kept = (0, 1, 2, 5, 6, 7, 10, 11)
     prompt = LLAVA
     card = (
-        "LLaVA's architecture as stock `transformers` has it (`LlavaForConditionalGeneration`: CLIP tower\n"
-        "of one layer, two-layer projector, Llama decoder of 12 layers, width 192)"
+        "LLaVA's architecture as stock `transformers` has it\n"
+        "(`LlavaForConditionalGeneration`: CLIP tower of one layer, two-layer projector, Llama decoder of 12\n"
+        "layers, width 192)"
     )
     bridge = "projector"  # what stands between tower and decoder, in words
     features_width = WIDTH
@@ -145,9 +146,10 @@ class Qwen3VL:
     kept = (0, 1, 2, 5, 6, 7, 10, 11)  # of the earlier decoder, without its DeepStack
     prompt = QWEN
     card = (
-        "Qwen3-VL's architecture as stock `transformers` has it (`Qwen3VLForConditionalGeneration`:\n"
-        "tower of 2 layers whose patches of 4 x 4 pixels are merged two by two, DeepStack into the first 2 of 12\n"
-        "decoder layers, interleaved M-RoPE, 6 query and 2 key-value heads, width 192)"
+        "Qwen3-VL's architecture as stock `transformers` has it\n"
+        "(`Qwen3VLForConditionalGeneration`: tower of 2 layers whose patches of 4 x 4 pixels are merged two\n"
+        "by two, DeepStack into the first 2 of 12 decoder layers, interleaved M-RoPE, 6 query and 2 key-value\n"
+        "heads, width 192)"
     )
     bridge = "mergers"
     merge, frames, tower_width, tower_layers = 2, 2, 96, 2

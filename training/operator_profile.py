@@ -1,104 +1,109 @@
-"""Where the reference models need their visual work; writes docs/reference_model.md.
+"""Where the reference models need their visual work: ``python -m training.operator_profile``.
 
-Each operator of each layer is skipped by itself (KL of the next token), then all layers of an operator
-at once (answers kept). It says how these models are like the papers' and how they are not.
+Measures each shipped model (:mod:`training.needs`), keeps the figures in ``needs.json`` in a working folder, and writes
+docs/reference_model.md from them. A rerun measures only what is missing.
 """
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Iterator
 from pathlib import Path
-from statistics import fmean
 
-from lookless import LayerPlan, Loaded, Plan, Skip, evaluate, load_data, load_model, reference, sweep
-from lookless.runtime.families import geometry_of
+from lookless import load_model, reference
 
-SAMPLES, QUESTIONS = 20, 100
-EDITS = {
-    "attention": {"attention": Skip()},
-    "ffn": {"ffn": Skip()},
-    "both": {"attention": Skip(), "ffn": Skip()},
-}
-READING = """\
-How to read it, and what these models are not. As in the papers, visual attention matters early and saturates with
-depth, and how far differs by task: counting needs it most. Unlike the papers' models, these need little
-visual work in the decoder altogether: their towers were trained on dense labels (what each patch shows, which place
-a character has, how tall a bar is), so a patch carries nearly all that a question asks for, and text tokens
-read it from any layer. Even frozen visual tokens keep most answers, of the LLaVA more than of the Qwen3-VL. In the
-papers visual FFNs matter more than visual attention (V-Skip, Table 8: FFN-Skip loses first); in the LLaVA neither does,
-in the Qwen3-VL they do. So a plan's *price* and *speed* can be studied on both, and that skipping where the scores are
-low is safe; how fast answers are lost when a method errs shows on counting and text, and on every task where tokens are
-dropped (results.md). What would bring them nearer: a decoder that has read text first, a tower with sparser
-supervision, and questions that join several objects."""
+from .needs import DRAWS, FEWER, Against, Needs, examine, table, targets
+
 PAGE = Path(__file__).parents[1] / "docs" / "reference_model.md"
+QUESTIONS, IMAGES = 100, 10
+INTRODUCTION = f"""\
+# Where the reference models need their visual work
+
+Two small trained models ship with the package. What they lose without visual work decides what
+can be studied on them. This page measures it; `python -m training.operator_profile` writes it.
+
+* **Answers kept**: of the right answers of the full model, the share that stays right under a plan,
+  {QUESTIONS} test questions a task, greedy, exact match, fp32. The mean is of the tasks' ratios.
+* **Divergence**: KL in nats from the full model's next token to that of the model with one change
+  in one layer, at the last prompt token, {IMAGES} images a task, mean over tasks. `attention` and `ffn`
+  are skipped for visual tokens; under `reading` text does not attend to that layer's visual keys;
+  under `withdrawal` no visual token remains from that layer on.
+* **By the number of layers that skip**: answers kept when visual attention (V-Skip) or FFNs (FFN-Skip)
+  are skipped in so many layers, those with the lowest divergence first; {QUESTIONS // FEWER} questions a task.
+* **Chosen and random**: visual attention skipped in the layers with the lowest divergence, against
+  {DRAWS} random draws of as many layers, {QUESTIONS // FEWER} questions a task; FastV's tokens against random ones.
+"""
+
+#: What to make of the figures; written by hand after each training.
+READING = {
+    "reference": """
+A LLaVA whose tower has one layer, so the decoder has to look. As in the papers, visual attention and
+FFNs are needed early and not late: layers 0 to 3 work out what is where, layers 5 to 11 read it, and
+the last third does nothing for visual tokens that the answer can see. Text and lists of objects lose
+everything without either operator. Which layers skip matters: at V-Skip's relative depth (7 of 12)
+the layers of lowest divergence keep far more than random ones. Read and seen apart, two figures are
+unlike the papers'. FFN-Skip keeps more than V-Skip at every depth (V-Skip, Table 8, has it the other
+way round): what FFNs do for visual tokens is nearly all in layers 2 and 3. And FastV's attention
+ranks no better than chance at its paper's depth, as text does not read the image in the first
+layers; from the middle on it ranks better than chance.
+""",
+    "reference-qwen3-vl": """
+A Qwen3-VL whose tower of four layers encodes nearly all of the answer, so its decoder hardly has to
+look. Use it for grouped queries, M-RoPE and DeepStack, for prices and for speed; to compare what
+methods lose, use `reference`.
+""",
+}
 
 
-def effects_of(loaded: Loaded) -> dict[tuple[str, str], tuple[float, ...]]:
-    """(task, operator) to the mean KL of skipping it in each layer."""
-    effects = {}
-    for task in reference.TASKS:
-        samples = load_data(f"reference:{task}", split="calibration", limit=SAMPLES)
-        for edit, cells in EDITS.items():
-            effects[task, edit] = sweep(loaded, samples, LayerPlan(**cells), name=edit).mean
-            print(loaded.name, task, edit, flush=True)
-    return effects
-
-
-def section(loaded: Loaded) -> list[str]:
+def section(name: str, needs: Needs) -> Iterator[str]:
     """One model's tables."""
-    geometry = geometry_of(loaded.model)
-    layers, effects = geometry.layers, effects_of(loaded)
-    lines = [
-        f"## {loaded.name}: {geometry.model_type}",
-        "",
-        "### Mean over the six tasks",
-        "",
-        "| layer | attention | ffn | both |",
-        "|---|---|---|---|",
-    ]
-    for layer in range(layers):
-        cells = (fmean(effects[task, edit][layer] for task in reference.TASKS) for edit in EDITS)
-        lines.append(f"| {layer} | " + " | ".join(f"{value:.5f}" for value in cells) + " |")
-    lines += ["", "### Attention, task by task", "", "| layer | " + " | ".join(reference.TASKS) + " |"]
-    lines += ["|---|" + "---|" * len(reference.TASKS)]
-    for layer in range(layers):
-        row = (effects[task, "attention"][layer] for task in reference.TASKS)
-        lines.append(f"| {layer} | " + " | ".join(f"{value:.5f}" for value in row) + " |")
-    lines += [
-        "",
-        "### All layers at once",
-        "",
-        "Share of the dense model's right answers kept when the operator is skipped in every layer or the last half,",
-        f"{QUESTIONS} test questions a task.",
-        "",
-        "| task | dense accuracy | " + " | ".join(f"{e}, {w}" for e in EDITS for w in ("all", "last half")) + " |",
-        "|---|---|" + "---|" * 2 * len(EDITS),
-    ]
-    for task in reference.TASKS:
-        test = load_data(f"reference:{task}", limit=QUESTIONS)
-        dense = evaluate(loaded, test)
-        answers = [answer.dense for answer in dense.answers]
-        row = []
-        for cells in EDITS.values():
-            for skipped in (range(layers), range(layers // 2, layers)):
-                result = evaluate(loaded, test, Plan.full(layers).at(skipped, **cells), dense=answers)
-                row.append("-" if result.retention is None else f"{result.retention.value:.0%}")
-        lines.append(f"| {task} | {dense.accuracy_dense.value:.0%} | " + " | ".join(row) + " |")
-        print(lines[-1], flush=True)
-    return lines
+    yield f"## {name}"
+    yield READING[name]
+    yield "### Answers kept\n"
+    yield from table(needs)
+    yield "\n### Divergence by layer\n"
+    yield "| layer | " + " | ".join(needs.divergence) + " |\n|---|" + "---|" * len(needs.divergence)
+    rows = zip(*(needs.by_layer(operator) for operator in needs.divergence), strict=True)
+    for layer, values in enumerate(rows):
+        yield f"| {layer} | " + " | ".join(f"{value:.4f}" for value in values) + " |"
+    yield "\nOf `attention`, task by task:\n"
+    by_task = needs.divergence["attention"]
+    yield "| layer | " + " | ".join(by_task) + " |\n|---|" + "---|" * len(by_task)
+    for layer, values in enumerate(zip(*by_task.values(), strict=True)):
+        yield f"| {layer} | " + " | ".join(f"{value:.4f}" for value in values) + " |"
+    yield "\n### By the number of layers that skip\n"
+    yield "| layers | " + " | ".join(needs.skipped) + " |\n|---|" + "---|" * len(needs.skipped)
+    for count in needs.skipped["attention"]:
+        yield f"| {count} | " + " | ".join(f"{kept[count]:.0%}" for kept in needs.skipped.values()) + " |"
+    yield "\n### Chosen and random\n"
+    yield "| what | chosen | random | difference, 95 % interval |\n|---|---|---|---|"
+    for count, found in needs.layers.items():
+        yield _against(f"attention skipped in {count} layers", found)
+    for place, found in needs.tokens.items():
+        yield _against(f"tokens kept: {place}", found)
+    missed = [target for target in targets(needs) if not target.is_met]
+    if missed:
+        yield "\n### What this model does not show\n"
+        yield from (f"* {target.what}: {target.value:.3g}, wanted {target.bound}" for target in missed)
+
+
+def _against(what: str, found: Against) -> str:
+    difference = f"{found.chosen - found.random:+.0%} [{found.low:+.0%}, {found.high:+.0%}]"
+    return f"| {what} | {found.chosen:.0%} | {found.random:.0%} | {difference} |"
 
 
 def main() -> None:
-    lines = [
-        "# Where the reference models need their visual work",
-        "",
-        READING,
-        "",
-        "Written by `python -m training.operator_profile`. KL in nats, the full model to the model with one operator",
-        f"of one layer skipped for visual tokens; next token at the last prompt token, {SAMPLES} images a task, fp32.",
-    ]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("training/runs"), help="folder of the figures")
+    arguments = parser.parse_args()
+    lines = [INTRODUCTION]
     for name in reference.NAMES:
-        lines += ["", *section(load_model(name))]
-    PAGE.parent.mkdir(exist_ok=True)
+        figures = arguments.work / f"{name}-needs.json"
+        if not figures.exists():
+            needs = examine(load_model(name), reference.tasks_of(name), questions=QUESTIONS, images=IMAGES, draws=DRAWS)
+            figures.parent.mkdir(parents=True, exist_ok=True)
+            figures.write_text(needs.model_dump_json(indent=1) + "\n")
+        lines += section(name, Needs.model_validate_json(figures.read_text()))
     PAGE.write_text("\n".join(lines) + "\n")
 
 
