@@ -26,6 +26,7 @@ CARDS = {name: json.loads((folder / "scores.json").read_text()) for name, folder
 QUESTIONS = 200
 #: A guesser who knows the tasks but not the image: the most common answer of each; the margin is three standard errors.
 BLIND = {"existence": 0.5, "attribute": 0.2, "counting": 0.22, "spatial": 0.42, "text": 0.0, "chart": 0.3}
+BLIND |= {"relation": 0.15, "comparison": 0.3, "table": 0.1, "listing": 0.0}
 MARGIN = 0.11
 
 
@@ -125,8 +126,15 @@ def test_training_computes_what_the_stock_model_computes(shipped):
             assert torch.allclose(stock[0, len(prefix) :], trained[i, at], atol=1e-3)
 
 
+@pytest.fixture(params=TASKS)
+def task(request, shipped) -> str:
+    """Each task that the model knows."""
+    if request.param not in CARDS[shipped.name]["accuracy"]:
+        pytest.skip(f"{shipped.name} was not trained on {request.param}")
+    return request.param
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("task", TASKS)
 def test_sees(shipped, task):
     """No worse than its card says, on test images, within what so few questions, here and on the card, can tell."""
     result = evaluate(shipped, load_data(f"reference:{task}", limit=QUESTIONS), progress=False)
@@ -138,7 +146,6 @@ def test_sees(shipped, task):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("task", TASKS)
 def test_blind_it_guesses(shipped, task):
     """The same questions on noise: nothing in the wording gives the answer away."""
     rng = np.random.default_rng(0)
@@ -157,5 +164,5 @@ def test_blind_it_guesses(shipped, task):
 def test_most_of_the_answers_survive_a_calibrated_plan(reference):
     """The point of it all, on one task: seven of twelve layers skipped, chosen on other images."""
     scores = calibrate(reference, load_data("reference:attribute", split="calibration", limit=20), progress=False)
-    result = evaluate(reference, load_data("reference:attribute", limit=100), v_skip(scores, layers=4), progress=False)
+    result = evaluate(reference, load_data("reference:attribute", limit=100), v_skip(scores, layers=7), progress=False)
     assert result.retention.value >= 0.9
