@@ -7,10 +7,12 @@ docs/reference_model.md from them. A rerun measures only what is missing.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from lookless import load_model, reference
+from lookless.markdown import wrapped
 
 from .needs import DRAWS, FEWER, Against, Needs, examine, table, targets
 
@@ -41,11 +43,11 @@ A LLaVA whose tower has one layer, so the decoder has to look. As in the papers,
 FFNs are needed early and not late: layers 0 to 3 work out what is where, layers 5 to 11 read it, and
 the last third does nothing for visual tokens that the answer can see. Text and lists of objects lose
 everything without either operator. Which layers skip matters: at V-Skip's relative depth (7 of 12)
-the layers of lowest divergence keep far more than random ones. Read and seen apart, two figures are
-unlike the papers'. FFN-Skip keeps more than V-Skip at every depth (V-Skip, Table 8, has it the other
-way round): what FFNs do for visual tokens is nearly all in layers 2 and 3. And FastV's attention
-ranks no better than chance at its paper's depth, as text does not read the image in the first
-layers; from the middle on it ranks better than chance.
+the layers of lowest divergence keep far more than random ones. Two figures are unlike the papers'.
+FFN-Skip keeps more than V-Skip at every depth (V-Skip, Table 8, has it the other way round): what
+FFNs do for visual tokens is nearly all in layers 2 and 3. And FastV's attention ranks no better than
+chance at its paper's depth, as text does not read the image in the first layers; from the middle on
+it ranks better than chance.
 """,
     "reference-qwen3-vl": """
 A Qwen3-VL whose tower of four layers encodes nearly all of the answer, so its decoder hardly has to
@@ -55,10 +57,15 @@ methods lose, use `reference`.
 }
 
 
+def prose(text: str) -> str:
+    """``text`` wrapped anew: a line that begins no paragraph, item or heading continues the one before."""
+    return wrapped(re.sub(r"(?<!\n)\n +|(?<!\n)\n(?![\n*#])", " ", text.strip()))
+
+
 def section(name: str, needs: Needs) -> Iterator[str]:
     """One model's tables."""
-    yield f"## {name}"
-    yield READING[name]
+    yield f"\n## {name}\n"
+    yield prose(READING[name]) + "\n"
     yield "### Answers kept\n"
     yield from table(needs)
     yield "\n### Divergence by layer\n"
@@ -96,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("training/runs"), help="folder of the figures")
     arguments = parser.parse_args()
-    lines = [INTRODUCTION]
+    lines = [prose(INTRODUCTION)]
     for name in reference.NAMES:
         figures = arguments.work / f"{name}-needs.json"
         if not figures.exists():
