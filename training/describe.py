@@ -90,8 +90,13 @@ def state(world: World, rng: random.Random) -> tuple[str, str]:
 
 _ASKS = {
     Scene: [
-        *((TASKS[t][1], w) for t, w in (("existence", 1), ("attribute", 1), ("counting", 8), ("spatial", 2))),
-        *((TASKS[t][1], w) for t, w in (("relation", 6), ("comparison", 3), ("listing", 2))),
+        (TASKS["existence"][1], 1),
+        (TASKS["attribute"][1], 1),
+        (TASKS["counting"][1], 8),
+        (TASKS["spatial"][1], 2),
+        (TASKS["relation"][1], 6),
+        (TASKS["comparison"][1], 3),
+        (TASKS["listing"][1], 2),
     ],
     Table: [(TASKS["table"][1], 1)],
     Sign: [(TASKS["text"][1], 1)],
