@@ -46,6 +46,7 @@ ORDER = [
     "figures",
     "report",
     "bench",
+    "optimize",
     "demo",
     "comparison",
     "cli",
@@ -104,7 +105,8 @@ INSIDE = {
     ],
     "reference": ["fonts", "worlds", "draw", "questions"],
     "calibration": ["distances", "replay", "sweep", "gradients", "screening"],
-    "search": ["objective", "greedy", "depthwise", "interactions"],
+    "search": ["objective", "greedy", "depthwise", "interactions", "front"],
+    "optimize": ["folder"],
     "bench": [
         "timing",
         "dummy_model",

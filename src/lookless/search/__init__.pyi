@@ -1,5 +1,8 @@
 from .depthwise import DepthChoice as DepthChoice
 from .depthwise import dop_depths as dop_depths
+from .front import Candidate as Candidate
+from .front import Front as Front
+from .front import Gain as Gain
 from .greedy import GreedyOrder as GreedyOrder
 from .greedy import Step as Step
 from .greedy import greedy_order as greedy_order

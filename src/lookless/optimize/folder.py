@@ -1,0 +1,216 @@
+"""What ``lookless optimize`` leaves in its folder, and where.
+
+==========================  =======================================================================================
+run.json                    :class:`Run`: model, data, splits, target, machine, seconds, and what was chosen
+scores/TASK.MEASURE.json    :class:`lookless.Scores` of one task, on its calibration samples
+latency.json                :class:`lookless.bench.latency.LatencyTable`, measured here
+front.json                  :class:`lookless.search.Front`: every plan that was run on the tuning samples
+chain.json                  :class:`Chain`: the plans to be tested, from mild to aggressive
+points/N/TASK.json          :class:`lookless.Evaluation` of the chain's N-th plan on the certification samples
+certificate.json            :class:`lookless.certification.Certificate`
+plan/lookless_plan.json     the :class:`lookless.Plan` to serve
+report.html                 one page on all of it
+==========================  =======================================================================================
+
+Every file but run.json may be missing: a run that was interrupted goes on from what is there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .. import files
+from ..errors import PlanError
+from ..evaluation import Evaluation
+from ..geometry import Geometry
+from ..search.front import Candidate, Price
+
+SCHEMA_VERSION = 1
+
+
+class Part(BaseModel):
+    """Some samples of one task.
+
+    Attributes:
+        hash: of all of them, :attr:`lookless.Samples.hash`.
+        sample_hashes: of each prompt.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hash: str
+    sample_hashes: tuple[str, ...]
+
+    @property
+    def samples(self) -> int:
+        return len(self.sample_hashes)
+
+
+class TaskData(BaseModel):
+    """One data set in three parts that share no prompt.
+
+    Attributes:
+        task: the short name in file names and tables, unique in its run.
+        data: as given: a file, or ``reference:TASK``.
+        calibration: scores and full runs are of these.
+        tuning: plans are compared on these.
+        certification: nothing is chosen by these; they test.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    data: str
+    calibration: Part
+    tuning: Part
+    certification: Part
+
+
+class Target(BaseModel):
+    """What the user wants.
+
+    Attributes:
+        kind: ``flops`` or ``latency``: the least loss at this share of the stock prefill; ``retention``: the lowest
+            price at which this share of the dense model's right answers stays right.
+        value: the share.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["flops", "latency", "retention"]
+    value: float = Field(gt=0, lt=1)
+
+    @property
+    def price(self) -> Price:
+        return "time" if self.kind == "latency" else "kept"
+
+
+class Run(BaseModel):
+    """What was to be done, on what, and what came out.
+
+    Attributes:
+        model, revision: as given, and its hub commit.
+        geometry: of the model.
+        data: the data sets, each in three parts.
+        target, confidence: what the plan has to hold, and how sure that has to be.
+        position: where distributions were compared.
+        seed: of the draw from files.
+        machine, dtype, device, threads, versions: on what it ran.
+        seconds: of each stage that ran, by name.
+        chosen: the chain's plan that was written to ``plan``; None: the full model's, or none yet.
+        lines: the result in words.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    model: str
+    revision: str | None = None
+    geometry: Geometry
+    data: tuple[TaskData, ...] = Field(min_length=1)
+    target: Target
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    position: str = "answer"
+    seed: int = 0
+    machine: str = ""
+    dtype: str = ""
+    device: str = ""
+    threads: int = 1
+    versions: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    chosen: int | None = None
+    lines: tuple[str, ...] = ()
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(data.task for data in self.data)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Run:
+        """Raises: PlanError: there is no run in the folder, or it cannot be read."""
+        return files.load(Folder(Path(folder)).run, cls, PlanError, SCHEMA_VERSION)
+
+
+class Chain(BaseModel):
+    """The plans that the certification tests in turn, from mild to aggressive, each cheaper than the one before."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    price: Price
+    points: tuple[Candidate, ...] = ()
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Chain:
+        """Raises: PlanError: there is none in the folder, or it cannot be read."""
+        return files.load(Folder(Path(folder)).chain, cls, PlanError, SCHEMA_VERSION)
+
+
+class Folder:
+    """The paths of one run.
+
+    Attributes:
+        root: the folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def latency(self) -> Path:
+        return self.root / "latency.json"
+
+    @property
+    def front(self) -> Path:
+        return self.root / "front.json"
+
+    @property
+    def chain(self) -> Path:
+        return self.root / "chain.json"
+
+    @property
+    def certificate(self) -> Path:
+        return self.root / "certificate.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    def scores(self, task: str, measure: str) -> Path:
+        return self.root / "scores" / f"{task}.{measure}.json"
+
+    def point(self, index: int) -> Path:
+        return self.root / "points" / str(index)
+
+    def evaluation(self, index: int, task: str) -> Path:
+        return self.point(index) / f"{task}.json"
+
+    def evaluations(self, index: int, tasks: Sequence[str]) -> dict[str, Evaluation]:
+        """Of the chain's plan number ``index``, those that are there, by task."""
+        paths = {task: self.evaluation(index, task) for task in tasks}
+        return {task: files.load(path, Evaluation, PlanError, 1) for task, path in paths.items() if path.exists()}
+
+
+def task_names(data: Sequence[str]) -> tuple[str, ...]:
+    """Short names for data sets, for files and tables: ``chart`` for ``reference:chart``, ``mine`` for ``mine.jsonl``;
+    numbered where two are alike."""
+    names: list[str] = []
+    for where in data:
+        plain = where.removeprefix("reference:") if where.startswith("reference:") else Path(where).stem
+        plain = re.sub(r"[^\w-]+", "-", plain).strip("-") or "data"
+        alike = sum(name == plain or re.fullmatch(rf"{re.escape(plain)}-\d+", name) is not None for name in names)
+        names.append(f"{plain}-{alike + 1}" if alike else plain)
+    return tuple(names)

@@ -1,0 +1,112 @@
+"""Every plan that a search ran, and the best of them at every price."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_serializer
+
+from ..plan import Plan
+from .greedy import SLACK, SearchResult
+
+#: What a plan is priced by: its share of the stock prefill's FLOPs, or of its milliseconds.
+Price = Literal["kept", "time"]
+
+
+class Candidate(BaseModel):
+    """One plan, what it costs, and how far it moves the answers of the samples that the search saw.
+
+    Attributes:
+        plan: without provenance, and written without its full cells.
+        kept: the share of the stock model's prefill FLOPs that runs.
+        time: the share of its prefill milliseconds, by a latency table; None without one.
+        distance: KL from the full model's answers, in nats, all changes together; the mean over tasks.
+        by_task: the same of each task, the mean over its samples.
+        found_by: the step of the search, or the method whose plan it is.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    plan: Plan
+    kept: float
+    time: float | None = None
+    distance: float
+    by_task: dict[str, float] = Field(min_length=1)
+    found_by: str
+
+    @property
+    def worst(self) -> float:
+        """The distance of the task that moves most."""
+        return max(self.by_task.values())
+
+    def price(self, price: Price) -> float:
+        """``kept`` or ``time``; infinite where the time is not known."""
+        return self.kept if price == "kept" else float("inf") if self.time is None else self.time
+
+    @field_serializer("plan")
+    def _written(self, plan: Plan) -> dict[str, Any]:
+        rows = [{name: cell for name, cell in row if not cell.is_full} for row in plan.layers]
+        return {
+            "layers": [{name: cell.model_dump(mode="json") for name, cell in row.items()} for row in rows],
+            "geometry": None if plan.geometry is None else plan.geometry.model_dump(mode="json"),
+        }
+
+
+class Gain(BaseModel):
+    """What one step of a search reached within one budget, and what it took.
+
+    Attributes:
+        step: in the order taken: ``additive``, ``methods``, ``joint``.
+        budget: the largest price of a plan.
+        distance: the lowest found up to and with this step, in nats.
+        found_by: of the plan that has it.
+        evaluations: plans run in this step, for this budget.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: str
+    budget: float
+    distance: float
+    found_by: str
+    evaluations: int
+
+
+class Front(SearchResult):
+    """Every plan that was run, in the order run, and the gain of every step over the one before.
+
+    Attributes:
+        price: what the budgets of the search are of.
+        tasks: the data sets, in the order given.
+        candidates: all plans, each once.
+        gains: by budget and step.
+    """
+
+    price: Price = "kept"
+    tasks: tuple[str, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+    gains: tuple[Gain, ...] = ()
+
+    def pareto(self, price: Price = "kept") -> tuple[Candidate, ...]:
+        """The plans that no other beats in both price and distance, from mild (dear) to aggressive (cheap)."""
+        return pareto(self.candidates, price)
+
+    def within(self, budget: float, price: Price = "kept") -> Candidate | None:
+        """The plan of the lowest distance whose price is at most ``budget``; None if there is none."""
+        return within(self.candidates, budget, price)
+
+
+def pareto(candidates: Iterable[Candidate], price: Price) -> tuple[Candidate, ...]:
+    """As :meth:`Front.pareto`."""
+    best: list[Candidate] = []
+    for one in sorted(candidates, key=lambda c: (c.price(price), c.distance)):
+        if one.price(price) < float("inf") and (not best or one.distance < best[-1].distance):
+            best.append(one)
+    return tuple(reversed(best))
+
+
+def within(candidates: Iterable[Candidate], budget: float, price: Price) -> Candidate | None:
+    """As :meth:`Front.within`."""
+    cheap = [c for c in candidates if c.price(price) <= budget + SLACK]
+    return min(cheap, key=lambda c: (c.distance, c.price(price)), default=None)
