@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
 OLDEST := .venv-oldest
-CLOSEST := apply cache calls cli flops generate loading masks report runtime turns wrapped_models
+CLOSEST := apply cache calls cli flops generate loading masks runtime terminal turns wrapped_models
 
 .PHONY: demo test test-vllm test-oldest quick lint format train clean
 

@@ -44,7 +44,7 @@ ORDER = [
     "search",
     "markdown",
     "figures",
-    "report",
+    "terminal",
     "bench",
     "optimize",
     "demo",

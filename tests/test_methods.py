@@ -15,7 +15,7 @@ from lookless.calibration.sweep import INTERVENTIONS
 from lookless.errors import PlanError, PlanMismatchError
 from lookless.flops import prefill
 from lookless.methods import METHODS, READY, Method, preset
-from lookless.report import methods_document
+from lookless.terminal import methods_document
 
 
 def measured(geometry: Geometry) -> dict[str, Scores]:

@@ -104,7 +104,7 @@ def calibrate(
 
     For a plan that skips 7 layers: lookless calibrate reference --data reference:chart --screen 7 --out scores.json
     """
-    from .. import report
+    from .. import terminal
     from ..calibration.gradients import scores_by_name
     from ..calibration.screening import screen
     from ..data import load_data
@@ -123,7 +123,7 @@ def calibrate(
     if as_json:
         print_json(scores)
     else:
-        print_whole(report.scores_table(scores))
+        print_whole(terminal.scores_table(scores))
         out.print(f"saved to {out_path}{_next(measure, out_path, lowest)}", soft_wrap=True)
 
 
@@ -187,7 +187,7 @@ def evaluate(
 
     Example: lookless eval reference --data reference:chart --plan lookless-demo/chart/plan
     """
-    from .. import report
+    from .. import terminal
     from ..data import load_data
     from ..evaluation import evaluate as measure
     from ..loading import load_model
@@ -205,7 +205,7 @@ def evaluate(
     if as_json:
         print_json(result)
     else:
-        print_whole(report.evaluation_table([result]))
+        print_whole(terminal.evaluation_table([result]))
 
 
 def _warn_of_left_out(chosen: Samples, data: str) -> None:

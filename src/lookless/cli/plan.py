@@ -199,18 +199,18 @@ def list_methods(
 
     Example: lookless methods --json
     """
-    from .. import files, report
+    from .. import files, terminal
     from ..methods import all_methods
 
     methods = all_methods()
     if out_path is not None:
         writable(out_path, folder=False)
         before = out_path.read_text(encoding="utf-8") if out_path.is_file() else ""
-        files.write_text(out_path, report.methods_document(before, methods))
+        files.write_text(out_path, terminal.methods_document(before, methods))
     if as_json:
-        print_json({m.name: report.method_record(m) for m in methods.values()})
+        print_json({m.name: terminal.method_record(m) for m in methods.values()})
     else:
-        print_whole(report.methods_table(methods))
+        print_whole(terminal.methods_table(methods))
 
 
 @app.command()
@@ -229,9 +229,9 @@ def show(
 
 
 def _show(plan: Plan, as_json: bool) -> None:
-    from .. import report
+    from .. import terminal
 
     if as_json:
         print_json(plan)
     else:
-        print_whole(report.plan_table(plan))
+        print_whole(terminal.plan_table(plan))

@@ -19,7 +19,7 @@ from lookless.evaluation import Answer, Estimate
 from lookless.figures import examples_figure, profile_figure, save_figure
 from lookless.methods import METHODS
 from lookless.reference import TASKS
-from lookless.report import methods_table, plan_table, scores_table
+from lookless.terminal import methods_table, plan_table, scores_table
 
 SMALL = Geometry(model_type="llava", layers=4, hidden=8, intermediate=16, heads=2, kv_heads=2, head_dim=4)
 SCORES = Scores(
