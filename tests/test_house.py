@@ -40,6 +40,7 @@ ORDER = [
     "loading",
     "serving",
     "evaluation",
+    "certification",
     "calibration",
     "search",
     "markdown",
@@ -103,6 +104,7 @@ INSIDE = {
         "patching",
         "tracing",
     ],
+    "certification": ["certificate"],
     "reference": ["fonts", "worlds", "draw", "questions"],
     "calibration": ["distances", "replay", "sweep", "gradients", "screening"],
     "search": ["objective", "greedy", "depthwise", "interactions", "front"],
@@ -151,7 +153,11 @@ def test_imports_run_one_way_inside(package):
 
 def test_torch_free_part():
     modules = ["lookless", *(f"lookless.{name}" for name in TORCH_FREE)]
-    modules += ["lookless.search", "lookless.bench"]  # whose names are imported when they are used
+    modules += [
+        "lookless.search",
+        "lookless.bench",
+        "lookless.certification",
+    ]  # whose names are imported when they are used
     code = f"import sys\nfor m in {modules}: __import__(m)\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -166,7 +172,7 @@ def test_import_patches_nothing():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("package", ["lookless", "lookless.search", "lookless.bench"])
+@pytest.mark.parametrize("package", ["lookless", "lookless.search", "lookless.bench", "lookless.certification"])
 def test_public_names_are_there_and_nothing_else_is_shown(package):
     module = import_module(package)
     assert dir(module) == sorted({*module.__all__})

@@ -63,6 +63,7 @@ class Evaluation(BaseModel):
         calibration_hash: the same of the samples that the plan was calibrated on; None if the plan does not name them.
         seen: how many of the samples the plan was calibrated on; None if the plan does not name them.
         left_out: how many lines of the data were left out because the plan was calibrated on them.
+        plan_hash: :attr:`lookless.Plan.hash`; None without a plan.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -79,6 +80,7 @@ class Evaluation(BaseModel):
     calibration_hash: str | None = None
     seen: int | None = 0
     left_out: int = 0
+    plan_hash: str | None = None
 
 
 def normal(answer: str) -> str:
@@ -139,6 +141,7 @@ def evaluate(
             "fidelity": mean_estimate(_agree(planned, dense)),
             "calibration_hash": plan.provenance.data_hash,
             "seen": seen,
+            "plan_hash": plan.hash,
         }
     )
 

@@ -23,6 +23,8 @@ came from. It is frozen, has no torch in it, prints as a table, and saves as sor
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -183,6 +185,19 @@ class Plan(BaseModel):
             sample_hashes=tuple(dict.fromkeys(h for hashes in seen for h in hashes or ())) if any(seen) else None,
         )
         return Plan(layers=tuple(rows), geometry=self.geometry or other.geometry, provenance=provenance)
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the rows and the geometry, 16 hex digits: plans with equal hashes do the same.
+
+        Where a plan came from is no part of it, nor are full cells, so that a column of a later version changes none.
+        """
+        cells = [
+            {c: getattr(row, c).model_dump(mode="json") for c in COLUMNS if not getattr(row, c).is_full}
+            for row in self.layers
+        ]
+        geometry = self.geometry and self.geometry.model_dump(mode="json")
+        return hashlib.sha256(json.dumps([cells, geometry], sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def is_full(self) -> bool:
