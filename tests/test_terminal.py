@@ -14,7 +14,7 @@ from rich.text import Text
 import lookless.demo
 from lookless import Geometry, Plan, Scores, Skip, load_data, v_skip
 from lookless.cli import common
-from lookless.demo import Demo, Row, demo_table, run_demo, spans
+from lookless.demo import MEASURES, Demo, Row, demo_table, run_demo, spans
 from lookless.evaluation import Answer, Estimate
 from lookless.figures import examples_figure, profile_figure, save_figure
 from lookless.methods import METHODS
@@ -25,6 +25,7 @@ SMALL = Geometry(model_type="llava", layers=4, hidden=8, intermediate=16, heads=
 SCORES = Scores(
     name="visual_information_gain", per_sample=((1.0, 0.1, 0.0, 1e-3), (3.0, 0.3, 0.0, 1e-3)), geometry=SMALL, data="d"
 )
+FFN = Scores(name="ffn_effect", per_sample=((1.0, 0.1, 0.0, 0.5),), geometry=SMALL, data="d")
 
 
 def text(table, width=100):
@@ -56,12 +57,15 @@ def test_scores_table_draws_no_bar_for_nothing():
 
 def test_profile_figure_shades_what_the_plan_skips(tmp_path):
     plan = Plan.full(SMALL).at([1, 3], attention=Skip())
-    figure = profile_figure({"a": SCORES, "b": SCORES}, {"a": plan, "b": Plan.full(SMALL)})
+    figure = profile_figure({"a": [SCORES], "b": [SCORES, FFN]}, {"a": plan, "b": Plan.full(SMALL)})
     panels = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title(loc="left") for axes in panels] == ["a", "b"]
     assert [sorted(p.get_x() + 0.5 for p in axes.patches) for axes in panels] == [[1, 3], []]
     mean = panels[0].lines[-1].get_ydata()
     assert list(mean) == pytest.approx([2.0, 0.2, 1e-6, 1e-3])  # zero is drawn at the floor, as the title says
+    *_, attention, ffn = (line.get_ydata() for line in panels[1].lines if line.get_linestyle() == "-")
+    assert list(attention) == list(mean)
+    assert list(ffn) == pytest.approx([1.0, 0.1, 1e-6, 0.5])
     save_figure(figure, tmp_path / "new" / "profile.png")
     assert Image.open(tmp_path / "new" / "profile.png").size[0] > 800
 
@@ -127,9 +131,9 @@ def test_demo_leaves_what_it_promises(tmp_path, monkeypatch):
         assert row.prefill_dense_ms > 0
         folder = tmp_path / row.task
         assert Plan.from_pretrained(folder / "plan").skipped("attention") == row.skipped_layers
-        assert Scores.load(folder / "scores.json").samples == 20
+        assert [Scores.load(folder / f"{name}.json").samples for name in MEASURES] == [20, 20]
         assert len(json.loads((folder / "evaluation.json").read_text())["answers"]) == 8
         assert Image.open(folder / "examples.png").size[0] > 800
         assert any(row.task in line for line in told)
     assert Demo.model_validate_json((tmp_path / "demo.json").read_text()) == demo
-    assert (tmp_path / "visual_information_gain.png").exists()
+    assert (tmp_path / "profile.png").exists()

@@ -25,6 +25,7 @@ from .runtime.families import locate
 from .scores import Scores
 from .version import __version__
 
+MEASURES = ("visual_information_gain", "ffn_effect")  # of visual attention, by which layers are chosen, and of FFNs
 LAYERS = 7  # the paper's 19 of 32, on 12 layers
 CALIBRATION_SAMPLES = 20
 TEST_SAMPLES = 100
@@ -74,22 +75,24 @@ def run_demo(out: Path, *, test_samples: int = TEST_SAMPLES, log: Callable[[str]
     """
     log("loading the reference model")
     loaded = load_model("reference")
-    scores: dict[str, Scores] = {}
+    scores: dict[str, list[Scores]] = {}
     plans: dict[str, Plan] = {}
     rows = []
     visual = text = 0.0
     for task in tasks_of("reference"):
         log(f"{task}: calibrating on {CALIBRATION_SAMPLES} images")
-        scores[task] = calibrate(loaded, load_data(f"reference:{task}", split="calibration", limit=CALIBRATION_SAMPLES))
-        scores[task].save(out / task / "scores.json")
-        plans[task] = v_skip(scores[task], layers=LAYERS)
+        samples = load_data(f"reference:{task}", split="calibration", limit=CALIBRATION_SAMPLES)
+        scores[task] = [calibrate(loaded, samples, measure=measure) for measure in MEASURES]
+        for found in scores[task]:
+            found.save(out / task / f"{found.name}.json")
+        plans[task] = v_skip(scores[task][0], layers=LAYERS)
         plans[task].save_pretrained(out / task / "plan")
         log(f"{task}: answering {test_samples} test questions, dense and under the plan")
         test = load_data(f"reference:{task}", split="test", limit=test_samples)
         row, visual, text = _measure(loaded, task, plans[task], test, out)
         rows.append(row)
     log("drawing")
-    figures.save_figure(figures.profile_figure(scores, plans), out / "visual_information_gain.png")
+    figures.save_figure(figures.profile_figure(scores, plans), out / "profile.png")
     demo = Demo(
         torch_version=torch.__version__,
         transformers_version=transformers.__version__,

@@ -7,6 +7,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,48 +23,54 @@ if TYPE_CHECKING:
 
 
 INK, MUTED, KEPT, SKIPPED = "#1b2733", "#8793a0", "#2f6fb3", "#e3a23b"
+KINDS = (INK, KEPT, "#b3452f")  # of scores in one panel
 
 
-def profile_figure(scores: Mapping[str, Scores], plans: Mapping[str, Plan]) -> Figure:
-    """Score per layer, one panel per task: a dot per sample, the mean as a line, skipped layers shaded."""
+def profile_figure(scores: Mapping[str, Sequence[Scores]], plans: Mapping[str, Plan]) -> Figure:
+    """Scores per layer, one panel per task, one line per kind of score: a dot per sample, the mean as a line. The
+    layers in which the task's plan skips attention are shaded."""
     figure, panels = panels_of(len(scores), height=2.5)
     floor = 1e-6
-    top = max(10 * floor, *(max(row) for s in scores.values() for row in s.per_sample))
-    for axes, (task, s) in zip(panels, scores.items(), strict=True):
+    every = [s for kinds in scores.values() for s in kinds]
+    top = max(10 * floor, *(max(row) for s in every for row in s.per_sample))
+    for axes, (task, kinds) in zip(panels, scores.items(), strict=True):
         for layer in plans[task].skipped("attention"):
             axes.axvspan(layer - 0.5, layer + 0.5, color=SKIPPED, alpha=0.28, lw=0)
-        layers = range(s.geometry.layers)
-        for row in s.per_sample:
-            axes.plot(layers, [max(v, floor) for v in row], ".", color=KEPT, alpha=0.25, ms=4)
-        axes.plot(layers, [max(v, floor) for v in s.mean], "-o", color=INK, ms=3.5, lw=1.4)
+        for s, colour in zip(kinds, cycle(KINDS), strict=False):
+            layers = range(s.geometry.layers)
+            for row in s.per_sample:
+                axes.plot(layers, [max(v, floor) for v in row], ".", color=colour, alpha=0.15, ms=3)
+            axes.plot(layers, [max(v, floor) for v in s.mean], "-o", color=colour, ms=3.5, lw=1.4)
         axes.set_yscale("log")
         axes.set_ylim(floor / 1.6, top * 2)  # one scale, so that tasks can be compared
         axes.set_title(task, loc="left", fontsize=10, color=INK)
-        axes.set_xticks(list(layers)[:: max(1, s.geometry.layers // 12)])
-        axes.set_xlim(-0.6, s.geometry.layers - 0.4)
+        axes.set_xticks(list(layers)[:: max(1, len(layers) // 12)])
+        axes.set_xlim(-0.6, len(layers) - 0.4)
         axes.set_xlabel("decoder layer", fontsize=9)
     first = next(iter(scores.values()))
-    figure.supylabel(f"{first.name.replace('_', ' ')} ({first.unit})", fontsize=10)
-    _named_marks(figure, f"one of {first.samples} samples")
+    figure.supylabel(f"effect on the answer ({first[0].unit})", fontsize=10)
+    _named_marks(figure, first)
     figure.suptitle(
-        "How far the answer's distribution moves when visual attention is skipped in one layer\n"
+        "How far the answer's distribution moves when one operator is skipped for visual tokens in one layer\n"
         f"(values below {floor:g} are drawn at {floor:g})",
         fontsize=11,
     )
     return figure
 
 
-def _named_marks(figure: Figure, dot: str) -> None:
+def _named_marks(figure: Figure, kinds: Sequence[Scores]) -> None:
     """The legend of :func:`profile_figure`."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    marks = [
-        Line2D([], [], marker="o", color=INK, ms=3.5, lw=1.4, label="mean"),
-        Line2D([], [], marker=".", color=KEPT, ms=6, lw=0, label=dot),
-        Patch(color=SKIPPED, alpha=0.28, lw=0, label="skipped by the plan"),
+    marks: list[Any] = [
+        Line2D([], [], marker="o", color=colour, ms=3.5, lw=1.4, label=f"{s.name.replace('_', ' ')}, mean")
+        for s, colour in zip(kinds, cycle(KINDS), strict=False)
     ]
-    figure.legend(handles=marks, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    dot = f"one of {kinds[0].samples} samples"
+    marks.append(Line2D([], [], marker=".", color=MUTED, ms=6, lw=0, label=dot))
+    marks.append(Patch(color=SKIPPED, alpha=0.28, lw=0, label="attention skipped by the plan"))
+    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize=9, frameon=False)
 
 
 def examples_figure(task: str, samples: Sequence[Sample], answers: Sequence[Answer]) -> Figure:

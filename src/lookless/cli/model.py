@@ -74,7 +74,7 @@ def demo(
         return
     print_whole(demonstration.demo_table(result))
     out.print(
-        f"[bold]{out_dir}[/]: visual_information_gain.png shows which layers are saturated, TASK/examples.png some "
+        f"[bold]{out_dir}[/]: profile.png shows which layers need their visual work, TASK/examples.png some "
         f"questions and answers; plans, scores and answers are beside them. Next: lookless show {out_dir}/chart/plan",
         soft_wrap=True,
     )
