@@ -104,7 +104,7 @@ INSIDE = {
         "patching",
         "tracing",
     ],
-    "certification": ["certificate"],
+    "certification": ["certificate", "bounds", "losses", "sequence"],
     "reference": ["fonts", "worlds", "draw", "questions"],
     "calibration": ["distances", "replay", "sweep", "gradients", "screening"],
     "search": ["objective", "greedy", "depthwise", "interactions", "front"],
