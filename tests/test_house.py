@@ -26,7 +26,9 @@ ORDER = [
     "progress",
     "geometry",
     "ranks",
+    "weights",
     "cells",
+    "fitted",
     "layer_plan",
     "plan",
     "scores",
@@ -95,6 +97,7 @@ INSIDE = {
         "prompts",
         "cache",
         "record",
+        "affine",
         "attention",
         "ffn",
         "layer",
@@ -106,7 +109,7 @@ INSIDE = {
     ],
     "certification": ["certificate", "bounds", "losses", "sequence"],
     "reference": ["fonts", "worlds", "draw", "questions"],
-    "calibration": ["distances", "replay", "sweep", "gradients", "screening"],
+    "calibration": ["distances", "replay", "sweep", "gradients", "screening", "regression", "affine"],
     "search": ["objective", "greedy", "depthwise", "interactions", "front"],
     "optimize": ["folder"],
     "bench": [
@@ -125,7 +128,7 @@ INSIDE = {
         "traffic_report",
     ],
     "comparison": ["results", "workspace", "run", "document"],
-    "cli": ["common", "plan", "flops", "model", "bench", "comparison", "main"],
+    "cli": ["common", "plan", "refit", "flops", "model", "bench", "comparison", "main"],
 }
 
 

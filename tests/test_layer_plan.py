@@ -14,16 +14,18 @@ from transformers import DynamicCache
 from helpers.compare import TOLERANCE, far, text_of
 from helpers.families import FAMILIES, model_of
 from helpers.models import LAYERS
+from helpers.plans import linear, mean
 from helpers.slow_reference import slow_logits
 from lookless import Full, Keep, LayerPlan, Neurons, Plan, Sink, Skip, Top, Window, apply, trace
+from lookless.cells import Affine
 from lookless.layer_plan import LIVE, TEXT, VISUAL, AttentionPart, RowSet
 
 SOME, FEW = Top(0.5, rank="random"), Top(count=2, rank="random")
 ROWS = [
     LayerPlan(attention=attention, ffn=ffn, visible=visible, decode=decode)
     for attention, ffn, visible, decode in product(
-        (Full(), Skip(), Window(4), SOME, Top(0)),
-        (Full(), Skip(), Neurons(0.4), FEW, Top(0)),
+        (Full(), Skip(), Window(4), SOME, Top(0), linear(2)),
+        (Full(), Skip(), Neurons(0.4), FEW, Top(0), mean()),
         (Full(), Skip(), Sink()),
         (Full(), Skip(), FEW),
     )
@@ -37,7 +39,7 @@ def by_token(row: LayerPlan, visual: int, alive: int) -> dict[str, int]:
     def part(cell) -> int:
         if isinstance(cell, Top):
             return 0 if cell.is_none else min(alive, cell.count or round(cell.ratio * visual))
-        return 0 if isinstance(cell, Skip | Neurons) else alive
+        return 0 if isinstance(cell, Skip | Neurons | Affine) else alive
 
     query = part(row.attention)
     return {

@@ -71,7 +71,7 @@ def test_save_and_load_are_the_identity(tmp_path):
     ("change", "complaint"),
     [
         ({"surprise": 1}, "unknown key 'surprise'"),
-        ({"schema_version": 99}, "schema version 99 and this lookless reads up to 3"),
+        ({"schema_version": 99}, "schema version 99 and this lookless reads up to 4"),
         ({"layers": []}, "layers"),
         ({"layers": [{"attention": {"kind": "squint"}}]}, "squint"),
         ({"layers": [{"attention": {"kind": "skip", "size": 3}}]}, "unknown key 'layers.0.attention.skip.size'"),

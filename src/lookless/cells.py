@@ -9,11 +9,12 @@ do, what it costs and who can run it (:class:`Cell`). Plans, FLOPs, the runtime,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .ranks import RANKS
+from .weights import Weights
 
 
 class Cell(BaseModel):
@@ -42,7 +43,7 @@ class Cell(BaseModel):
 
     @property
     def visual(self) -> Part:
-        """The living visual tokens that take part whole: ``"all"``, ``"none"``, or those that a choice chooses."""
+        """The living visual tokens that take part whole: all, none, or those that a choice chooses."""
         return "all"
 
     @property
@@ -58,6 +59,11 @@ class Cell(BaseModel):
     @property
     def neurons(self) -> Neurons | None:
         """The part of the FFN that passes visual tokens that do not pass the whole; None for no part."""
+        return None
+
+    @property
+    def affine(self) -> Affine | None:
+        """The map that visual tokens pass in place of the operator; None without one."""
         return None
 
     @property
@@ -79,6 +85,9 @@ class Cell(BaseModel):
         """As ``keep``: how many of ``alive`` tokens stay alive, out of the ``visual`` that the prompt came with."""
         return alive
 
+    def __str__(self) -> str:
+        return type(self).__name__.lower()
+
 
 class Full(Cell):
     """The operator runs on every visual token, as the model was trained."""
@@ -86,9 +95,6 @@ class Full(Cell):
     kind: Literal["full"] = "full"
     is_full: ClassVar[bool] = True
     is_served: ClassVar[bool] = True
-
-    def __str__(self) -> str:
-        return "full"
 
 
 class Skip(Cell):
@@ -118,9 +124,6 @@ class Skip(Cell):
     @property
     def skips(self) -> bool:
         return True
-
-    def __str__(self) -> str:
-        return "skip"
 
 
 class Choice(Cell):
@@ -323,6 +326,29 @@ class Neurons(Cell):
         return f"{self.ratio:g} of neurons"
 
 
+class Affine(Cell):
+    """As ``attention`` or ``ffn``: visual tokens do not run the operator, and a small fitted map takes its place.
+
+    To the hidden state ``x`` of a visual token ``constant + up @ down @ norm(x)`` is added, where ``norm`` is the one
+    before the operator. All else is as under a :class:`Skip`. See :mod:`lookless.fitted` for the cells.
+    """
+
+    weights: Weights
+
+    @property
+    def visual(self) -> Part:
+        return "none"
+
+    @property
+    def affine(self) -> Affine:
+        return self
+
+    @property
+    def inner(self) -> int:
+        """Width between the two matrices of the map; 0 of a constant."""
+        return 0
+
+
 class Sink(Cell):
     """As ``visible``: text attends to visual tokens as before, but the value of each is the first one's.
 
@@ -336,9 +362,6 @@ class Sink(Cell):
     @property
     def compares(self) -> bool:
         return True
-
-    def __str__(self) -> str:
-        return "sink"
 
 
 class Filter(Cell):
@@ -372,10 +395,3 @@ class Filter(Cell):
 
 #: Which visual tokens take part whole: see :attr:`Cell.visual`.
 Part = Literal["all", "none"] | Choice
-
-#: What each column of a plan takes.
-KeepCell = Annotated[Full | Keep | Filter, Field(discriminator="kind")]
-AttentionCell = Annotated[Full | Skip | Window | Top, Field(discriminator="kind")]
-FFNCell = Annotated[Full | Skip | Neurons | Top, Field(discriminator="kind")]
-VisibleCell = Annotated[Full | Skip | Sink, Field(discriminator="kind")]
-DecodeCell = Annotated[Full | Skip | Top, Field(discriminator="kind")]

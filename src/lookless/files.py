@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from .errors import LooklessError
+from .errors import LooklessError, first_line
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -199,6 +199,23 @@ def load(path: Path, kind: type[Record], error: type[LooklessError], schema: int
         raise error(f"{path} is not a valid {what}: {sentence(problem)}.") from problem
     except LooklessError as problem:  # what the record's own validators refuse
         raise error(f"{path} is not a valid {what}: {problem}") from problem
+
+
+def download(repo_id: str, name: str, revision: str | None, error: type[LooklessError]) -> Path:
+    """The file ``name`` of a repository of the hub, here.
+
+    Raises:
+        LooklessError: the subclass ``error``, when the hub does not give it.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo_id, name, revision=revision))
+    except Exception as problem:  # the hub's own errors, and those of every transport below it
+        raise error(
+            f"no plan at {repo_id!r}: there is no such folder here, and the hub did not give {name} "
+            f"({first_line(problem)})."
+        ) from problem
 
 
 def sentence(problem: ValidationError) -> str:

@@ -9,6 +9,7 @@ head (one row of it is 0.003 % of LLaVA-1.5-7B). A layer with q query rows, k ke
 for q and o projections, k and v projections, scores and weighted values, and the gated FFN. With q = k = f = n
 and dq = dk = d this is 8nd^2 + 4n^2d + 6ndm, the dense layer of ShortV (arXiv 2504.00502, Sec. 4.1, there
 2(t+v)(4h+3m)h + 4(t+v)^2 h); with q = t it is V-Skip's (arXiv 2606.08511, Table 2), with q = f = t ShortV's.
+A map of rank r in place of an operator costs 4 d r for each living visual row.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ def _layers(g: Geometry, plan: Plan, visual: float, text: float, before: float |
             probe = work.neurons.probes(alive)
         count = _Count(text, visual, alive, before)
         pairs = sum(count.pairs(part) for part in work.attention)
-        yield layer(g, query=rows["query"], key=rows["key"], ffn=ffn, pairs=pairs, probe=probe)
+        maps = sum(4 * alive * g.hidden * cell.inner for cell in work.affine)
+        yield layer(g, query=rows["query"], key=rows["key"], ffn=ffn, pairs=pairs, probe=probe) + maps
 
 
 @dataclass(frozen=True)

@@ -7,25 +7,23 @@ the lower bound read the work and know no cell.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from .cells import (
-    AttentionCell,
-    Cell,
-    Choice,
-    DecodeCell,
-    FFNCell,
-    Full,
-    KeepCell,
-    Neurons,
-    Part,
-    VisibleCell,
-    Window,
-)
+from .cells import Affine, Cell, Choice, Filter, Full, Keep, Neurons, Part, Sink, Skip, Top, Window
+from .fitted import Linear, Mean
+from .weights import Weights
+
+#: What each column of a plan takes.
+KeepCell = Annotated[Full | Keep | Filter, Field(discriminator="kind")]
+AttentionCell = Annotated[Full | Skip | Window | Top | Mean | Linear, Field(discriminator="kind")]
+FFNCell = Annotated[Full | Skip | Neurons | Top | Mean | Linear, Field(discriminator="kind")]
+VisibleCell = Annotated[Full | Skip | Sink, Field(discriminator="kind")]
+DecodeCell = Annotated[Full | Skip | Top, Field(discriminator="kind")]
 
 
 class RowSet(NamedTuple):
@@ -79,6 +77,7 @@ class LayerWork:
         cached: rows whose keys and values stay in the cache.
         ffn: rows that pass the whole FFN.
         neurons: the part of the FFN that the other living visual rows pass; None where they pass none.
+        attention_affine, ffn_affine: the map that all living visual rows pass in place of the operator; None without.
     """
 
     attention: tuple[AttentionPart, ...]
@@ -86,6 +85,13 @@ class LayerWork:
     cached: RowSet
     ffn: RowSet
     neurons: Neurons | None
+    attention_affine: Affine | None = None
+    ffn_affine: Affine | None = None
+
+    @property
+    def affine(self) -> tuple[Affine, ...]:
+        """The maps that visual rows pass in place of operators."""
+        return tuple(cell for cell in (self.attention_affine, self.ffn_affine) if cell is not None)
 
     @cached_property
     def has_full_attention(self) -> bool:
@@ -148,6 +154,12 @@ class LayerPlan(BaseModel):
         """The ranks computed at this layer's input."""
         return tuple(dict.fromkeys(cell.ranks_by for cell in self.cells if cell.ranks_by))
 
+    def bound(self, weights: Mapping[str, Weights]) -> LayerPlan:
+        """This row with the numbers of its fitted cells, which are among ``weights``, by name."""
+        cells = {column: getattr(self, column) for column in LayerPlan.model_fields}
+        fitted = {c: {**dict(cell), "weights": weights[cell.weights.name]} for c, cell in cells.items() if cell.affine}
+        return LayerPlan(**{**cells, **fitted}) if fitted else self
+
     @property
     def work(self) -> LayerWork:
         """What the layer computes. Made anew at each call: the runtime makes it once for a plan."""
@@ -158,6 +170,8 @@ class LayerPlan(BaseModel):
             cached=TEXT if self.visible.skips else RowSet(True, self.decode.visual),
             ffn=RowSet(True, self.ffn.visual),
             neurons=self.ffn.neurons,
+            attention_affine=self.attention.affine,
+            ffn_affine=self.ffn.affine,
         )
 
 
@@ -170,4 +184,4 @@ def _attention(row: LayerPlan) -> tuple[AttentionPart, ...]:
     if row.visible.is_full and window is None:
         return (AttentionPart(RowSet(True, queries), LIVE),)
     text = AttentionPart(TEXT, RowSet(True, row.visible.visual), is_sink=row.visible.is_sink)
-    return (text,) if row.attention.skips else (text, AttentionPart(RowSet(False, queries), LIVE, window))
+    return (text,) if queries == "none" else (text, AttentionPart(RowSet(False, queries), LIVE, window))

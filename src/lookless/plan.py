@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from . import files
 from .cells import Cell, Full, Skip
-from .errors import PlanError, PlanMismatchError, first_line
+from .errors import PlanError, PlanMismatchError
 from .geometry import Geometry
 from .layer_plan import COLUMNS, LayerPlan
 from .ranks import RANKS
 from .version import __version__
+from .weights import Weights, pack, read
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 FILE_NAME = "lookless_plan.json"
+WEIGHTS_NAME = "lookless_plan.safetensors"
 
 
 class Provenance(BaseModel):
@@ -292,6 +294,18 @@ class Plan(BaseModel):
             counts.append(alive)
         return tuple(counts)
 
+    @property
+    def weights(self) -> tuple[Weights, ...]:
+        """The numbers of the fitted cells, each once."""
+        return tuple(dict.fromkeys(cell.weights for row in self.layers for cell in row.work.affine))
+
+    def bound(self, weights: Mapping[str, Weights]) -> Plan:
+        """This plan with the numbers of its fitted cells. Raises: PlanError: some are not among ``weights``."""
+        missing = [each.name for each in self.weights if each.name not in weights]
+        if missing:
+            raise PlanError(f"the numbers {missing[0][:12]}... of a fitted cell of the plan are not beside it.")
+        return Plan(**{**dict(self), "layers": tuple(row.bound(weights) for row in self.layers)})
+
     def check(self, geometry: Geometry) -> None:
         """Raises: PlanMismatchError: the plan was made for another architecture than ``geometry``."""
         self._check_fits(geometry.layers, geometry)
@@ -329,24 +343,36 @@ class Plan(BaseModel):
         return files.dump(self)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write ``folder/lookless_plan.json`` whole or not at all, and return its path."""
-        path = Path(folder) / FILE_NAME
-        files.write_text(path, self.to_json())
-        return path
+        """Write ``folder/lookless_plan.json`` whole or not at all, and return its path. The numbers of fitted cells go
+        to ``folder/lookless_plan.safetensors``, written before it."""
+        for name, content in self._files().items():
+            files.write_bytes(Path(folder) / name, content)
+        return Path(folder) / FILE_NAME
+
+    def _files(self) -> dict[str, bytes]:
+        """What is written, by name; the table comes last, so that no table is without its numbers."""
+        numbers = {WEIGHTS_NAME: pack(self.weights)} if self.weights else {}
+        return {**numbers, FILE_NAME: self.to_json().encode()}
 
     @classmethod
     def from_pretrained(cls, where: str | Path, *, revision: str | None = None) -> Plan:
-        """The plan in a folder, in a JSON file, or in a repository of the hub.
+        """The plan in a folder, in a JSON file, or in a repository of the hub; with the numbers that lie beside it.
 
         Raises:
-            PlanError: there is none, it has an unknown key, or a newer library wrote it.
+            PlanError: there is none, it has an unknown key, a newer library wrote it, or its numbers are not there or
+                not those that were saved.
         """
-        path = Path(where)
+        path, repo = Path(where), None
         if path.is_dir():
             path = path / FILE_NAME
         elif not path.exists() and not path.suffix and len(path.parts) == 2 and not path.is_absolute():
-            path = _download(str(where), revision)
-        return files.load(path, cls, PlanError, SCHEMA_VERSION)
+            repo = str(where)
+            path = files.download(repo, FILE_NAME, revision, PlanError)
+        plan = files.load(path, cls, PlanError, SCHEMA_VERSION)
+        if not plan.weights:
+            return plan
+        beside = path.with_suffix(".safetensors")
+        return plan.bound(read(files.download(repo, WEIGHTS_NAME, revision, PlanError) if repo else beside))
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Upload the plan to ``repo_id`` and return the commit's address. Needs a write token."""
@@ -354,12 +380,13 @@ class Plan(BaseModel):
 
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = api.upload_file(
-            path_or_fileobj=self.to_json().encode(),
-            path_in_repo=FILE_NAME,
-            repo_id=repo_id,
-            commit_message=f"lookless plan: {self.provenance.method or 'hand-made'}",
-        )
+        for name, content in self._files().items():
+            commit = api.upload_file(
+                path_or_fileobj=content,
+                path_in_repo=name,
+                repo_id=repo_id,
+                commit_message=f"lookless plan: {self.provenance.method or 'hand-made'}",
+            )
         return str(commit.commit_url)
 
 
@@ -369,15 +396,3 @@ def _row(cells: dict[str, Any]) -> LayerPlan:
     except ValidationError as problem:
         column = str(problem.errors()[0]["loc"][0])
         raise PlanError(f"{cells[column]} ({type(cells[column]).__name__}) does not fit column {column}.") from problem
-
-
-def _download(repo_id: str, revision: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repo_id, FILE_NAME, revision=revision))
-    except Exception as problem:  # the hub's own errors, and those of every transport below it
-        raise PlanError(
-            f"no plan at {repo_id!r}: there is no such folder here, and the hub did not give {FILE_NAME} "
-            f"({first_line(problem)})."
-        ) from problem

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import random
 
-from helpers.models import LAYERS
+import numpy as np
+
+from helpers.models import LAYERS, TEXT
 from lookless import Filter, Full, Keep, LayerPlan, Neurons, Plan, Sink, Skip, Top, Window
 from lookless.errors import PlanError
+from lookless.fitted import Linear, Mean
 from lookless.ranks import RANKS
+from lookless.weights import Weights
 
 FULL = Plan.full(LAYERS)
+HIDDEN = TEXT["hidden_size"]
+
+
+def mean(seed: int = 0) -> Mean:
+    return Mean(Weights.of(np.random.default_rng(seed).normal(size=HIDDEN)))
+
+
+def linear(rank: int, seed: int = 0) -> Linear:
+    constant, down, up = (np.random.default_rng(seed).normal(size=s) for s in (HIDDEN, (rank, HIDDEN), (HIDDEN, rank)))
+    return Linear(Weights.of(constant, down / 8, up))
+
+
 #: operators skipped, in each combination
 SKIPPED = {
     "attention": FULL.at([0, 2, 3], attention=Skip()),
@@ -37,6 +53,10 @@ STATIC = {
     "top of none": FULL.at([1], attention=Top(0)).at([2], ffn=Top(0.0, rank="random")),
     "top": FULL.at([1], attention=Top(0.4, rank="random")).at([2], ffn=Top(0.3, rank="random")),
     "recycle": FULL.at([2], keep=Keep(0.3, rank="random", recycle=0.8)),
+    "fitted": FULL.at([0, 2], attention=mean()).at([1], attention=linear(3)).at([1, 3], ffn=mean(1), visible=Sink()),
+    "keep, then fitted": FULL.at([1], keep=Keep(0.5, rank="random"), ffn=linear(2))
+    .at([2], attention=linear(4))
+    .at([3], keep=Keep(count=5, rank="attention_norm"), visible=Skip(), attention=mean(), ffn=linear(5)),
 }
 RANKED = {
     **{
@@ -93,8 +113,8 @@ def random_row(rng: random.Random, *, static: bool = False) -> LayerPlan:
 
     return LayerPlan(
         keep=cell(*[Full()] * 3, keep(), keep(), *([] if static else [Filter(cosine=2.0, norm=0.02)])),
-        attention=cell(Skip(), Window(rng.randint(1, 9)), top()),
-        ffn=cell(Skip(), Neurons(rng.uniform(0.1, 1), probe=0.3), top()),
+        attention=cell(Skip(), Window(rng.randint(1, 9)), top(), mean(), linear(2)),
+        ffn=cell(Skip(), Neurons(rng.uniform(0.1, 1), probe=0.3), top(), mean(1), linear(3)),
         visible=cell(Skip(), Sink()),
         decode=cell(Skip(), top()),
     )

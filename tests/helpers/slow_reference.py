@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lookless import Filter, Full, Keep, Neurons, Plan, Sink, Skip, Top, Window
+from lookless.fitted import Linear, Mean
 
 
 @torch.no_grad()
@@ -116,9 +117,11 @@ class Conversation:
         asks = ~self.visual
         if isinstance(row.attention, Top):
             asks = asks | tops[row.attention]
-        elif not isinstance(row.attention, Skip):
+        elif not isinstance(row.attention, Skip | Mean | Linear):
             asks = asks | self.alive
         update = update * asks[:, None]
+        if isinstance(row.attention, Mean | Linear):
+            update = update + self.fitted(row.attention, h)
         self.before = {
             "x": x,
             "h": h,
@@ -163,7 +166,17 @@ class Conversation:
                 mine = (self.alive & (self.call == c)).nonzero().flatten()
                 if len(mine):
                     x = x.index_add(0, mine, self.neurons(layer.mlp, row.ffn, h[mine]))
-        return x
+        return x + self.fitted(row.ffn, h) if isinstance(row.ffn, Mean | Linear) else x
+
+    def fitted(self, cell, h):
+        """What a fitted cell adds to each row, ``[n, hidden]``: nothing to text and to dead rows."""
+        parts = {name: torch.from_numpy(part).to(h) for name, part in cell.weights.parts.items()}
+        added = torch.zeros_like(h)
+        for j in self.alive.nonzero().flatten():
+            added[j] = parts["constant"]
+            if isinstance(cell, Linear):
+                added[j] += (parts["up"] @ parts["down"]) @ h[j]
+        return added
 
     def neurons(self, mlp, cell, h):
         inner = mlp.act_fn(mlp.gate_proj(h)) * mlp.up_proj(h)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ..errors import PlanError
 from ..layer_plan import LIVE, TEXT, VISUAL, AttentionPart, LayerWork, RowSet
 from ..plan import Plan
+from ..runtime.affine import on
 from ..runtime.calls import Call, attend, causal_calls, scaled_dot_product, window_calls
 from ..runtime.families import Located
 from ..runtime.prompts import Prompts
@@ -81,6 +82,9 @@ def _layer(layer: Any, work: LayerWork, prompts: Prompts) -> list[Callable[[], A
             mlp.down_proj.weight[:, :channels],
         ):
             steps.append(_product(weight, batch, visual))
+    for cell in work.affine:
+        if cell.inner:
+            steps += [_product(matrix, batch, count(VISUAL)) for matrix in on(cell.weights, mlp.gate_proj.weight)[1:]]
     return steps
 
 

@@ -1,4 +1,4 @@
-"""The FFN of one layer: whole on its rows, and on other visual rows by a part of its neurons."""
+"""The FFN of one layer: whole on its rows, and on other visual rows by a part of its neurons or a map in its place."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ..cells import Neurons
 from ..errors import ModelError
 from ..layer_plan import VISUAL, LayerWork
+from .affine import affine_of_visual
 from .inplace import gated_ffn, norm_into, rms_norm
 from .prompts import Prompts
 from .rows import Rows
@@ -27,8 +28,10 @@ def run_ffn(layer: Any, work: LayerWork, prompts: Prompts, x: Tensor, *, owns_x:
     if work.neurons is not None and prompts.rows(VISUAL).count:
         inner = prompts.within(prompts.rows(VISUAL), live)
         outputs.append((inner, _neurons(layer, work.neurons, prompts, inner.gather(x))))
+    if work.ffn_affine is not None and prompts.rows(VISUAL).count:
+        outputs.append(affine_of_visual(work.ffn_affine, layer.post_attention_layernorm, prompts, x))
     for inner, output in outputs:
-        x = inner.scatter_add_(x, output) if owns_x and not torch.is_grad_enabled() else inner.scatter_add(x, output)
+        x = inner.add(x, output, owns_x=owns_x)
     return x
 
 

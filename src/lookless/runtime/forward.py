@@ -75,13 +75,14 @@ class ForwardPass:
 
         ``stock`` is its own forward, for a layer of which nothing is spared, and in which ours would gain nothing.
         """
+        x = self.enter(layer, index, x, arguments)
+        return self.compute(layer, index, x, stock=stock, **arguments)
+
+    def compute(
+        self, layer: nn.Module, index: int, x: Tensor, *, stock: Callable[..., Tensor] | None = None, **arguments: Any
+    ) -> Tensor:
+        """As :meth:`run`, after :meth:`enter`."""
         step = self.steps[index]
-        if index == 0:
-            self._embedded = x
-        self.prompts.move(x.device)
-        if step.prunes:
-            x = self._prune(layer, index, step, x, arguments)
-        self._record = None  # ranks have read it, and it is not held while the layer runs
         if step.is_full and not step.wants_record and stock is not None and self.prompts.is_untouched and is_small(x):
             return stock(x, **arguments)
         x, self._record = run_layer(layer, step.work, self.prompts, x, wants_record=step.wants_record, **arguments)
@@ -90,6 +91,16 @@ class ForwardPass:
         if index == len(self.steps) - 1:
             self.prompts.stream.release()
             self.prompts.buffers.release()  # before the final norm makes intermediates of its own
+        return x
+
+    def enter(self, layer: nn.Module, index: int, x: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """``x``, after the visual tokens that the plan drops and chooses at the layer's input are marked."""
+        if index == 0:
+            self._embedded = x
+        self.prompts.move(x.device)
+        if self.steps[index].prunes:
+            x = self._prune(layer, index, self.steps[index], x, arguments)
+        self._record = None  # ranks have read it, and it is not held while the layer runs
         return x
 
     def _prune(self, layer: nn.Module, index: int, step: Step, x: Tensor, arguments: dict[str, Any]) -> Tensor:

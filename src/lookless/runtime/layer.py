@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..layer_plan import LayerWork
+from ..layer_plan import VISUAL, LayerWork
+from .affine import affine_of_visual
 from .attention import run_attention
 from .cache import PrunedLayer, layer_of
 from .ffn import run_ffn
@@ -60,6 +61,9 @@ def run_layer(
     buffers = None if wants_record else prompts.buffers
     record = record_keys(layer, prompts, key_rows, gathered, x, **call, buffers=buffers)
     out = run_attention(work, prompts, record, h, past_key_values, owns_x=owns_h, keeps_record=wants_record)
+    if work.attention_affine is not None and prompts.rows(VISUAL).count:  # their rows are still the layer's input
+        inner, update = affine_of_visual(work.attention_affine, layer.input_layernorm, prompts, out)
+        out = inner.add(out, update, owns_x=owns_h or out is not h)
     kept = replace(record, after_attention=live.scatter(x, out)) if wants_record else None
     owns_out = (owns_h or out is not h) and not (wants_record and live.is_whole)
     del record, gathered, h  # what no rank reads is not held while the FFN runs

@@ -35,6 +35,7 @@ from ..errors import ModelError
 from ..layer_plan import COLUMNS
 from ..plan import Plan
 from ..ranks import RANKS
+from .affine import check_weights
 from .cache import TEXT, UNKNOWN, stock_mask
 from .families import locate
 from .forward import ForwardPass, steps_of
@@ -163,6 +164,7 @@ class Applied:
         self.running = _Running()
         self._located = locate(model)
         plan.check(self._located.geometry)
+        check_weights(plan, self._located.geometry.hidden)
         self._replaced: list[_Replaced] = []
         self._hooks: list[Any] = []
         if plan.is_full:

@@ -93,6 +93,10 @@ class Rows:
             return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1) if pieces else x[:, :0]
         return x.index_select(1, self._index)
 
+    def add(self, x: Tensor, update: Tensor, *, owns_x: bool) -> Tensor:
+        """``x`` with the compact ``update`` added to its rows; in place where the caller ``owns_x`` and may."""
+        return self.scatter_add_(x, update) if owns_x and not torch.is_grad_enabled() else self.scatter_add(x, update)
+
     def scatter_add(self, x: Tensor, update: Tensor) -> Tensor:
         """``x`` with the compact ``update`` added to its rows; ``x`` itself is left as it was."""
         if self.is_whole:

@@ -1,0 +1,74 @@
+"""`lookless refit`: better cells than zero in a plan that skips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ..errors import PlanError
+from .common import (
+    Data,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Revision,
+    app,
+    one_sentence,
+    out,
+    print_json,
+    print_whole,
+    writable,
+)
+
+RANK = 8
+
+
+@app.command()
+@one_sentence
+def refit(
+    model: Model,
+    plan_dir: Annotated[str, typer.Option("--plan", help="The plan that skips: a folder, JSON file, or hub id.")],
+    data: Data,
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the fitted plan and its numbers.")],
+    cell: Annotated[
+        Literal["mean", "linear"],
+        typer.Option(help="What takes the operators' place: a constant, which costs nothing, or a map of low rank."),
+    ] = "linear",
+    rank: Annotated[int | None, typer.Option(help=f"Of the maps (default {RANK}).", min=1)] = None,
+    samples: Annotated[
+        int, typer.Option(help="Number of samples; from a file, drawn at random from each task.", min=1)
+    ] = 40,
+    seed: Annotated[int | None, typer.Option(help="Seed of that draw (default 0).")] = None,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
+    """Fit what a plan skips: a constant or a map of low rank takes the place of each operator on visual tokens.
+
+    Example: lookless refit reference --plan my-plan --data reference:chart --out my-fitted-plan
+    """
+    from .. import terminal
+    from ..calibration.affine import refit as fitted_plan
+    from ..data import load_data
+    from ..loading import load_model
+    from ..plan import Plan
+    from ..runtime.families import geometry_of
+
+    if cell == "mean" and rank is not None:
+        raise PlanError(f"--cell mean is a constant and has no rank, and --rank is {rank}: leave one of them out.")
+    writable(out_dir, folder=True)
+    plan = Plan.from_pretrained(plan_dir)
+    chosen = load_data(data, split="calibration", limit=samples, seed=seed)
+    loaded = load_model(model, dtype=dtype, device=device, revision=revision)
+    plan.check(geometry_of(loaded.model))
+    fitted = fitted_plan(loaded, chosen, plan, rank=0 if cell == "mean" else rank or RANK)
+    fitted.save_pretrained(out_dir)
+    if as_json:
+        print_json(fitted)
+        return
+    print_whole(terminal.plan_table(fitted))
+    out.print(f"saved to {out_dir}; next: lookless eval {model} --data {data} --plan {out_dir}", soft_wrap=True)

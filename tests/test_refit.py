@@ -1,0 +1,144 @@
+"""Maps in place of what a plan skips: the regression, and the way through the layers on which it is fitted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.compare import far, text_of
+from helpers.families import FAMILIES, model_of
+from helpers.loaded import loaded_of, samples_of, tiny_loaded
+from helpers.models import LAYERS
+from helpers.plans import FULL, HIDDEN, mean
+from lookless import Keep, Skip, apply
+from lookless.calibration.affine import refit
+from lookless.calibration.regression import Moments
+from lookless.errors import ModelError, PlanError
+from lookless.fitted import Linear
+
+
+def slow_fit(x, y, weights, rank, ridge, metric):
+    """Reduced-rank ridge regression by least squares on longer data: the ridge is rows of zeros to be explained."""
+    share = weights / weights.sum()
+    mean_x, mean_y = share @ x, share @ y
+    width = x.shape[1]
+    variance = (share[:, None] * (x - mean_x) ** 2).sum() / width
+    root = np.linalg.cholesky(metric)
+    tall = np.vstack([np.sqrt(share)[:, None] * (x - mean_x), np.sqrt(ridge * variance) * np.eye(width)])
+    wide = np.vstack([np.sqrt(share)[:, None] * (y - mean_y), np.zeros((width, width))]) @ root
+    solution = np.linalg.lstsq(tall, wide, rcond=None)[0]
+    best = np.linalg.svd(tall @ solution)[2][:rank]
+    mapped = solution @ best.T @ best @ np.linalg.inv(root)
+    return mapped.T, mean_y - mean_x @ mapped
+
+
+@pytest.mark.parametrize("rank", [1, 3, 6])
+def test_the_regression_is_the_slow_one(rank):
+    rng = np.random.default_rng(rank)
+    x, mix = rng.normal(size=(40, 6)), rng.normal(size=(6, 6))
+    y, weights = x @ mix + 0.3 * rng.normal(size=(40, 6)) + 5, rng.random(40)
+    root = rng.normal(size=(6, 6))
+    metric = root @ root.T
+    moments = Moments(6)
+    for part in (slice(0, 15), slice(15, 40)):
+        moments.add(*(torch.tensor(v[part]) for v in (x, y, weights)))
+    fitted = moments.fit(rank=rank, ridge=0.1, metric=torch.tensor(metric)).parts
+    damped = np.linalg.eigvalsh(metric).mean() * 1e-2 * np.eye(6)  # what counts nothing counts a little
+    wanted, constant = slow_fit(x, y, weights, rank, 0.1, metric + damped)
+    assert np.allclose(fitted["up"] @ fitted["down"], wanted, atol=1e-5)
+    assert np.allclose(fitted["constant"], constant, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+@torch.no_grad()
+def test_maps_that_can_say_all_give_the_full_model_back(name):
+    """Of full rank, fitted to fewer visual tokens than a state has numbers: each operator's output exactly, on the
+    states that the fitted cells before it leave. With dropped tokens, several images, and DeepStack."""
+    family, model = FAMILIES[name], model_of(name)
+    arguments = family.batch("two images")
+    text, samples = text_of(family, arguments), samples_of("any")
+    for first in (FULL, FULL.at([1], keep=Keep(0.6, rank="random"))):
+        plan = first.at([1, 3], attention=Skip()).at([0, 1, 3], ffn=Skip())
+        fitted = refit(
+            loaded_of(model, arguments), samples, plan, rank=HIDDEN, ridge=0, position="last", progress=False
+        )
+        assert [i for i, row in enumerate(fitted.layers) if isinstance(row.attention, Linear)] == [1, 3]
+        assert [i for i, row in enumerate(fitted.layers) if isinstance(row.ffn, Linear)] == [0, 1, 3]
+        with apply(model, first):
+            wanted = model(**arguments).logits[text]
+        with apply(model, plan):
+            skipped = model(**arguments).logits[text]
+        with apply(model, fitted):
+            found = model(**arguments).logits[text]
+        assert far(skipped, wanted) > 0.1
+        assert far(found, wanted) < 5e-3
+
+
+def test_the_mean_is_that_of_what_the_operator_adds():
+    """Over all visual tokens of all samples, each by how much it is read: once more with hooks and gradients on the
+    stock model. A fitted cell is fitted anew."""
+    loaded, samples = tiny_loaded(), samples_of("one image", "two images")
+    layer, directions = loaded.model.model.language_model.layers[2], torch.Generator().manual_seed(0)
+    modules = {"attention": layer.self_attn.o_proj, "ffn": layer.mlp}
+    sums = {name: [torch.zeros(HIDDEN), 0.0] for name in modules}
+    for sample in samples:
+        arguments, seen = loaded.inputs([sample]), {}
+        hooks = [
+            module.register_forward_hook(lambda _, __, out, name=name, seen=seen: seen.update({name: out}))
+            for name, module in modules.items()
+        ]
+        logits = loaded.model(**arguments).logits[0, -1:]
+        for hook in hooks:
+            hook.remove()
+        squares = dict.fromkeys(modules, 0.0)
+        for _ in range(2):
+            read = (logits * torch.randn(logits.shape, generator=directions)).sum()
+            for name, gradient in zip(
+                seen, torch.autograd.grad(read, [*seen.values()], retain_graph=True), strict=True
+            ):
+                squares[name] = squares[name] + gradient[0].square().sum(-1) / 2
+        for name, out in seen.items():
+            for j in (~text_of(FAMILIES["llava"], arguments)[0]).nonzero().flatten():
+                weight = squares[name][j] ** 0.5
+                sums[name][0] += weight * out[0, j].detach()
+                sums[name][1] += weight
+    for name, (total, weight) in sums.items():
+        for before in (Skip(), mean()):
+            fitted = refit(loaded, samples, FULL.at([2], **{name: before}), rank=0, position="last", progress=False)
+            constant = torch.from_numpy(getattr(fitted.layers[2], name).weights.parts["constant"])
+            assert far(constant, total / weight) < 1e-4, name
+
+
+def test_dead_work_stays_skipped_and_the_plan_says_what_it_saw():
+    loaded, samples = tiny_loaded(), samples_of("one image")
+    plan = FULL.at([1, 4], ffn=Skip()).at([3], keep=Keep(0)).made_by(method="ffn_skip", sample_hashes=("earlier",))
+    fitted = refit(loaded, samples, plan, rank=2, ridge=0.5, position="last", progress=False)
+    assert isinstance(fitted.layers[1].ffn, Linear)
+    assert fitted.layers[2:] == plan.layers[2:]
+    assert fitted.provenance.method == "ffn_skip"
+    assert fitted.provenance.knobs == {"fitted_rank": 2, "fitted_ridge": 0.5, "fitted_on": samples.hash}
+    assert fitted.provenance.sample_hashes == ("earlier", *samples.hashes)
+
+
+@pytest.mark.parametrize(
+    ("plan", "rank", "complaint"),
+    [
+        (FULL, 2, "nothing to fit"),
+        (FULL.at([LAYERS - 1], ffn=Skip()), 2, "whose result is read"),
+        (FULL.at([1], ffn=Skip()), HIDDEN + 1, "a map of rank 65 was asked for, and hidden states have 64"),
+        (FULL.at([1], ffn=Skip()).at([0], keep=Keep(0.5, rank="tower_attention")), 2, "ranks by tower_attention"),
+    ],
+)
+def test_what_cannot_be_fitted(plan, rank, complaint):
+    with pytest.raises(PlanError, match=complaint):
+        refit(tiny_loaded(), samples_of("one image"), plan, rank=rank, position="last", progress=False)
+
+
+def test_no_rows_and_no_numbers_are_refused():
+    moments = Moments(2)
+    with pytest.raises(ModelError, match="no visual row was seen"):
+        moments.fit(rank=1)
+    moments.add(torch.tensor([[1.0, torch.inf]]), torch.ones(1, 2))
+    with pytest.raises(ModelError, match="is not finite"):
+        moments.fit(rank=1)
