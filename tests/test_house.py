@@ -52,6 +52,7 @@ ORDER = [
     "optimize",
     "demo",
     "comparison",
+    "pages",
     "cli",
     "__main__",
 ]
@@ -109,7 +110,7 @@ INSIDE = {
     ],
     "certification": ["certificate", "bounds", "losses", "sequence"],
     "reference": ["fonts", "worlds", "draw", "questions"],
-    "calibration": ["distances", "replay", "sweep", "gradients", "screening", "regression", "affine"],
+    "calibration": ["distances", "replay", "sweep", "gradients", "screening", "regression", "affine", "attention_maps"],
     "search": ["objective", "greedy", "depthwise", "interactions", "front"],
     "optimize": ["folder"],
     "bench": [
@@ -128,7 +129,8 @@ INSIDE = {
         "traffic_report",
     ],
     "comparison": ["results", "workspace", "run", "document"],
-    "cli": ["common", "plan", "refit", "flops", "model", "bench", "comparison", "main"],
+    "pages": ["svg", "material", "maps", "plots", "cases", "words", "sections", "page"],
+    "cli": ["common", "plan", "refit", "flops", "model", "bench", "comparison", "report", "main"],
 }
 
 

@@ -1,0 +1,173 @@
+"""What a page says in words: five lines for whoever decides, and the facts of a run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from .. import flops
+from ..certification.certificate import MEANINGS, Certificate
+from .material import Material
+
+
+def percent(share: float) -> str:
+    return f"{share:.1%}"
+
+
+def short(value: float) -> str:
+    """Two digits: ``0.042``, ``3.6e-5``."""
+    return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e")
+
+
+def headline(material: Material) -> tuple[tuple[str, str], ...]:
+    """Five lines: what they are about, and what is known."""
+    return (
+        ("Model", _model(material)),
+        ("Data", _data(material)),
+        ("Wish", _wish(material)),
+        ("The plan", _saving(material)),
+        ("Certified", _certified(material)),
+    )
+
+
+def _model(material: Material) -> str:
+    geometry = material.geometry
+    shape = "" if geometry is None else f": {geometry.model_type}, {geometry.layers} layers of width {geometry.hidden}"
+    return f"{material.model or 'not named'}{shape}"
+
+
+def _data(material: Material) -> str:
+    held = {task: evaluation.samples for task, evaluation in material.evaluations.items()}
+    if held:
+        alike = len(set(held.values())) == 1
+        counts = f"{next(iter(held.values()))} held-out questions{' each' if len(held) > 1 else ''}"
+        return (
+            f"{_listed([*held])}: {counts}"
+            if alike
+            else _listed([f"{task} ({n} questions)" for task, n in held.items()])
+        )
+    return _listed([*(material.data or material.scores)]) or "none yet"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else "".join(names)
+
+
+def _wish(material: Material) -> str:
+    if material.run is None:
+        return "none: these are single files, and not a run"
+    target, sure = material.run.target, f", with {material.run.confidence:.0%} confidence"
+    if target.kind == "retention":
+        return f"as fast as possible, and keep {target.value:.1%} of the right answers{sure}"
+    what = "prefill's FLOPs" if target.kind == "flops" else "prefill's milliseconds"
+    return f"lose as little as possible with {target.value:.0%} of the {what}"
+
+
+def _saving(material: Material) -> str:
+    if material.plan is None:
+        return "none yet"
+    if material.plan.is_full:
+        return "changes nothing: no plan fulfils the wish, so the model runs as it is"
+    candidate = None if material.chosen is None else material.points[material.chosen].candidate
+    kept = _kept(material) if candidate is None else candidate.kept
+    parts = [] if kept is None else [f"runs {percent(kept)} of the prefill's FLOPs"]
+    if candidate is not None and candidate.time is not None:
+        parts.append(f"takes {percent(candidate.time)} of its time")
+    parts += _answers(material)
+    return "; ".join(parts) or "its cost is not known without scores"
+
+
+def _kept(material: Material) -> float | None:
+    """The share of the FLOPs that runs under the plan; None if token counts are not known."""
+    geometry, tokens, plan = material.geometry, material.tokens, material.plan
+    if geometry is None or tokens is None or plan is None or not plan.is_static:
+        return None
+    visual, text = tokens
+    dense = flops.prefill(geometry, visual=visual, text=text).total
+    return flops.prefill(geometry, visual=visual, text=text, plan=plan.live()).total / dense
+
+
+def _answers(material: Material) -> list[str]:
+    """The task on which fewest answers are kept."""
+    kept = {t: e.retention or e.fidelity for t, e in material.evaluations.items()}
+    known = {task: share for task, share in kept.items() if share is not None}
+    if not known:
+        return []
+    worst = min(known, key=lambda task: known[task].value)
+    what = "right answers" if material.evaluations[worst].retention else "answers"
+    where = worst if len(known) == 1 else f"the worst task, {worst}"
+    return [f"keeps {percent(known[worst].value)} of the {what} on {where}"]
+
+
+def _certified(material: Material) -> str:
+    certificate = material.certificate
+    if certificate is None:
+        return "nothing yet"
+    if certificate.chosen is None:
+        test = certificate.tests[0]
+        more = f": about {test.needed} questions of each task would do" if test.needed else ""
+        return f"nothing: {certificate.verdict}{more}"
+    if not _is_certified(material, certificate):
+        return f"not this plan; the certificate ends at {certificate.chosen.plan}"
+    what = MEANINGS.get(certificate.loss, f"the {certificate.loss}")
+    where = "every task" if len(certificate.chosen.tasks) > 1 else certificate.chosen.tasks[0].task
+    return f"at most {certificate.level:.2%} of {what} on {where}, with {certificate.confidence:.0%} confidence"
+
+
+def _is_certified(material: Material, certificate: Certificate) -> bool:
+    """Whether the plan that is served is among those that passed."""
+    if material.chosen is not None:
+        return material.chosen < len(certificate.certified)
+    return material.plan is not None and certificate.covers(material.plan)
+
+
+def command(material: Material) -> str:
+    """What serves the plan; empty without one."""
+    if material.plan_path is None or material.model is None or material.plan is None or material.plan.is_full:
+        return ""
+    return shlex.join(["lookless", "serve", material.model, "--plan", material.plan_path])
+
+
+def facts(material: Material) -> tuple[tuple[str, str], ...]:
+    """On what all this was measured."""
+    run = material.run
+    if run is None:
+        return (("files", material.name),)
+    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+    threads = f"{run.threads} thread{'s' if run.threads != 1 else ''}"
+    seconds = ", ".join(f"{stage} {took:.0f} s" for stage, took in run.seconds.items())
+    pairs = {
+        "folder": material.name,
+        "model": run.model + (f" at {run.revision}" if run.revision else ""),
+        "machine": ", ".join(filter(None, (run.machine, run.device, run.dtype, threads))),
+        "versions": versions,
+        "time": seconds,
+        "samples": "; ".join(
+            f"{data.task}: {data.calibration.samples} to calibrate, {data.tuning.samples} to compare plans, "
+            f"{data.certification.samples} to test"
+            for data in run.data
+        ),
+        "data": ", ".join(data.data for data in run.data),
+    }
+    return tuple((name, words) for name, words in pairs.items() if words)
+
+
+def hints(material: Material) -> dict[str, str]:
+    """For each section the command that makes what it shows."""
+    model = shlex.quote(material.model or "MODEL")
+    data = shlex.quote(next(iter(material.data.values()), "DATA"))
+    evaluate = f"lookless eval {model} --data {data} --plan PLAN_DIR --json > answers.json"
+    whole = f"lookless optimize {model} --data {data} --retention 0.99 --out {_folder(material)}"
+    return {
+        "plan": whole if material.run else "lookless plan v-skip --scores scores.json --layers N --out PLAN_DIR",
+        "front": whole,
+        "certificate": f"lookless certify {_folder(material)}",
+        "cases": whole if material.run else evaluate,
+        "scores": whole if material.run else f"lookless calibrate {model} --data {data} --out scores.json",
+        "silence": f"lookless calibrate {model} --data {data} --measure attention_update_size --out sizes.json",
+        "attention": f"lookless report {shlex.quote(material.name) if material.run else 'FILES'} --attention 4",
+    }
+
+
+def _folder(material: Material) -> str:
+    return shlex.quote(material.name) if material.run else "RUN_DIR"
