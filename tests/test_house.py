@@ -22,6 +22,7 @@ ORDER = [
     "version",
     "lazy",
     "errors",
+    "sets",
     "files",
     "progress",
     "geometry",
@@ -43,6 +44,7 @@ ORDER = [
     "serving",
     "evaluation",
     "certification",
+    "routing",
     "calibration",
     "search",
     "markdown",
@@ -57,6 +59,8 @@ ORDER = [
     "__main__",
 ]
 TORCH_FREE = ORDER[: ORDER.index("runtime")]
+#: Packages whose names are imported when they are used.
+LAZY = ["lookless", "lookless.search", "lookless.bench", "lookless.certification", "lookless.routing"]
 
 
 def imports(path: Path) -> set[str]:
@@ -109,6 +113,7 @@ INSIDE = {
         "tracing",
     ],
     "certification": ["certificate", "bounds", "losses", "sequence"],
+    "routing": ["centroids", "embeddings", "planset", "router", "routed"],
     "reference": ["fonts", "worlds", "draw", "questions"],
     "calibration": ["distances", "replay", "sweep", "gradients", "screening", "regression", "affine", "attention_maps"],
     "search": ["objective", "greedy", "depthwise", "interactions", "front"],
@@ -130,7 +135,7 @@ INSIDE = {
     ],
     "comparison": ["results", "workspace", "run", "document"],
     "pages": ["svg", "material", "maps", "plots", "cases", "words", "sections", "page"],
-    "cli": ["common", "plan", "refit", "flops", "model", "bench", "comparison", "report", "main"],
+    "cli": ["common", "plan", "refit", "route", "flops", "model", "bench", "comparison", "report", "main"],
 }
 
 
@@ -157,12 +162,7 @@ def test_imports_run_one_way_inside(package):
 
 
 def test_torch_free_part():
-    modules = ["lookless", *(f"lookless.{name}" for name in TORCH_FREE)]
-    modules += [
-        "lookless.search",
-        "lookless.bench",
-        "lookless.certification",
-    ]  # whose names are imported when they are used
+    modules = [*(f"lookless.{name}" for name in TORCH_FREE), *LAZY]
     code = f"import sys\nfor m in {modules}: __import__(m)\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -177,7 +177,7 @@ def test_import_patches_nothing():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("package", ["lookless", "lookless.search", "lookless.bench", "lookless.certification"])
+@pytest.mark.parametrize("package", LAZY)
 def test_public_names_are_there_and_nothing_else_is_shown(package):
     module = import_module(package)
     assert dir(module) == sorted({*module.__all__})

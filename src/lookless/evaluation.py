@@ -11,7 +11,7 @@ from scipy.stats import bootstrap
 
 from .data import Samples, SeenWarning, overlap
 from .loading import Loaded
-from .plan import Plan
+from .plan import Plan, Provenance
 from .progress import track
 from .runtime.patching import applied
 
@@ -63,7 +63,7 @@ class Evaluation(BaseModel):
         calibration_hash: the same of the samples that the plan was calibrated on; None if the plan does not name them.
         seen: how many of the samples the plan was calibrated on; None if the plan does not name them.
         left_out: how many lines of the data were left out because the plan was calibrated on them.
-        plan_hash: :attr:`lookless.Plan.hash`; None without a plan.
+        plan_hash: :attr:`lookless.Plan.hash`; None without a plan, and under a plan set.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -117,32 +117,56 @@ def evaluate(
         SeenWarning: the plan was calibrated on some of the samples. Leave them out with
             ``load_data(..., without=plan.provenance.sample_hashes)``.
     """
-    dense = _answers(loaded, samples, None, batch, max_new_tokens, progress) if dense is None else dense
-    planned = None if plan is None else _answers(loaded, samples, plan, batch, max_new_tokens, progress)
-    found = Evaluation(
+    dense = dense_answers(loaded, samples, batch, max_new_tokens, progress) if dense is None else dense
+    if plan is None:
+        return _of_dense(loaded.name, samples, dense)
+    planned = _answers(loaded, samples, plan, batch, max_new_tokens, progress)
+    found = compared(loaded.name, samples, dense, planned, plan.provenance)
+    return found.model_copy(update={"plan_hash": plan.hash})
+
+
+def dense_answers(loaded: Loaded, samples: Samples, batch: int, max_new_tokens: int, progress: bool) -> list[str]:
+    """The stock model's greedy answers.
+
+    Raises:
+        ModelError: the model has a plan on it, or gives logits that are not finite.
+    """
+    return _answers(loaded, samples, None, batch, max_new_tokens, progress)
+
+
+def compared(
+    model: str, samples: Samples, dense: Sequence[str], planned: Sequence[str], made: Provenance
+) -> Evaluation:
+    """Answers of the dense model beside those under what was ``made`` for it.
+
+    Warns:
+        SeenWarning: it was calibrated on some of the samples.
+    """
+    seen = _seen(samples, made)
+    if seen != 0:
+        warnings.warn(_seen_sentence(samples.name, len(samples), seen), SeenWarning, stacklevel=3)
+    kept = _agree(planned, _expected(samples))
+    return _of_dense(model, samples, dense, planned).model_copy(
+        update={
+            "accuracy_plan": mean_estimate(kept),
+            "retention": retention_estimate(kept, _agree(dense, _expected(samples))),
+            "fidelity": mean_estimate(_agree(planned, dense)),
+            "calibration_hash": made.data_hash,
+            "seen": seen,
+        }
+    )
+
+
+def _of_dense(model: str, samples: Samples, dense: Sequence[str], planned: Sequence[str] | None = None) -> Evaluation:
+    """The dense model alone, beside the answers under a plan where there is one."""
+    return Evaluation(
         data=samples.name,
-        model=loaded.name,
+        model=model,
         samples=len(samples),
         accuracy_dense=mean_estimate(_agree(dense, _expected(samples))),
         answers=_side_by_side(samples, dense, planned),
         data_hash=samples.hash,
         left_out=samples.left_out,
-    )
-    if plan is None or planned is None:
-        return found
-    seen = _seen(samples, plan)
-    if seen != 0:
-        warnings.warn(_seen_sentence(samples.name, len(samples), seen), SeenWarning, stacklevel=2)
-    kept = _agree(planned, _expected(samples))
-    return found.model_copy(
-        update={
-            "accuracy_plan": mean_estimate(kept),
-            "retention": retention_estimate(kept, _agree(dense, _expected(samples))),
-            "fidelity": mean_estimate(_agree(planned, dense)),
-            "calibration_hash": plan.provenance.data_hash,
-            "seen": seen,
-            "plan_hash": plan.hash,
-        }
     )
 
 
@@ -158,9 +182,8 @@ def _side_by_side(samples: Samples, dense: Sequence[str], planned: Sequence[str]
     )
 
 
-def _seen(samples: Samples, plan: Plan) -> int | None:
+def _seen(samples: Samples, made: Provenance) -> int | None:
     """How many of ``samples`` the plan was calibrated on; None if it names data of this name but no samples."""
-    made = plan.provenance
     if made.sample_hashes is None:
         return None if made.data is not None and samples.name in made.data.split(" + ") else 0
     return overlap(samples.hashes, made.sample_hashes)

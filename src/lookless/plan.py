@@ -37,6 +37,7 @@ from .errors import PlanError, PlanMismatchError
 from .geometry import Geometry
 from .layer_plan import COLUMNS, LayerPlan
 from .ranks import RANKS
+from .sets import check_one_plan
 from .version import __version__
 from .weights import Weights, pack, read
 
@@ -364,6 +365,7 @@ class Plan(BaseModel):
         """
         path, repo = Path(where), None
         if path.is_dir():
+            check_one_plan(path)
             path = path / FILE_NAME
         elif not path.exists() and not path.suffix and len(path.parts) == 2 and not path.is_absolute():
             repo = str(where)

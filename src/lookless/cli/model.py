@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,9 +28,15 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..data import Samples
+    from ..data import Sample, Samples
+    from ..evaluation import Evaluation
+    from ..loading import Loaded
+    from ..plan import Plan
+    from ..routing import PlanSet
 
-PlanDir = Annotated[str | None, typer.Option("--plan", help="A plan's folder, JSON file, or hub id.")]
+PlanDir = Annotated[
+    str | None, typer.Option("--plan", help="A plan's folder, JSON file, or hub id; or the folder of a plan set.")
+]
 Seed = Annotated[
     int | None, typer.Option(help="Seed of that draw (default 0). It is recorded in the scores and plans.")
 ]
@@ -189,23 +195,41 @@ def evaluate(
     """
     from .. import terminal
     from ..data import load_data
-    from ..evaluation import evaluate as measure
     from ..loading import load_model
-    from ..plan import Plan
-    from ..runtime.families import geometry_of
 
-    plan = None if plan_dir is None else Plan.from_pretrained(plan_dir)
+    plan = None if plan_dir is None else _plan_or_set(plan_dir)
     seen = () if plan is None or include_seen else plan.provenance.sample_hashes or ()
     chosen = load_data(data, split="test", limit=limit, without=seen)
     _warn_of_left_out(chosen, data)
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
-    if plan is not None:  # before the dense pass, which may take an hour
-        plan.check(geometry_of(loaded.model))
-    result = measure(loaded, chosen, plan, batch=batch, max_new_tokens=max_new_tokens)
+    result = _evaluated(loaded, chosen, plan, batch=batch, max_new_tokens=max_new_tokens)
     if as_json:
         print_json(result)
     else:
         print_whole(terminal.evaluation_table([result]))
+
+
+def _plan_or_set(folder: str) -> Plan | PlanSet:
+    from ..plan import Plan
+    from ..sets import holds_set
+
+    if not holds_set(folder):
+        return Plan.from_pretrained(folder)
+    from ..routing import PlanSet
+
+    return PlanSet.from_pretrained(folder)
+
+
+def _evaluated(loaded: Loaded, chosen: Samples, plan: Plan | PlanSet | None, **settings: Any) -> Evaluation:
+    from ..evaluation import evaluate as measure
+    from ..routing import PlanSet, evaluate_routed
+    from ..runtime.families import geometry_of
+
+    if isinstance(plan, PlanSet):
+        return evaluate_routed(loaded, chosen, plan, **settings)
+    if plan is not None:  # before the dense pass, which may take an hour
+        plan.check(geometry_of(loaded.model))
+    return measure(loaded, chosen, plan, **settings)
 
 
 def _warn_of_left_out(chosen: Samples, data: str) -> None:
@@ -239,19 +263,30 @@ def generate(
     """
     from ..data import Sample, load_image
     from ..loading import load_model
-    from ..plan import Plan
     from ..runtime.patching import applied
 
-    plan = None if plan_dir is None else Plan.from_pretrained(plan_dir)
+    given = None if plan_dir is None else _plan_or_set(plan_dir)
     sample = Sample(tuple(load_image(path) for path in image or ()), prompt, "")
     with err.status(f"loading {model}"):
         loaded = load_model(model, dtype=dtype, device=device, revision=revision)
+    plan, route = _routed(loaded, sample, given)
     with err.status("answering"), applied(loaded.model, plan):
         [answer] = loaded.answer([sample], max_new_tokens=max_new_tokens)
     if as_json:
-        print_json({"prompt": prompt, "answer": answer, "plan": plan_dir})
+        print_json({"prompt": prompt, "answer": answer, "plan": plan_dir} | ({"route": route} if route else {}))
     else:
         typer.echo(answer)
+
+
+def _routed(loaded: Loaded, sample: Sample, given: Plan | PlanSet | None) -> tuple[Plan | None, str | None]:
+    """The plan of ``sample``, and where a plan set routed it."""
+    from ..routing import PlanSet, Router
+
+    if not isinstance(given, PlanSet):
+        return given, None
+    router = Router(given, loaded)
+    [route] = router.route_samples([sample])
+    return router.plan(route), route.name
 
 
 @app.command(context_settings=OPEN)
