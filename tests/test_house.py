@@ -112,7 +112,7 @@ INSIDE = {
         "patching",
         "tracing",
     ],
-    "certification": ["certificate", "bounds", "losses", "sequence"],
+    "certification": ["certificate", "bounds", "losses", "independent", "paired", "sequence"],
     "routing": ["centroids", "embeddings", "planset", "router", "routed"],
     "reference": ["fonts", "worlds", "draw", "questions"],
     "calibration": ["distances", "replay", "sweep", "gradients", "screening", "regression", "affine", "attention_maps"],
@@ -135,7 +135,20 @@ INSIDE = {
     ],
     "comparison": ["results", "workspace", "run", "document"],
     "pages": ["svg", "material", "maps", "plots", "cases", "words", "sections", "page"],
-    "cli": ["common", "plan", "refit", "route", "flops", "model", "bench", "comparison", "report", "main"],
+    "cli": [
+        "common",
+        "plan",
+        "refit",
+        "route",
+        "flops",
+        "model",
+        "bench",
+        "comparison",
+        "report",
+        "certify",
+        "compare",
+        "main",
+    ],
 }
 
 

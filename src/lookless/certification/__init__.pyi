@@ -1,8 +1,13 @@
 from .certificate import Certificate as Certificate
 from .certificate import PlanTest as PlanTest
 from .certificate import TaskTest as TaskTest
+from .independent import one_per_image as one_per_image
 from .losses import Loss as Loss
 from .losses import drop as drop
+from .losses import loss_named as loss_named
+from .paired import Paired as Paired
+from .paired import compare as compare
+from .paired import holm as holm
 from .sequence import Tried as Tried
 from .sequence import bound as bound
 from .sequence import certify as certify

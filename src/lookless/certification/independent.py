@@ -1,0 +1,26 @@
+"""Questions about the same image are not independent, and every test here takes them to be."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+from ..data import ImageFile, Samples
+
+
+def one_per_image(samples: Samples, seed: int = 0) -> Samples:
+    """``samples`` with one question, drawn at random, of those that share an image file; in their order.
+
+    Samples without an image file all stay.
+    """
+    drawn = list(range(len(samples)))
+    random.Random(seed).shuffle(drawn)
+    taken: set[Path] = set()
+    kept: set[int] = set()
+    for index in drawn:
+        files = {image.path.resolve() for image in samples.items[index].images if isinstance(image, ImageFile)}
+        if not files & taken:
+            taken |= files
+            kept.add(index)
+    return replace(samples, items=tuple(item for index, item in enumerate(samples.items) if index in kept))

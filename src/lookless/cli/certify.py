@@ -1,0 +1,236 @@
+"""The command that tests a promise: certify."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import LooklessError
+from .common import (
+    Device,
+    Dtype,
+    Json,
+    Revision,
+    app,
+    one_sentence,
+    out,
+    print_json,
+    print_whole,
+    writable,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..certification import Certificate, Tried
+    from ..data import Samples
+    from ..loading import Loaded
+    from ..plan import Plan
+
+#: Exit code of a promise that was tested, and could not be given.
+NOTHING_CERTIFIED = 1
+
+Plans = Annotated[
+    list[str] | None, typer.Option("--plan", help="A plan's folder, JSON file, or hub id; repeat, mild plans first.")
+]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(help="`reference:TASK` or a JSONL file that had no say in choosing the plans; repeat for each task."),
+]
+Retention = Annotated[
+    float | None,
+    typer.Option(
+        help="The promise: the share of the dense model's right answers that stay right (with --loss changed: of all "
+        "its answers that stay the same), on every task. Without it, the largest that can be promised of one plan."
+    ),
+]
+
+
+@app.command()
+@one_sentence
+def certify(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A model as for eval, or the folder of a run of `lookless optimize`.")
+    ],
+    plan_dirs: Plans = None,
+    data: Tasks = None,
+    retention: Retention = None,
+    confidence: Annotated[float, typer.Option(help="That the promise holds for every certified plan.")] = 0.95,
+    loss: Annotated[str, typer.Option(help="lost, or changed, which needs no right answers.")] = "lost",
+    pooled: Annotated[bool, typer.Option("--pooled", help="Test all tasks as one mixture, not each.")] = False,
+    limit: Annotated[int | None, typer.Option(help="Questions of each task at most (reference: 100).", min=1)] = None,
+    out_path: Annotated[Path | None, typer.Option("--out", help="JSON file for the certificate.")] = None,
+    batch: Annotated[int, typer.Option(help="Batch size.", min=1)] = 25,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 32,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
+    """Test plans from mild to aggressive, up to the first that cannot be certified to keep its promise.
+
+    Exit code 1: no plan was certified. Questions that a plan was calibrated on are left out, and of those that share an
+    image one is taken. Choose plans and retention before, on other questions.
+
+    Example: lookless certify reference --plan mild --plan bold --data reference:chart --limit 400 --retention 0.98
+    """
+    from ..certification import bound, loss_named
+    from ..certification import certify as test
+    from ..loading import load_model
+    from ..plan import Plan
+
+    loss_named(loss)
+    if out_path is not None:
+        writable(out_path, folder=False)
+    how: dict[str, Any] = {"confidence": confidence, "loss": loss, "pooled": pooled}
+    if (Path(model) / "run.json").is_file():
+        _only_a_run(plan_dirs, data)
+        retention = _target(Path(model)) if retention is None else retention
+        points = _points(Path(model))
+        chain, length = iter(points), len(points)
+        _check_promise(retention, length)
+    else:
+        _check(plan_dirs, data)
+        length = len(plan_dirs or ())
+        _check_promise(retention, length)
+        plans = {name: Plan.from_pretrained(name) for name in plan_dirs or ()}
+        tasks = [_questions(name, list(plans.values()), limit) for name in data or ()]
+        loaded = load_model(model, dtype=dtype, device=device, revision=revision)
+        chain = _tried(loaded, plans, tasks, batch, max_new_tokens)
+    if retention is None:
+        found = bound(next(chain), **how)
+    else:
+        found = test(chain, level=_level(retention), length=length, **how)
+    _report(found, out_path, as_json)
+
+
+def _only_a_run(plan_dirs: list[str] | None, data: list[str] | None) -> None:
+    if plan_dirs or data:
+        raise LooklessError("a run of optimize has its own plans and answers: leave out --plan and --data.")
+
+
+def _check(plan_dirs: list[str] | None, data: list[str] | None) -> None:
+    """Before anything is loaded."""
+    if not plan_dirs or not data:
+        raise LooklessError(f"{'--data' if plan_dirs else '--plan'} is missing: give one or more.")
+    for what, names in (("--plan", plan_dirs), ("--data", data)):
+        if len(set(names)) < len(names):
+            raise LooklessError(f"{what} is given twice as {max(names, key=names.count)}: give each once.")
+
+
+def _check_promise(retention: float | None, plans: int) -> None:
+    if retention is None and plans != 1:
+        raise LooklessError(
+            f"--retention is missing: the largest that can be promised is found for one plan, and there are {plans}."
+        )
+    if retention is not None:
+        _level(retention)
+
+
+def _level(retention: float) -> float:
+    """The loss that a retention allows."""
+    if not 0 < retention < 1:
+        raise LooklessError(f"a retention of {retention} is not between 0 and 1: 0.99 keeps 99 %.")
+    return round(1 - retention, 12)
+
+
+def _questions(data: str, plans: list[Plan], limit: int | None) -> Samples:
+    """Those of ``data`` that no plan was calibrated on, one for each image."""
+    from ..certification import one_per_image
+    from ..data import SeenWarning, load_data
+
+    seen = {one for plan in plans for one in plan.provenance.sample_hashes or ()}
+    chosen = load_data(data, split="test", limit=limit, without=seen)
+    if chosen.left_out:
+        message = f"{chosen.left_out} lines of {data} are left out, because a plan was calibrated on them."
+        warnings.warn(message, SeenWarning, stacklevel=2)
+    apart = one_per_image(chosen)
+    if len(apart) < len(chosen):
+        warnings.warn(
+            f"{len(chosen) - len(apart)} of {len(chosen)} questions of {data} are left out, because they share an "
+            f"image with another: the test is of independent questions.",
+            stacklevel=2,
+        )
+    return apart
+
+
+def _tried(
+    loaded: Loaded, plans: dict[str, Plan], tasks: list[Samples], batch: int, max_new_tokens: int
+) -> Iterator[Tried]:
+    """The answers under each plan, when they are wanted; the dense model's are of the first."""
+    from ..certification import Tried
+    from ..evaluation import evaluate
+    from ..runtime.families import geometry_of
+
+    for plan in plans.values():
+        plan.check(geometry_of(loaded.model))
+    dense: list[list[str] | None] = [None] * len(tasks)
+    for name, plan in plans.items():
+        found = [
+            evaluate(loaded, samples, plan, batch=batch, max_new_tokens=max_new_tokens, dense=known)
+            for samples, known in zip(tasks, dense, strict=True)
+        ]
+        dense = [[answer.dense for answer in one.answers] for one in found]
+        yield Tried(name, found)
+
+
+def _points(folder: Path) -> list[Tried]:
+    """The chain of a run of optimize with the answers that it has."""
+    from ..certification import Tried
+    from ..optimize.folder import Chain, Folder, Run
+
+    run, tried = Run.load(folder), []
+    for index, candidate in enumerate(Chain.load(folder).points):
+        found = Folder(folder).evaluations(index, run.tasks)
+        if len(found) < len(run.tasks):
+            break
+        if any(one.plan_hash != candidate.plan.hash for one in found.values()):
+            raise LooklessError(f"{folder / 'points' / str(index)} has the answers of another plan than the chain's.")
+        tried.append(Tried(f"plan {index} ({candidate.found_by})", list(found.values())))
+    return tried
+
+
+def _target(folder: Path) -> float | None:
+    """The retention that a run was for; None if it was for a share of the FLOPs or of the time."""
+    from ..optimize.folder import Run
+
+    target = Run.load(folder).target
+    return target.value if target.kind == "retention" else None
+
+
+def _report(found: Certificate, path: Path | None, as_json: bool) -> None:
+    if path is not None:
+        found.save(path)
+    if as_json:
+        print_json(found)
+    else:
+        print_whole(_table(found))
+        out.print(str(found), soft_wrap=True, highlight=False)
+    if found.chosen is None:
+        raise typer.Exit(NOTHING_CERTIFIED)
+
+
+def _table(found: Certificate) -> Table:
+    """One row for each plan and task."""
+    from rich.table import Table
+
+    table = Table("plan", "task", "questions", "count", found.loss, "at most", "p-value", "verdict")
+    for plan in found.tests:
+        for index, task in enumerate(plan.tasks):
+            table.add_row(
+                plan.plan if index == 0 else "",
+                task.task,
+                str(task.samples),
+                str(task.n),
+                str(task.bad),
+                f"{task.upper:.2%}",
+                f"{task.p_value:.2g}",
+                "certified" if task.passed else "failed" if task.needed is None else f"needs about {task.needed}",
+            )
+    if found.untested:
+        table.add_row(f"{found.untested} more", "", "", "", "", "", "", "not tested")
+    return table
