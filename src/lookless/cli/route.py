@@ -41,10 +41,7 @@ def route(
 ) -> None:
     """Give each prompt the plan of its task: learn from prompts which task they belong to, by the model's embeddings.
 
-    Example: lookless route reference --plan chart=chart-plan --data chart=reference:chart --plan text=text-plan
-    --data text=reference:text --fallback plan-for-all --out my-set
-
-    Then: lookless eval reference --plan my-set --data reference
+    Example: lookless route reference --plan chart=my-plan --data chart=reference:chart --out my-set
     """
     from ..data import load_data
     from ..loading import load_model
