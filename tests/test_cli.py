@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from helpers.cli import fails, run
-from lookless import Geometry, Plan, Scores, load_data
+from lookless import Geometry, Plan, Scores, Skip, load_data
 from lookless.methods import METHODS
 from lookless.plan import FILE_NAME
 
@@ -81,6 +81,24 @@ def test_flops_prints_the_papers_figures(plan):
     assert "12 layers and the model has 32" in fails(
         "flops", "--geometry", "LLaVA-1.5-7B", "--visual", 576, "--text", 66, "--plan", plan
     )
+
+
+def test_plans_are_joined_and_priced_together(tmp_path):
+    full = Plan.full(Geometry.preset("LLaVA-1.5-7B"))
+    plans = {"attention": full.at([3, 4], attention=Skip()), "ffn": full.at([4, 5], ffn=Skip())}
+    for name, plan in plans.items():
+        plan.save_pretrained(tmp_path / name)
+    a, b, out = tmp_path / "attention", tmp_path / "ffn", tmp_path / "both"
+    assert run("plan", "join", a, b, "--out", out).exit_code == 0
+    assert Plan.from_pretrained(out) == plans["attention"] | plans["ffn"]
+    assert "both plans set attention of layer 3" in fails("plan", "join", a, b, a, "--out", out)
+    assert "is one plan, and joining takes two or more" in fails("plan", "join", a, "--out", out)
+    priced = ("flops", "--geometry", "LLaVA-1.5-7B", "--visual", 576, "--text", 66, "--json")
+    one, other = (json.loads(run(*priced, "--plan", path).stdout) for path in (a, b))
+    together = json.loads(run(*priced, "--plan", a, "--plan", b).stdout)
+    for path, alone in ((a, one), (b, other)):
+        assert together[str(path)] == alone[str(path)]
+        assert together[f"{path}, as it runs"] == alone["as it runs"]
 
 
 def test_every_method_is_a_command(tmp_path):

@@ -72,6 +72,7 @@ def prepare(monkeypatch):
         Scores(name=measure, per_sample=(tuple(range(32)),), geometry=SMALL).save(f"{measure}.json")
     for folder in ("my-plan", "lookless-demo/chart/plan"):
         Plan.full(12).at([5], attention=Skip()).save_pretrained(folder)
+    Plan.full(12).at([5], ffn=Skip()).save_pretrained("ffn-plan")
     load_data("reference:chart", limit=1).items[0].images[0].save("photo.png")
     Path("mine.jsonl").write_text('{"image": "photo.png", "question": "which bar is the tallest?", "answer": "red"}')
     monkeypatch.setitem(PRESETS, "LLaVA-1.5-7B", SMALL)

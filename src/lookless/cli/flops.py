@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,7 +27,7 @@ def flops(
     ],
     visual: Annotated[float, typer.Option(help="Visual tokens of the prompt.", min=0, max=MOST_TOKENS)],
     text: Annotated[float, typer.Option(help="Text tokens of the prompt.", min=0, max=MOST_TOKENS)],
-    plan_dir: Annotated[str | None, typer.Option("--plan", help="Count this plan.")] = None,
+    plan_dirs: Annotated[list[str] | None, typer.Option("--plan", help="Count this plan; repeatable.")] = None,
     method: Annotated[
         str | None, typer.Option(help="Count a method instead of a plan; its knobs are options, such as --layers 19.")
     ] = None,
@@ -41,25 +42,24 @@ def flops(
     from ..configs import geometry_named
 
     chosen = geometry_named(geometry)
-    plan = _plan(chosen, plan_dir, method, ctx.args)
-    costs = _costs(chosen, visual, text, method or str(plan_dir), plan)
+    costs = _costs(chosen, visual, text, _plans(chosen, plan_dirs or (), method, ctx.args))
     if as_json:
         print_json({"geometry": geometry, "visual": visual, "text": text, **_record(costs)})
     else:
         print_whole(_table(f"{geometry}, {visual:g} visual and {text:g} text tokens", costs))
 
 
-def _plan(geometry: Geometry, folder: str | None, method: str | None, words: list[str]) -> Plan | None:
-    """Raises: PlanError: two are given, or words that are no option of one."""
+def _plans(geometry: Geometry, folders: Sequence[str], method: str | None, words: list[str]) -> dict[str, Plan]:
+    """By name. Raises: PlanError: plans and a method are given, or words that are no option of a method."""
     from ..plan import Plan
 
-    if folder is not None and method is not None:
+    if folders and method is not None:
         raise PlanError("give either --plan or --method, not both.")
     if method is not None:
-        return _by_count(geometry, method, words)
+        return {method: _by_count(geometry, method, words)}
     if words:
         raise PlanError(f"{words[0]} is no option of lookless flops; for a knob, name its --method.")
-    return None if folder is None else Plan.from_pretrained(folder)
+    return {folder: Plan.from_pretrained(folder) for folder in folders}
 
 
 def _by_count(geometry: Geometry, name: str, words: list[str]) -> Plan:
@@ -79,14 +79,14 @@ def _by_count(geometry: Geometry, name: str, words: list[str]) -> Plan:
     return method.build(geometry, method.uniform_scores(geometry), **parsed_knobs(method, {}, words))
 
 
-def _costs(geometry: Geometry, visual: float, text: float, name: str, plan: Plan | None) -> dict[str, Prefill]:
-    """Of the stock model, of the plan as papers count and as it runs, and of the model without dead work alone."""
+def _costs(geometry: Geometry, visual: float, text: float, plans: Mapping[str, Plan]) -> dict[str, Prefill]:
+    """Of the stock model, of each plan as papers count and as it runs, and of the model without dead work alone."""
     from ..flops import prefill
     from ..plan import Plan
 
     rows = {"dense": Plan.full(geometry)}
-    if plan is not None:
-        rows |= {name: plan, "as it runs": plan.as_run}
+    for name, plan in plans.items():
+        rows |= {name: plan, "as it runs" if len(plans) == 1 else f"{name}, as it runs": plan.as_run}
     rows["liveness alone"] = Plan.full(geometry).live()
     return {name: prefill(geometry, visual=visual, text=text, plan=row) for name, row in rows.items()}
 

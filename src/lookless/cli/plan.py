@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterator, Sequence
 from inspect import Parameter, Signature
 from pathlib import Path
@@ -63,6 +65,29 @@ def plan_preset(
 
     writable(out_dir, folder=True)
     plan = preset(name)
+    plan.save_pretrained(out_dir)
+    _show(plan, as_json)
+
+
+@plans.command("join")
+@one_sentence
+def plan_join(
+    plan_dirs: Annotated[
+        list[str], typer.Argument(metavar="PLAN_DIR PLAN_DIR ...", help="Plans' folders, JSON files, or hub ids.")
+    ],
+    out_dir: Annotated[Path, typer.Option("--out", help=OUT)],
+    as_json: Json = False,
+) -> None:
+    """Several plans at once: every cell that one of them sets. No two may set the same cell.
+
+    Example: lookless plan join my-plan ffn-plan --out both
+    """
+    from ..plan import Plan
+
+    writable(out_dir, folder=True)
+    if len(plan_dirs) < 2:
+        raise PlanError(f"{plan_dirs[0]} is one plan, and joining takes two or more: name another.")
+    plan = functools.reduce(operator.or_, map(Plan.from_pretrained, plan_dirs))
     plan.save_pretrained(out_dir)
     _show(plan, as_json)
 
