@@ -67,11 +67,13 @@ def test_a_run_of_optimize(tmp_path, plans, reference):
 
     samples = load_data("reference:chart", limit=30)
     part = Part(hash=samples.hash, sample_hashes=samples.hashes)
-    data = TaskData(task="chart", data="reference:chart", calibration=part, tuning=part, certification=part)
+    data = TaskData(
+        task="chart", data="reference:chart", calibration=part, tuning=part, selection=part, certification=part
+    )
     target = Target(kind="retention", value=0.9)
     record = Run(model="reference", geometry=geometry_of(reference.model), data=(data,), target=target)
     points = tuple(
-        Candidate(plan=plan, kept=kept, distance=0.1, by_task={"chart": 0.1}, found_by="joint")
+        Candidate(plan=plan, kept=kept, distance=0.1, by_task={"chart": 0.1}, risk=0.1, fidelity=1, found_by="joint")
         for (_, plan), kept in zip(plans.values(), (0.9, 0.5), strict=True)
     )
     folder = Folder(tmp_path / "run")

@@ -101,6 +101,8 @@ def run_folder(root: Path) -> Path:
             kept=0.9 - 0.2 * i,
             time=0.95 - 0.2 * i,
             distance=10.0 ** (i - 4),
+            risk=10.0 ** (i - 4),
+            fidelity=1.0,
             by_task={"mine": 10.0 ** (i - 4), "<i>other</i>": 2 * 10.0 ** (i - 4)},
             found_by="joint",
         )
@@ -111,7 +113,10 @@ def run_folder(root: Path) -> Path:
     run = Run(
         model=MODEL,
         geometry=GEOMETRY,
-        data=tuple(TaskData(task=t, data=data, calibration=part, tuning=part, certification=part) for t in tasks),
+        data=tuple(
+            TaskData(task=t, data=data, calibration=part, tuning=part, selection=part, certification=part)
+            for t in tasks
+        ),
         target=Target(kind="retention", value=0.99),
         machine="a <machine>",
         versions={"torch": "2"},

@@ -3,6 +3,7 @@
 ==========================  =======================================================================================
 run.json                    :class:`Run`: model, data, splits, target, machine, seconds, and what was chosen
 scores/TASK.MEASURE.json    :class:`lookless.Scores` of one task, on its calibration samples
+additive.json               :class:`lookless.search.additive.Additive`: what every single change risks
 latency.json                :class:`lookless.bench.latency.LatencyTable`, measured here
 front.json                  :class:`lookless.search.Front`: every plan that was run on the tuning samples
 chain.json                  :class:`Chain`: the plans to be tested, from mild to aggressive
@@ -25,6 +26,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from .. import files
+from ..calibration.replay import Position
 from ..errors import PlanError
 from ..evaluation import Evaluation
 from ..geometry import Geometry
@@ -52,13 +54,14 @@ class Part(BaseModel):
 
 
 class TaskData(BaseModel):
-    """One data set in three parts that share no prompt.
+    """One data set in four parts that share no prompt.
 
     Attributes:
         task: the short name in file names and tables, unique in its run.
         data: as given: a file, or ``reference:TASK``.
         calibration: scores and full runs are of these.
-        tuning: plans are compared on these.
+        tuning: plans are searched on these.
+        selection: the best plans of the search are compared on these, to choose and to order those to be tested.
         certification: nothing is chosen by these; they test.
     """
 
@@ -68,6 +71,7 @@ class TaskData(BaseModel):
     data: str
     calibration: Part
     tuning: Part
+    selection: Part
     certification: Part
 
 
@@ -78,16 +82,19 @@ class Target(BaseModel):
         kind: ``flops`` or ``latency``: the least loss at this share of the stock prefill; ``retention``: the lowest
             price at which this share of the dense model's right answers stays right.
         value: the share.
+        by: what a retention is bought with: milliseconds on this machine, or FLOPs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["flops", "latency", "retention"]
     value: float = Field(gt=0, lt=1)
+    by: Price = "time"
 
     @property
     def price(self) -> Price:
-        return "time" if self.kind == "latency" else "kept"
+        """What the plan is to be cheap in."""
+        return {"flops": "kept", "latency": "time", "retention": self.by}[self.kind]  # type: ignore[return-value]
 
 
 class Run(BaseModel):
@@ -96,8 +103,11 @@ class Run(BaseModel):
     Attributes:
         model, revision: as given, and its hub commit.
         geometry: of the model.
-        data: the data sets, each in three parts.
+        data: the data sets, each in four parts.
         target, confidence: what the plan has to hold, and how sure that has to be.
+        loss: what counts as a loss in the certificate: ``lost``, a right answer of the dense model that is now wrong,
+            or ``changed``, where the data have no labels.
+        engine: ``vllm``: of plans that it can serve alone.
         position: where distributions were compared.
         seed: of the draw from files.
         machine, dtype, device, threads, versions: on what it ran.
@@ -115,7 +125,9 @@ class Run(BaseModel):
     data: tuple[TaskData, ...] = Field(min_length=1)
     target: Target
     confidence: float = Field(default=0.95, gt=0, lt=1)
-    position: str = "answer"
+    loss: Literal["lost", "changed"] = "lost"
+    engine: Literal["transformers", "vllm"] = "transformers"
+    position: Position = "answer"
     seed: int = 0
     machine: str = ""
     dtype: str = ""
@@ -137,13 +149,20 @@ class Run(BaseModel):
 
 
 class Chain(BaseModel):
-    """The plans that the certification tests in turn, from mild to aggressive, each cheaper than the one before."""
+    """The plans that the certification tests in turn, from mild to aggressive, each cheaper than the one before.
+
+    Attributes:
+        price: what they are cheap in.
+        points: the plans.
+        made_from: of the front and the samples that chose them, 16 hex digits.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: int = SCHEMA_VERSION
     price: Price
     points: tuple[Candidate, ...] = ()
+    made_from: str = ""
 
     @classmethod
     def load(cls, folder: str | Path) -> Chain:
@@ -172,6 +191,10 @@ class Folder:
     @property
     def front(self) -> Path:
         return self.root / "front.json"
+
+    @property
+    def additive(self) -> Path:
+        return self.root / "additive.json"
 
     @property
     def chain(self) -> Path:

@@ -1,3 +1,5 @@
+from .additive import Additive as Additive
+from .additive import measure_additive as measure_additive
 from .depthwise import DepthChoice as DepthChoice
 from .depthwise import dop_depths as dop_depths
 from .front import Candidate as Candidate
@@ -10,5 +12,8 @@ from .greedy import gsop_order as gsop_order
 from .greedy import redundancylens_order as redundancylens_order
 from .interactions import Repaired as Repaired
 from .interactions import repair as repair
+from .joint import joint_search as joint_search
+from .menu import Menu as Menu
 from .objective import Objective as Objective
 from .objective import joint_distance as joint_distance
+from .price import by_flops as by_flops

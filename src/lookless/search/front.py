@@ -23,7 +23,11 @@ class Candidate(BaseModel):
         time: the share of its prefill milliseconds, by a latency table; None without one.
         distance: KL from the full model's answers, in nats, all changes together; the mean over tasks.
         by_task: the same of each task, the mean over its samples.
+        risk: what the search minimises, from 0 to 1: half the mean over tasks, half the worst task's, of
+            :attr:`lookless.search.objective.Effect.risk`.
+        fidelity: the share of the samples whose greedy answer stays the full model's; the mean over tasks.
         found_by: the step of the search, or the method whose plan it is.
+        checked: as ``fidelity``, on further samples that the best plans are compared on; None: it was not.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,7 +37,10 @@ class Candidate(BaseModel):
     time: float | None = None
     distance: float
     by_task: dict[str, float] = Field(min_length=1)
+    risk: float
+    fidelity: float
     found_by: str
+    checked: float | None = None
 
     @property
     def worst(self) -> float:
@@ -59,8 +66,8 @@ class Gain(BaseModel):
     Attributes:
         step: in the order taken: ``additive``, ``methods``, ``joint``.
         budget: the largest price of a plan.
-        distance: the lowest found up to and with this step, in nats.
-        found_by: of the plan that has it.
+        risk, distance: of the plan of the lowest risk found up to and with this step.
+        found_by: of that plan.
         evaluations: plans run in this step, for this budget.
     """
 
@@ -68,6 +75,7 @@ class Gain(BaseModel):
 
     step: str
     budget: float
+    risk: float
     distance: float
     found_by: str
     evaluations: int
@@ -89,19 +97,19 @@ class Front(SearchResult):
     gains: tuple[Gain, ...] = ()
 
     def pareto(self, price: Price = "kept") -> tuple[Candidate, ...]:
-        """The plans that no other beats in both price and distance, from mild (dear) to aggressive (cheap)."""
+        """The plans that no other beats in both price and risk, from mild (dear) to aggressive (cheap)."""
         return pareto(self.candidates, price)
 
     def within(self, budget: float, price: Price = "kept") -> Candidate | None:
-        """The plan of the lowest distance whose price is at most ``budget``; None if there is none."""
+        """The plan of the lowest risk whose price is at most ``budget``; None if there is none."""
         return within(self.candidates, budget, price)
 
 
 def pareto(candidates: Iterable[Candidate], price: Price) -> tuple[Candidate, ...]:
     """As :meth:`Front.pareto`."""
     best: list[Candidate] = []
-    for one in sorted(candidates, key=lambda c: (c.price(price), c.distance)):
-        if one.price(price) < float("inf") and (not best or one.distance < best[-1].distance):
+    for one in sorted(candidates, key=lambda c: (c.price(price), c.risk)):
+        if one.price(price) < float("inf") and (not best or one.risk < best[-1].risk):
             best.append(one)
     return tuple(reversed(best))
 
@@ -109,4 +117,4 @@ def pareto(candidates: Iterable[Candidate], price: Price) -> tuple[Candidate, ..
 def within(candidates: Iterable[Candidate], budget: float, price: Price) -> Candidate | None:
     """As :meth:`Front.within`."""
     cheap = [c for c in candidates if c.price(price) <= budget + SLACK]
-    return min(cheap, key=lambda c: (c.distance, c.price(price)), default=None)
+    return min(cheap, key=lambda c: (c.risk, c.price(price)), default=None)

@@ -1,0 +1,390 @@
+"""``lookless optimize``: calibrate, time, search, test, certify, and write the plan.
+
+Every stage leaves a file in the run's folder (:mod:`lookless.optimize.folder`). A run that finds one goes on from it,
+if it is of the same model and the same samples; a run of others is refused. The search saves its front as it grows, and
+the tests are saved task by task, so that a run that is killed loses little.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from .. import files
+from ..bench.latency import LatencyTable, measure_latency
+from ..bench.prefill import processor
+from ..cells import Skip
+from ..data import Samples
+from ..errors import PlanError
+from ..evaluation import Evaluation, evaluate
+from ..geometry import Geometry
+from ..layer_plan import LayerPlan
+from ..loading import Loaded
+from ..plan import Plan
+from ..runtime.families import geometry_of
+from ..scores import Scores
+from ..search.additive import Additive, measure_additive
+from ..search.depthwise import dop_depths
+from ..search.front import Front
+from ..search.joint import PROPOSALS, joint_search
+from ..search.menu import Menu
+from ..search.objective import Objective
+from ..search.price import by_flops
+from ..version import __version__
+from .chain import chain_of, compared, finalists
+from .folder import Chain, Folder, Run, Target
+from .split import Task
+
+#: Budgets at which plans are searched for a retention.
+LADDER = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.22, 0.15)
+#: The measures that methods need, by the row that they are of.
+MEASURES = {
+    "visual_information_gain": LayerPlan(attention=Skip()),
+    "ffn_effect": LayerPlan(ffn=Skip()),
+    "freeze_effect": LayerPlan(attention=Skip(), ffn=Skip()),
+}
+#: Of proposals, at the one budget that was given.
+MANY = 160
+
+
+@dataclass
+class Optimization:
+    """One run, stage by stage.
+
+    Attributes:
+        loaded: the model, without a plan on it.
+        tasks: the data, each in four parts.
+        folder: where everything is left.
+        run: what is to be done.
+        batch: questions answered together.
+        timed: prompts in a call that is timed.
+        proposals: plans tried at each budget; None: as many as the target is worth.
+        progress: show bars on standard error.
+        log: is called with each stage, in words, as it begins.
+    """
+
+    loaded: Loaded
+    tasks: Sequence[Task]
+    folder: Folder
+    run: Run
+    batch: int = 25
+    timed: int = 1
+    proposals: int | None = None
+    progress: bool = True
+    log: Callable[[str], None] = lambda _: None
+    _tuning: Objective | None = field(default=None, init=False)
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.run.geometry
+
+    @property
+    def full(self) -> Plan:
+        return Plan.full(self.geometry)
+
+    def save(self, **fields: Any) -> None:
+        """Write run.json with ``fields`` set."""
+        self.run = self.run.model_copy(update=fields)
+        files.write_text(self.folder.run, files.dump(self.run))
+
+    @contextmanager
+    def stage(self, name: str, what: str) -> Iterator[None]:
+        """Say ``what``, and note how long it took."""
+        self.log(what)
+        started = perf_counter()
+        yield
+        seconds = self.run.seconds.get(name, 0.0) + perf_counter() - started
+        self.save(seconds={**self.run.seconds, name: round(seconds, 2)})
+
+    def menu(self, visual: float) -> Menu:
+        layers = self.geometry.layers
+        return Menu.served(layers) if self.run.engine == "vllm" else Menu.standard(layers, visual)
+
+    def additive(self) -> Additive:
+        """What every single change risks on the calibration samples, and the scores that methods need."""
+        hashes = tuple(one for task in self.tasks for one in task.calibration.hashes)
+        if self.folder.additive.exists():
+            found = Additive.load(self.folder.additive)
+            check_same(self.folder.additive, found.provenance.sample_hashes == hashes)
+            return found
+        with self.stage("calibrate", f"measuring what single changes risk, on {len(hashes)} samples"):
+            objective = self._objective([task.calibration for task in self.tasks])
+            made = measure_additive(objective, self.menu(objective.visual), progress=self.progress)
+            for task, samples in zip(self.tasks, objective.tasks, strict=True):
+                for measure, row in MEASURES.items():
+                    self._scores(objective, task, samples, measure, row).save(self.folder.scores(task.name, measure))
+            made.save(self.folder.additive)
+        return made
+
+    def _objective(self, samples: Sequence[Samples]) -> Objective:
+        return Objective(self.loaded, samples, position=self.run.position, progress=self.progress)
+
+    def _scores(self, objective: Objective, task: Task, samples: range, measure: str, row: LayerPlan) -> Scores:
+        """Of ``row``, which the additive stage has run in every layer."""
+        cells = {name: cell for name, cell in row if not cell.is_full}
+        plans = [self.full.at([layer], **cells) for layer in range(self.geometry.layers)]
+        columns = [[effect.distance for effect in objective.effects(plan, samples)] for plan in plans]
+        return Scores(
+            name=measure,
+            position=self.run.position,
+            per_sample=tuple(zip(*columns, strict=True)),
+            geometry=self.geometry,
+            model=self.loaded.name,
+            revision=self.loaded.revision,
+            data=task.calibration.name,
+            data_hash=task.calibration.hash,
+            visual=objective.visual,
+            text=objective.text,
+            sample_hashes=task.calibration.hashes,
+            seed=task.calibration.seed,
+        )
+
+    def scores(self) -> dict[str, Scores]:
+        """By measure, those of all tasks together."""
+        found = {}
+        for measure in MEASURES:
+            each = [Scores.load(self.folder.scores(task.name, measure)) for task in self.tasks]
+            rows = tuple(row for one in each for row in one.per_sample)
+            hashes = tuple(one for scores in each for one in scores.sample_hashes or ())
+            more = {"per_sample": rows, "sample_hashes": hashes, "data": " + ".join(str(one.data) for one in each)}
+            found[measure] = each[0].model_copy(update=more)
+        return found
+
+    def latency(self) -> LatencyTable:
+        """This machine's prices, at the length of the data's middle prompt."""
+        data_hash = self.tasks[0].calibration.hash
+        if self.folder.latency.exists():
+            found = LatencyTable.load(self.folder.latency)
+            is_same = (found.data_hash, found.model, found.geometry) == (data_hash, self.run.model, self.geometry)
+            check_same(self.folder.latency, is_same)
+            return found
+        with self.stage("time", "timing this machine"):
+            samples = [item for task in self.tasks for item in task.calibration][:20]
+            by_length = sorted(samples, key=lambda one: self.loaded.inputs([one])["input_ids"].shape[1])
+            first = max(0, (len(by_length) - self.timed) // 2)
+            table = measure_latency(
+                self.loaded,
+                by_length[first : first + self.timed],
+                self.menu(self.tuning.visual),
+                data_hash=data_hash,
+                progress=self.progress,
+            )
+            table.save(self.folder.latency)
+        return table
+
+    @property
+    def tuning(self) -> Objective:
+        """Measures plans on the tuning samples; its full runs are made once."""
+        if self._tuning is None:
+            self._tuning = self._objective([task.tuning for task in self.tasks])
+        return self._tuning
+
+    def search(self) -> Front:
+        """Every plan tried, on the tuning samples."""
+        additive, table, objective = self.additive(), self.latency(), self.tuning
+        target = self.run.target
+        with self.stage("search", f"searching plans on {len(objective)} samples"):
+            searched = {"dop": self._dop} if self.run.engine == "transformers" and target.price == "kept" else {}
+            return joint_search(
+                objective,
+                self.menu(objective.visual),
+                additive,
+                tasks=self.run.tasks,
+                budgets=budgets_of(target),
+                kept=by_flops(self.geometry, objective.visual, objective.text),
+                time=table.pricing,
+                price=target.price,
+                scores=self.scores(),
+                searched=searched,
+                proposals=self._proposals(),
+                seed=self.run.seed,
+                path=self.folder.front,
+                progress=self.progress,
+            )
+
+    def _dop(self, budget: float) -> Plan:
+        return dop_depths(self.tuning, kept=budget, every=max(1, self.geometry.layers // 12), progress=False).plan
+
+    def _proposals(self) -> int | Mapping[float, int]:
+        if self.proposals is not None:
+            return self.proposals
+        return PROPOSALS if self.run.target.kind == "retention" else {self.run.target.value: MANY}
+
+    def chain(self) -> Chain:
+        """The plans to test, and their order; what was tested of another chain is removed."""
+        front = self.search()
+        parts = [task.selection for task in self.tasks]
+        key = _key(front, self.run.target, parts)
+        if self.folder.chain.exists():
+            known = Chain.load(self.folder.root)
+            if known.made_from == key:
+                return known
+        plans = finalists(front, self.run.target)
+        count = sum(map(len, parts))
+        with self.stage("select", f"comparing {len(plans)} plans on {count} samples more"):
+            found = compared(self.loaded, parts, plans, position=self.run.position, progress=self.progress)
+            chain = chain_of(found, self.run.target).model_copy(update={"made_from": key})
+        self._forget()
+        files.write_text(self.folder.chain, files.dump(chain))
+        return chain
+
+    def _forget(self) -> None:
+        """Remove what was tested of another chain."""
+        index = 0
+        while self.folder.point(index).is_dir():
+            for task in self.run.tasks:
+                self.folder.evaluation(index, task).unlink(missing_ok=True)
+            index += 1
+        self.folder.certificate.unlink(missing_ok=True)
+
+    def evaluated(self, chain: Chain, index: int) -> dict[str, Evaluation]:
+        """The chain's plan number ``index`` on the certification samples, by task."""
+        plan = self.named(chain.points[index].plan)
+        found = self.folder.evaluations(index, self.run.tasks)
+        for task in self.tasks:
+            if task.name in found and _is_of(found[task.name], task, plan):
+                continue
+            result = evaluate(
+                self.loaded,
+                task.certification,
+                plan,
+                batch=self.batch,
+                dense=self._dense(chain, task),
+                progress=self.progress,
+            )
+            files.write_text(self.folder.evaluation(index, task.name), files.dump(result))
+            found[task.name] = result
+        return found
+
+    def _dense(self, chain: Chain, task: Task) -> list[str] | None:
+        """The dense model's answers, where a plan has been tested before."""
+        for index in range(len(chain.points)):
+            one = self.folder.evaluations(index, [task.name]).get(task.name)
+            if one is not None and _is_of(one, task):
+                return [answer.dense for answer in one.answers]
+        return None
+
+    def named(self, plan: Plan) -> Plan:
+        """``plan`` with its provenance: how it was found, and every prompt that a choice was made by."""
+        seen = [part for task in self.tasks for part in (task.calibration, task.tuning, task.selection)]
+        return plan.made_by(
+            method="optimize",
+            knobs={
+                self.run.target.kind: self.run.target.value,
+                "confidence": self.run.confidence,
+                "seed": self.run.seed,
+            },
+            model=self.run.model,
+            revision=self.run.revision,
+            data=" + ".join(task.tuning.name for task in self.tasks),
+            sample_hashes=tuple(dict.fromkeys(one for part in seen for one in part.hashes)),
+            samples=sum(len(part) for part in seen),
+        )
+
+
+def _is_of(evaluation: Evaluation, task: Task, plan: Plan | None = None) -> bool:
+    """Whether it is of these samples, and of this plan if one is given."""
+    same = evaluation.data_hash == task.certification.hash
+    return same and (plan is None or evaluation.plan_hash == plan.hash)
+
+
+def _key(front: Front, target: Target, parts: Sequence[Samples]) -> str:
+    """16 hex digits that differ where a chain would be chosen otherwise."""
+    found = "".join(f"{one.kept:.9f} {one.risk:.9f} {one.time}" for one in front.candidates)
+    digest = hashlib.sha256((found + target.model_dump_json() + "".join(part.hash for part in parts)).encode())
+    return digest.hexdigest()[:16]
+
+
+def start(
+    loaded: Loaded,
+    tasks: Sequence[Task],
+    out: Path,
+    target: Target,
+    *,
+    confidence: float = 0.95,
+    loss: str | None = None,
+    engine: str = "transformers",
+    seed: int = 0,
+    **settings: Any,
+) -> Optimization:
+    """A run in the folder ``out``: a new one, or the one that is there.
+
+    Args:
+        loaded: the model, without a plan on it.
+        tasks: of :func:`lookless.optimize.split.split`.
+        out: the run's folder.
+        target, confidence: what the plan has to hold, and how sure that has to be.
+        loss: ``lost`` or ``changed``; by default ``changed`` where some data have no answers.
+        engine: ``transformers``, or ``vllm`` for plans that it can serve.
+        seed: of the draw from files, and of the search.
+        settings: the other fields of :class:`Optimization`.
+
+    Raises:
+        PlanError: the folder holds a run of another model or of other data.
+    """
+    if loss is None:
+        loss = "lost" if all(any(sample.answer for sample in task.certification) for task in tasks) else "changed"
+    parameter = next(loaded.model.parameters())
+    run = Run(
+        model=loaded.name,
+        revision=loaded.revision,
+        geometry=geometry_of(loaded.model),
+        data=tuple(task.record for task in tasks),
+        target=target,
+        confidence=confidence,
+        loss=loss,  # type: ignore[arg-type]
+        engine=engine,  # type: ignore[arg-type]
+        seed=seed,
+        machine=processor(),
+        dtype=str(parameter.dtype).removeprefix("torch."),
+        device=str(parameter.device),
+        threads=torch.get_num_threads(),
+        versions={"lookless": __version__, **{p: importlib.metadata.version(p) for p in ("torch", "transformers")}},
+    )
+    folder = Folder(out)
+    if folder.run.exists():
+        run = _resumed(Run.load(out), run, out)
+    optimization = Optimization(loaded, tasks, folder, run, **settings)
+    optimization.save()
+    return optimization
+
+
+def _resumed(old: Run, new: Run, out: Path) -> Run:
+    """``new`` with what ``old`` has measured. Raises: PlanError: it is of another model or of other data."""
+    for name in ("model", "geometry", "engine", "dtype"):
+        if getattr(old, name) != getattr(new, name):
+            raise PlanError(
+                f"{out} holds a run with {name} {getattr(old, name)}, and this one is with {getattr(new, name)}: give "
+                f"another folder."
+            )
+    parts = [[(d.data, d.calibration, d.tuning, d.selection) for d in run.data] for run in (old, new)]
+    if parts[0] != parts[1]:
+        names = [" and ".join(f"{d.data}" for d in run.data) for run in (old, new)]
+        raise PlanError(
+            f"{out} holds a run on {names[0]}, and this one is on {names[1]} or on other samples of it: give another "
+            f"folder, or the data, seed and sizes of before."
+        )
+    return new.model_copy(update={"seconds": old.seconds})
+
+
+def check_same(path: Path, is_same: bool) -> None:
+    """Raises: PlanError: what is at ``path`` is of another model or of other samples."""
+    if not is_same:
+        raise PlanError(
+            f"{path} is of another model or of other samples than this run: give another folder, or remove the file."
+        )
+
+
+def budgets_of(target: Target) -> tuple[float, ...]:
+    """The ladder for a retention; else the budget, and a few milder ones."""
+    if target.kind == "retention":
+        return LADDER
+    return (*(budget for budget in (0.9, 0.75, 0.6, 0.45, 0.3) if budget > target.value + 0.05), target.value)

@@ -1,0 +1,119 @@
+"""Each data set in four parts that share no prompt: to calibrate, to search, to select, and to certify on.
+
+What is certified holds for data that nothing was chosen by. So the parts are drawn before anything is measured, and the
+last is not looked at until the plans and their order are fixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+from .. import reference
+from ..data import Sample, Samples, load_data
+from ..errors import DataError
+from .folder import Part, TaskData, task_names
+
+PARTS = ("calibration", "tuning", "selection", "certification")
+#: Shares of a file that is too short for what is wanted of it, of all parts but the last.
+SHORT = (0.1, 0.2, 0.2)
+LEAST = 8  #: prompts of a file
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Samples of each task in each part."""
+
+    calibration: int
+    tuning: int
+    selection: int
+    certification: int
+
+    @property
+    def seen(self) -> tuple[int, int, int]:
+        """Of the parts that choices are made by."""
+        return self.calibration, self.tuning, self.selection
+
+
+@dataclass(frozen=True)
+class Task:
+    """One data set in its four parts.
+
+    Attributes:
+        name: the short one, for files and tables.
+        data: as given.
+    """
+
+    name: str
+    data: str
+    calibration: Samples
+    tuning: Samples
+    selection: Samples
+    certification: Samples
+
+    @property
+    def record(self) -> TaskData:
+        parts = {name: _part(getattr(self, name)) for name in PARTS}
+        return TaskData(task=self.name, data=self.data, **parts)
+
+
+def _part(samples: Samples) -> Part:
+    return Part(hash=samples.hash, sample_hashes=samples.hashes)
+
+
+def split(model: str, data: Sequence[str], sizes: Sizes, *, seed: int = 0) -> list[Task]:
+    """Each of ``data`` in four parts.
+
+    A reference task has splits: the last part is of the one, the others are of the other, and as many as
+    are wanted. A file has the samples that it has: they are drawn by ``seed``, equally many of each of its tasks, and
+    if they are too few, each part has its share of them. ``reference`` is all tasks that ``model`` knows.
+
+    Raises:
+        DataError: no such data, the same data twice, or a file of too few different prompts with an image.
+    """
+    wheres = [where for given in data for where in _expanded(given, model)]
+    if len(set(wheres)) < len(wheres):
+        twice = next(where for where in wheres if wheres.count(where) > 1)
+        raise DataError(f"{twice} is given twice: give each data set once.")
+    return [_task(name, where, sizes, seed) for name, where in zip(task_names(wheres), wheres, strict=True)]
+
+
+def _expanded(where: str, model: str) -> list[str]:
+    return [f"reference:{task}" for task in reference.tasks_of(model)] if where == "reference" else [where]
+
+
+def _task(name: str, where: str, sizes: Sizes, seed: int) -> Task:
+    if where.startswith("reference:"):
+        drawn = load_data(where, split="calibration", limit=sum(sizes.seen))
+        test = load_data(where, split="test", limit=sizes.certification)
+        known = set(drawn.hashes)
+        return _made(name, where, drawn, sizes.seen, [item for item in test if item.hash not in known])
+    drawn = load_data(where, split="calibration", limit=None, seed=seed)
+    items = _different(drawn.items)
+    if not any(item.images for item in items):
+        raise DataError(f"none of the {len(items)} prompts of {where} has an image: there is nothing to make faster.")
+    if len(items) < LEAST:
+        raise DataError(
+            f"{where} holds {len(items)} different prompts with an image, and {LEAST} are needed to calibrate, to "
+            f"compare plans and to test them on different ones: give more."
+        )
+    seen = sizes.seen
+    if len(items) < sum(seen) + sizes.certification:  # half of what is there, at least, is for the certificate
+        wanted = zip(seen, SHORT, strict=True)
+        seen = tuple(max(1, min(want, int(share * len(items)))) for want, share in wanted)  # type: ignore[assignment]
+    test_items = items[sum(seen) :][: sizes.certification]
+    return _made(name, where, Samples(drawn.name, items, drawn.seed, 0, drawn.drawn_from), seen, test_items)
+
+
+def _different(items: Sequence[Sample]) -> tuple[Sample, ...]:
+    """Each prompt once."""
+    return tuple({item.hash: item for item in items}.values())
+
+
+def _made(name: str, where: str, drawn: Samples, seen: Sequence[int], last: Sequence[Sample]) -> Task:
+    """The first of ``drawn`` in parts of the sizes ``seen``, and ``last`` to certify on."""
+    ends = list(accumulate(seen, initial=0))
+    firsts = [drawn.items[start:end] for start, end in pairwise(ends)]
+    parts = [Samples(drawn.name, tuple(items), drawn.seed, drawn_from=drawn.drawn_from) for items in (*firsts, last)]
+    return Task(name, where, *parts)

@@ -1,0 +1,218 @@
+"""The joint search: its knapsack, its prices, its steps against brute force, and what it resumes."""
+
+from __future__ import annotations
+
+import random
+from itertools import product
+
+import numpy as np
+import pytest
+
+from helpers.loaded import samples_of, tiny_loaded
+from helpers.models import LAYERS, tiny_llava
+from helpers.plans import PLANS, random_plans
+from lookless import Geometry, Keep, LayerPlan, Neurons, Plan, Skip, Window, methods
+from lookless.bench.latency import TERMS, LatencyTable, _mixed, _uniform, fit_terms, layer_terms
+from lookless.errors import PlanError
+from lookless.search.additive import frame_prices, measure_additive, risk_of
+from lookless.search.front import Front
+from lookless.search.joint import joint_search
+from lookless.search.knapsack import knapsack, lower_bound
+from lookless.search.menu import Menu, framed
+from lookless.search.objective import Objective, effects_of, share_kept
+from lookless.search.price import by_flops
+
+TASKS = (samples_of("one image", "image first"), samples_of("two images"))
+MODEL = tiny_llava()
+BUDGETS = (0.85, 0.7, 0.55)
+SMALL = Menu(LAYERS, shares=(0.5, 0.25), ranks=("diversity", "random"), prune_at=(0, 2))
+
+
+@pytest.fixture(scope="module")
+def objective():
+    return Objective(tiny_loaded(MODEL), TASKS, position="last", progress=False)
+
+
+@pytest.fixture(scope="module")
+def additive(objective):
+    return measure_additive(objective, SMALL, progress=False)
+
+
+def pricing(objective):
+    return by_flops(objective.geometry, objective.visual, objective.text)
+
+
+def search(objective, additive, **settings):
+    known = {"kept": pricing(objective), "tasks": ("a", "b"), "budgets": BUDGETS, "proposals": 12, "progress": False}
+    return joint_search(objective, SMALL, additive, **{**known, **settings})
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_knapsack_against_brute_force(seed):
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 5, size=5)
+    risks = [list(rng.exponential(size=n)) for n in counts]
+    prices = [list(rng.uniform(0.1, 1, size=n)) for n in counts]
+    budget = float(rng.uniform(0.5, 4))
+    best = None
+    for choice in product(*map(range, counts)):
+        price = sum(p[i] for p, i in zip(prices, choice, strict=True))
+        risk = sum(r[i] for r, i in zip(risks, choice, strict=True))
+        if price <= budget and (best is None or risk < best):
+            best = risk
+    found = knapsack(risks, prices, budget)
+    if best is None:
+        assert found is None
+        return
+    assert sum(r[i] for r, i in zip(risks, found, strict=True)) == pytest.approx(best, abs=1e-6)
+    width = max(counts)
+    table = [
+        np.array([[*row, *[more] * (width - len(row))] for row in t]) for t, more in ((risks, np.inf), (prices, 0.1))
+    ]
+    assert lower_bound(*table, budget) <= best + 1e-9
+
+
+def test_prices_are_a_sum_over_layers():
+    """For every cell and rank, and for random plans, as the formula prices what runs."""
+    geometry = Geometry.preset("LLaVA-1.5-7B").model_copy(update={"layers": LAYERS})
+    prices = by_flops(geometry, 576.0, 66.0)
+    for plan in (*PLANS.values(), *random_plans(60, static=True), Plan.full(LAYERS)):
+        exact = share_kept(plan.as_run, geometry, 576.0, 66.0)
+        assert prices.share(plan.layers) == pytest.approx(exact, rel=2e-3), str(plan)  # counts are rounded to tokens
+
+
+def test_prices_in_a_frame_are_those_of_the_plan():
+    geometry = Geometry.preset("LLaVA-1.5-7B").model_copy(update={"layers": LAYERS})
+    prices, rng = by_flops(geometry, 576.0, 66.0), random.Random(0)
+    rows = [SMALL.at(layer)[:3] + SMALL.at(layer)[4:5] for layer in range(LAYERS)]  # those whose keys are read
+    for frame in ((), ((1, Keep(0.5, rank="diversity")),), ((0, Keep(0.25, rank="random")), (4, Keep(0)))):
+        table = frame_prices(rows, frame, prices)
+        chosen = [rng.randrange(len(choices)) for choices in rows]
+        plan = framed([choices[i] for choices, i in zip(rows, chosen, strict=True)], frame)
+        assert prices.share(plan) == pytest.approx(sum(p[i] for p, i in zip(table, chosen, strict=True)))
+
+
+def test_additive_choice_against_brute_force(objective, additive):
+    """Over all rows of all layers and all frames: no plan within the budget has a smaller sum."""
+    prices, full = pricing(objective), Plan.full(objective.geometry)
+    for budget in BUDGETS:
+        plan, total = additive.plan(budget, prices, full)
+        assert prices.share(plan.layers) <= budget + 1e-9
+        best = min(
+            (
+                (risk + sum(r[i] for r, i in zip(additive.risks, choice, strict=True)))
+                for frame, risk in additive._frames()
+                for table in [frame_prices(additive.rows, frame, prices)]
+                for choice in _choices(table, additive.risks, budget)
+            ),
+        )
+        assert total == pytest.approx(best, abs=1e-6)
+
+
+def _choices(prices, risks, budget):
+    """All choices within the budget, but for rows that are dearer and riskier than another of the same layer."""
+    kept = [
+        [i for i, mine in enumerate(pairs) if not any(o[0] <= mine[0] and o[1] <= mine[1] for o in pairs[:i])]
+        for pairs in (list(zip(p, r, strict=True)) for p, r in zip(prices, risks, strict=True))
+    ]
+    return [c for c in product(*kept) if sum(p[i] for p, i in zip(prices, c, strict=True)) <= budget + 1e-9]
+
+
+def test_no_step_makes_it_worse_and_no_method_is_better(objective, additive):
+    front = search(objective, additive)
+    for budget in BUDGETS:
+        steps = {gain.step: gain.risk for gain in front.gains if gain.budget == budget}
+        assert steps["joint"] <= steps["methods"] <= steps["additive"]
+        best, prices = front.within(budget), pricing(objective)
+        assert best.kept <= budget + 1e-9
+        contained = [methods.vtw(objective.geometry, after=after) for after in range(LAYERS - 1)]
+        contained += [methods.divprune(objective.geometry, keep=share) for share in (0.1, 0.3, 0.5)]
+        for plan in contained:
+            if prices.share(plan.layers) <= budget and prices.share(plan.layers) > budget - 0.05:
+                assert best.risk <= risk_of(objective, plan) + 1e-9
+    risks = [front.within(budget).risk for budget in sorted(BUDGETS)]
+    assert risks == sorted(risks, reverse=True)
+
+
+def test_what_a_candidate_says_is_what_the_objective_measures(objective, additive):
+    front = search(objective, additive)
+    assert len(front.candidates) > 5
+    fresh = Objective(tiny_loaded(MODEL), TASKS, position="last", progress=False)
+    for one in front.pareto():
+        assert one.risk == pytest.approx(risk_of(fresh, one.plan), abs=1e-6)
+        assert one.distance == pytest.approx(fresh(one.plan), abs=1e-6)
+        assert one.kept == pytest.approx(share_kept(one.plan.as_run, fresh.geometry, fresh.visual, fresh.text))
+        assert set(one.by_task) == {"a", "b"}
+    prices = [one.kept for one in front.pareto()]
+    assert prices == sorted(prices, reverse=True)
+
+
+def test_given_up_plans_are_worse_than_what_was_known(objective):
+    """A plan is given up on some samples only where all samples say so too."""
+    from lookless.search.archive import Archive
+
+    archive, bar = Archive(objective, ("a", "b"), pricing(objective)), 0.02
+    for plan in [p for p in random_plans(40, static=True) if p.is_static]:
+        plan = plan.model_copy(update={"geometry": objective.geometry})
+        before = objective.passes
+        kept, whole = archive.add(plan, "x", than=bar), risk_of(objective, plan)
+        assert (kept is None) <= (whole > bar), before
+        assert kept is None or kept.risk == pytest.approx(whole)
+
+
+def test_a_search_resumes_where_it_ended(objective, additive, tmp_path):
+    path = tmp_path / "front.json"
+    whole = search(objective, additive, path=path)
+    cut = whole.model_copy(update={"gains": tuple(g for g in whole.gains if g.budget == BUDGETS[0])})
+    cut.save(path)
+    again = search(objective, additive, path=path)
+    assert {(g.step, g.budget) for g in again.gains} == {(g.step, g.budget) for g in whole.gains}
+    assert again.within(BUDGETS[-1]).risk <= whole.within(BUDGETS[-1]).risk + 1e-9
+    assert Front.load(path) == again
+    evaluations = objective.evaluations
+    assert search(objective, additive, path=path).gains == again.gains
+    assert objective.evaluations == evaluations
+    other = Objective(tiny_loaded(MODEL), samples_of("padded left"), progress=False)
+    with pytest.raises(PlanError, match="another model or other samples"):
+        search(other, additive, path=path, tasks=("a",))
+
+
+def test_effects_sample_by_sample_are_the_objectives(objective):
+    plans = [p.model_copy(update={"geometry": objective.geometry}) for p in random_plans(4, static=True)]
+    found = effects_of(tiny_loaded(MODEL), TASKS[0], [*plans, Plan.full(objective.geometry)], position="last")
+    for plan, effects in zip(plans, found, strict=False):
+        expected = objective.effects(plan, objective.tasks[0])
+        assert [e.changed for e in effects] == [e.changed for e in expected]
+        assert [e.risk for e in effects] == pytest.approx([e.risk for e in expected], abs=1e-6)
+    assert all(effect == (0.0, 0.0, False) for effect in found[-1])
+
+
+def test_latency_of_synthetic_times():
+    """Times that are a sum of known terms are fitted, and predicted for plans that were not fitted."""
+    geometry = Geometry.preset("LLaVA-1.5-7B").model_copy(update={"layers": 8})
+    menu, rng = Menu.standard(8, 144.0), np.random.default_rng(0)
+    true = dict(zip(TERMS, rng.uniform(0.05, 1, len(TERMS)), strict=True))
+    blank = {
+        "model": "m", "geometry": geometry, "visual": 144.0, "text": 30.0, "batch": 1, "dtype": "", "device": "",
+        "machine": "", "threads": 1, "fitted": (), "checked": (),
+    }  # fmt: skip
+    stock = 8 * sum(true[name] * x for name, x in layer_terms(LayerPlan(), geometry, 144.0, 30.0).items())
+    real = LatencyTable(**blank, stock_ms=stock, terms=true)
+    fitted = _uniform(geometry, menu)
+    shares = {name: real.share(plan) for name, plan in fitted.items()}
+    found = LatencyTable(**blank, stock_ms=stock, terms=fit_terms(fitted, shares, geometry, 144.0, 30.0, stock))
+    for name, plan in {**fitted, **_mixed(geometry, menu, random.Random(1))}.items():
+        assert found.share(plan) == pytest.approx(real.share(plan), rel=0.02), name
+    assert found.share(Plan.full(geometry)) == 1
+
+
+def test_menu_of_an_engine_holds_what_it_serves():
+    from lookless.serving.settings import check_plan
+
+    menu = Menu.served(6)
+    for row in menu.rows:
+        check_plan(Plan(layers=(row,) * 6))
+    assert list(menu.prunings()) == []
+    assert list(menu.withdrawals()) == [()]
+    kinds = {type(cell) for row in Menu.standard(6, 144.0).rows for _, cell in row}
+    assert {Skip, Window, Neurons} <= kinds
