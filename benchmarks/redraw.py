@@ -13,7 +13,7 @@ from lookless.figures import Retained, TimeKept, retention_figure, save_figure, 
 
 DOCS = Path(__file__).parents[1] / "docs"
 IMAGES = DOCS / "images"
-_INTERVAL = re.compile(r"(-?[\d.]+) \((-?[\d.]+) to (-?[\d.]+)\)")
+_INTERVAL = re.compile(r"(-?[\d.]+) \((?:\d+ draws: )?(-?[\d.]+) to (-?[\d.]+)\)")
 _KEPT = re.compile(r"\(([\d.]+)%\)")
 
 
@@ -39,8 +39,7 @@ def tables(page: Path) -> Iterator[tuple[str, str, list[dict[str, str]]]]:
 
 def retained(row: dict[str, str]) -> Retained:
     value, low, high = (float(number) / 100 for number in _INTERVAL.match(row["retention, %"]).groups())  # type: ignore[union-attr]
-    kept = next(row[head] for head in ("FLOPs kept, %", "FLOPs run, %") if head in row)
-    return Retained(row["method"], float(kept) / 100, value, low, high)
+    return Retained(row["method"], float(row["FLOPs run, %"]) / 100, value, low, high)
 
 
 def results() -> dict[str, dict[str, list[Retained]]]:

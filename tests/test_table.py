@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from lookless import Plan, Window, apply, evaluate, load_data, trace
+from lookless.comparison.contestants import DRAWS, Published, Searched
 from lookless.comparison.document import BEGIN, END, document, results_figure
-from lookless.comparison.results import accuracy, retention
-from lookless.comparison.run import DRAWS, NEAR, run_table
+from lookless.comparison.entry import Entry
+from lookless.comparison.run import NEAR, run_table
+from lookless.comparison.settings import PAPER, Setting
+from lookless.comparison.statistics import accuracy, retention
 from lookless.comparison.workspace import Workspace
 from lookless.errors import PlanError
 from lookless.evaluation import paired_difference
@@ -22,6 +25,8 @@ from lookless.methods.strength import fewer_tokens
 from lookless.runtime.families import geometry_of
 
 TASKS = ["reference:chart", "reference:counting"]
+SIXTY = Setting("flops", 0.6)
+CONTROLS = ("random-tokens", "down-sampling")
 CHOSEN = {
     name: METHODS[name]
     for name in (
@@ -41,12 +46,12 @@ def table(reference, tmp_path_factory):
 def test_outcomes_are_evaluations(table, reference):
     results, _, _ = table
     plan = METHODS["fastv"].build(results.geometry)
-    for outcome, task in zip(results.of("fastv", "paper"), TASKS, strict=True):
+    for outcome, task in zip(results.of("fastv", PAPER), TASKS, strict=True):
         e = evaluate(reference, load_data(task, split="test", limit=6), plan, batch=6, progress=False)
         assert np.mean(outcome.right) == pytest.approx(e.accuracy_plan.value)
         assert np.mean(outcome.dense) == pytest.approx(e.accuracy_dense.value)
         assert np.mean(outcome.same) == pytest.approx(e.fidelity.value)
-    both = results.of("fastv", "paper")
+    both = results.of("fastv", PAPER)
     assert accuracy(both).value == pytest.approx(np.mean([np.mean(o.right) for o in both]))
     assert retention(both).value == pytest.approx(
         np.mean([np.mean(o.right) for o in both]) / np.mean([np.mean(o.dense) for o in both])
@@ -61,7 +66,7 @@ def test_prices_are_of_what_runs(table, reference):
         plan = METHODS[name].build(results.geometry, scores)
         dense = prefill(results.geometry, visual=144, text=bench.text).total
         expected = prefill(results.geometry, visual=144, text=bench.text, plan=plan.live()).total / dense
-        outcome = results.of(name, "paper")[0]
+        outcome = results.of(name, PAPER)[0]
         assert outcome.kept == pytest.approx(expected)
         papers = prefill(results.geometry, visual=144, text=bench.text, plan=plan).total / dense
         assert outcome.kept_papers == pytest.approx(papers)
@@ -69,23 +74,23 @@ def test_prices_are_of_what_runs(table, reference):
         alone = Plan.full(results.geometry).live()
         lean = prefill(results.geometry, visual=144, text=bench.text, plan=alone).total / dense
         assert outcome.kept_live == pytest.approx(expected / lean)
-    assert bench.kept(Plan.full(results.geometry)) == 1.0
+    assert bench.kept(Entry(Plan.full(results.geometry))) == 1.0
 
 
 def test_liveness_is_a_row_of_its_own(table):
     """What every plan gets for free: all of papers' count, all of itself, and not all of stock's."""
     results, _, _ = table
-    for outcome in results.of("liveness", "paper"):
+    for outcome in results.of("liveness", PAPER):
         assert outcome.kept_papers == outcome.kept_live == 1
         assert 0.9 < outcome.kept < 0.95  # one layer's visual attention and FFN of twelve
         assert all(outcome.same)
-    assert not results.of("liveness", "0.6")
+    assert not results.of("liveness", SIXTY)
     assert "liveness, paper" in results.times
 
 
 def test_random_layers_are_drawn_several_times(table):
     results, _, _ = table
-    drawn = results.of("random-layers", "paper")
+    drawn = results.of("random-layers", PAPER)
     assert sorted({o.draw for o in drawn}) == [*range(DRAWS)]
     assert len(drawn) == DRAWS * len(TASKS)
     assert len({o.kept for o in drawn}) > 1, "other layers: some draws skip the last, whose work is dead anyway"
@@ -99,11 +104,14 @@ def test_knobs_in_tokens_are_for_the_prompts_at_hand(table, reference):
     """A window of 256 binds nowhere among 144 visual tokens, and a share of FLOPs is of these prompts."""
     _, folder, _ = table
     bench = Workspace(reference, TASKS, folder, questions=6, samples=2, batch=6)
-    plan = bench.plan(METHODS["redundancylens"], TASKS[0], "paper")
+    plan = Published(METHODS["redundancylens"]).at_paper(bench, TASKS[0]).plan
+    results, *_ = table
+    assert results.notes["redundancylens, paper"] == "window is 21 and not 256, as there are 144 visual tokens"
+    assert results.notes["down-sampling, paper"] == "64 visual tokens of 144"
     sizes = {row.attention.size for row in plan.layers if isinstance(row.attention, Window)}
     assert sizes == {round(256 * bench.visual / 1792)} == {21}
     assert max(bench.scores(TASKS[0], "window_effect").mean) > 1e-7  # of 256 places: rounding, 1e-8
-    knobs = bench.plan(METHODS["operator-skipping"], TASKS[0], "paper").provenance.knobs
+    knobs = Published(METHODS["operator-skipping"]).at_paper(bench, TASKS[0]).plan.provenance.knobs
     assert (knobs["visual"], knobs["text"]) == (bench.visual, bench.text)
 
 
@@ -112,7 +120,7 @@ def test_what_a_filter_did_is_told(table):
     assert re.fullmatch(
         r"the image was withdrawn before the last layer in \d+ of \d+ prompts", results.notes["visipruner, paper"]
     )
-    assert "* visipruner (paper's setting): the image was" in document("", [results], METHODS, "x.png")
+    assert "* visipruner (the paper's setting): the image was" in document("", [results], METHODS, "x.png")
 
 
 def test_one_method_does_not_end_the_others(reference, tmp_path):
@@ -134,7 +142,7 @@ def test_one_method_does_not_end_the_others(reference, tmp_path):
     results = run_table(reference, chosen, tmp_path, tasks=TASKS[:1], questions=2, samples=1, batch=2)
     assert results.missed["never, 0.6"] == "no strength gives a plan for this model: not on this model"
     assert results.missed["broken, paper"] == "failed (ZeroDivisionError: of a stranger)"
-    assert results.of("random-tokens", "0.6")
+    assert results.of("random-tokens", SIXTY)
     text = document("", [results], METHODS, "x.png")
     assert "the control" in text
 
@@ -151,25 +159,30 @@ def test_a_filter_is_priced_by_its_trace(table, reference):
     bench = Workspace(reference, TASKS[:1], folder, questions=6, samples=2, batch=6)
     plan = METHODS["fastv"].build(results.geometry)
     dense = prefill(results.geometry, visual=144, text=bench.text).total
-    assert bench._traced(plan) / dense == pytest.approx(bench.kept(plan), abs=0.01)
-    assert 0.1 < results.of("visipruner", "paper")[0].kept < 0.9
+    assert bench._traced(plan) / dense == pytest.approx(bench.kept(Entry(plan)), abs=0.01)
+    assert 0.1 < results.of("visipruner", PAPER)[0].kept < 0.9
 
 
-def test_a_plan_is_made_once(table, reference, monkeypatch):
-    """A search is one for all tasks; what is calibrated is made for each; what filters is traced once."""
+def test_a_search_is_made_once(table, reference, monkeypatch):
+    """One for all tasks, kept in the folder for the samples it was made on; and what filters is traced once."""
     _, folder, _ = table
     bench = Workspace(reference, TASKS, folder, questions=6, samples=2, batch=6)
     made = []
-    monkeypatch.setattr(Workspace, "_made", lambda _, method, task, *__: made.append((method.name, task)) or object())
-    for name, times in (("dop", 1), ("gsop", 1), ("v-skip-universal", 1), ("v-skip", 2)):
-        made.clear()
-        plans = [bench.plan(METHODS[name], task, "paper") for task in TASKS * 2]
-        assert len(made) == times == len({*map(id, plans)})
-    assert bench.plan(METHODS["v-skip"], TASKS[0], "0.6") is not plans[0]
-    assert bench.plan(METHODS["v-skip"], TASKS[0], "paper", draw=1) is not plans[0]
+
+    def search(work, kept):
+        made.append(kept)
+        return Plan.full(work.geometry).made_by(sample_hashes=work.searched_on.hashes)
+
+    searched = Searched(METHODS["dop"], search)
+    for task in TASKS * 2:
+        assert searched.at_paper(bench, task) == searched.at(bench, task, 0.77)
+    assert made == [METHODS["dop"].paper_kept]
+    bench.searched_on = load_data(TASKS[0], split="calibration", limit=1)
+    searched.at_paper(bench, TASKS[0])
+    assert len(made) == 2, "of other samples"
     traced = []
     monkeypatch.setattr(Workspace, "_traced", lambda _, plan: traced.append(plan) or 1.0)
-    filters = METHODS["visipruner"].sample(bench.geometry)
+    filters = Entry(METHODS["visipruner"].sample(bench.geometry))
     assert bench.kept(filters) == bench.kept(filters)
     assert len(traced) == 1
 
@@ -177,7 +190,7 @@ def test_a_plan_is_made_once(table, reference, monkeypatch):
 def test_budgets_are_met_or_told(table):
     results, _, _ = table
     for name in ("fastv", "random-tokens"):
-        assert all(abs(o.kept - 0.6) < NEAR for o in results.of(name, "0.6"))
+        assert all(abs(o.kept - 0.6) < NEAR for o in results.of(name, SIXTY))
     assert "its nearest plan keeps" in results.missed["v-skip, 0.6"]
     assert "not one amount" in results.missed["visipruner, 0.6"]
 
@@ -239,7 +252,7 @@ def test_the_document_keeps_what_others_wrote(table, tmp_path):
     for name in ("fastv", "random-tokens", "v-skip", "visipruner"):
         assert f"| {name} |" in text
     assert "* v-skip (60% of the FLOPs): its nearest plan keeps" in text
-    alone = results.model_copy(update={"outcomes": tuple(o for o in results.outcomes if o.method != "random-tokens")})
+    alone = results.model_copy(update={"outcomes": tuple(o for o in results.outcomes if o.method not in CONTROLS)})
     assert "the control" not in document("", [alone], METHODS, "images/x.png")
     edited = text.replace("words", "other words") + "\nafterwards\n"
     again = document(edited, [results], METHODS, "images/x.png")

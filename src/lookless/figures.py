@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 INK, MUTED, KEPT, SKIPPED = "#1b2733", "#8793a0", "#2f6fb3", "#e3a23b"
 KINDS = (INK, KEPT, "#b3452f")  # of scores in one panel
+SMALLER = "#b3322f"  # images, in place of fewer tokens
 
 
 def profile_figure(scores: Mapping[str, Sequence[Scores]], plans: Mapping[str, Plan]) -> Figure:
@@ -108,7 +109,8 @@ class Retained:
 
     @property
     def colour(self) -> str:
-        return SKIPPED if self.method.startswith("random") else KEPT
+        controls = {"random-tokens": SKIPPED, "random-layers": SKIPPED, "down-sampling": SMALLER}
+        return controls.get(self.method, KEPT)
 
 
 def retention_figure(models: Mapping[str, Mapping[str, Sequence[Retained]]]) -> Figure:
@@ -127,10 +129,10 @@ def retention_figure(models: Mapping[str, Mapping[str, Sequence[Retained]]]) -> 
             axes.set_title(f"{model}, {setting}", loc="left", fontsize=11, color=INK)
         for axes in panels[row * columns + len(settings) : (row + 1) * columns]:
             axes.set_visible(False)
-    for colour, label in ((KEPT, "method"), (SKIPPED, "random choice, the control")):
+    for colour, label in ((KEPT, "method"), (SKIPPED, "random choice"), (SMALLER, "smaller image")):
         panels[0].plot([], [], "o", color=colour, label=label)
     panels[0].plot([], [], "-", color=KEPT, lw=1.2, label="95 % interval")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 

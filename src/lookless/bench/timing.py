@@ -6,6 +6,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -162,13 +163,28 @@ def time_prefill(
         repeats: timings of each plan.
         warm_up: repeats before them that are not timed.
     """
-    clock = Clock.of_layers(locate(loaded.model).layers)
-    found: list[list[float]] = [[] for _ in plans]
+
+    def prefill(plan: Plan | None) -> None:
+        with applied(loaded.model, plan):
+            loaded.model(**inputs, use_cache=True, logits_to_keep=1)
+
+    calls = [partial(prefill, plan) for plan in plans]
+    return time_in_turn(locate(loaded.model).layers, calls, repeats=repeats, warm_up=warm_up)
+
+
+def time_in_turn(
+    layers: torch.nn.ModuleList, calls: Sequence[Callable[[], None]], *, repeats: int, warm_up: int
+) -> list[Timing]:
+    """Milliseconds that a decoder's ``layers`` take in each of ``calls``, made one after the other in every repeat.
+
+    The first ``warm_up`` repeats are not timed.
+    """
+    clock = Clock.of_layers(layers)
+    found: list[list[float]] = [[] for _ in calls]
     try:
         for repeat in range(warm_up + repeats):
-            for plan, times in zip(plans, found, strict=True):
-                with applied(loaded.model, plan):
-                    loaded.model(**inputs, use_cache=True, logits_to_keep=1)
+            for call, times in zip(calls, found, strict=True):
+                call()
                 if repeat >= warm_up:
                     times.append(clock.ms)
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,7 +23,25 @@ Budget = Annotated[
     list[float] | None,
     typer.Option(help="Share of FLOPs at which methods are compared (default 0.6); repeatable.", min=0.01, max=1),
 ]
-Only = Annotated[list[str] | None, typer.Option("--method", help="Only this method; repeatable.")]
+Time = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--time",
+        help="Share of the stock prefill's measured milliseconds, at a batch of 8, at which methods are compared; "
+        "repeatable.",
+        min=0.01,
+        max=1,
+    ),
+]
+Steps = Annotated[
+    Literal["all", "answers", "times"],
+    typer.Option(
+        "--step",
+        help="`answers` times nothing and `times` answers nothing, so that the latter can run while nothing else does. "
+        "Rows of --time need times, answers, and times again.",
+    ),
+]
+Only = Annotated[list[str] | None, typer.Option("--method", help="Only this method, beside the controls; repeatable.")]
 Tasks = Annotated[list[str] | None, typer.Option(help="Tasks, as for eval (default: what a shipped model knows).")]
 
 
@@ -34,32 +52,39 @@ def table(
     out_path: OutPath = Path("results.md"),
     work: Work = Path("lookless-table"),
     budget: Budget = None,
+    time: Time = None,
     only: Only = None,
     data: Tasks = None,
     questions: Annotated[int, typer.Option(help="Questions of each task.", min=2)] = 60,
     samples: Annotated[int, typer.Option(help="Calibration samples of each task.", min=1)] = 20,
     machine: Annotated[str, typer.Option(help="A sentence on the machine, for the document.")] = "",
+    step: Steps = "all",
     device: Device = "cpu",
     dtype: Dtype = "auto",
 ) -> None:
-    """Run every method at its paper's setting and at one budget, and write a table of retention and cost.
+    """Run every method at its paper's setting and at equal prices, and write tables of retention and cost.
+
+    Two controls are in every table: tokens dropped at random, and the stock model on a smaller image.
 
     Over an hour on two cores for both shipped models. Example: lookless table reference --method v-skip --method fastv
     """
     from .. import reference
-    from ..comparison.run import check_budgets, run_table
+    from ..comparison.run import run_table
+    from ..comparison.settings import settings_of
     from ..loading import load_model
 
-    check_budgets(budget or [])
+    settings_of(budget or [], time or [])
     figure = writable(out_path.parent / "images" / f"{out_path.stem}.png", folder=False)
     writable(out_path, folder=False)
     names = models or reference.NAMES
     folders = {model: writable(work / model.replace("/", "-"), folder=True) for model in names}
     settings: dict[str, Any] = {
         "budgets": budget or [0.6],
+        "times": time or [],
         "questions": questions,
         "samples": samples,
         "machine": machine,
+        "step": step,
     }
     chosen = _chosen(only)
     results = [
@@ -77,14 +102,15 @@ def table(
 
 
 def _chosen(only: list[str] | None) -> dict[str, Method]:
-    """All methods, or those named. Raises: PlanError: there is none of that name."""
+    """All methods, or those named and random tokens. Raises: PlanError: there is none of that name."""
+    from ..comparison.columns import RANDOM
     from ..methods import all_methods
 
     known = all_methods()
     unknown = [name for name in only or () if name not in known]
     if unknown:
         raise PlanError(f"no method is called {unknown[0]!r}; methods are {', '.join(known)}.")
-    return {name: method for name, method in known.items() if name in (only or known)}
+    return {name: method for name, method in known.items() if not only or name in (*only, RANDOM)}
 
 
 def _write(path: Path, figure: Path, results: list[Results]) -> None:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from ..evaluation import Estimate, mean_estimate, retention_estimate
 from ..geometry import Geometry
+from .settings import Setting
 
-SCHEMA_VERSION = 2
-PAPER = "paper"
+SCHEMA_VERSION = 3
 
 
 class Outcome(BaseModel):
     """One plan on one task.
 
     Attributes:
-        method, setting, task: whose plan; ``paper`` or the budget, a share of FLOPs; on what.
+        method, setting, task: whose plan; :attr:`Setting.key`; on what.
         draw: number of the draw, from 0, for a method with random choices.
         kept: FLOPs run, as a share of the stock model's prefill; decoder only.
         kept_papers: as papers count: dead work is counted in plan and model; None where what runs is decided prompt by
@@ -43,12 +40,29 @@ class Outcome(BaseModel):
     same: tuple[bool, ...]
 
 
+class Rung(BaseModel):
+    """The strength of a method whose prefill time is nearest to a setting's.
+
+    Attributes:
+        strength: from 0 (nothing) to 1 (all it can), as :attr:`lookless.methods.Method.strength` has it.
+        time: its prefill time at the larger batch when it was chosen, as a share of the stock model's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    strength: float
+    time: float
+
+
 class Results(BaseModel):
     """All outcomes on one model so far, and their times.
 
     Attributes:
-        times: ``method, setting`` to its decoder's prefill time on the first task, as a share of the dense one's.
-        missed: ``method, setting`` to why there is no plan, or how near the budget its nearest plan is.
+        times: ``method, setting`` to its decoder's prefill time on the first task, as a share of the stock model's, by
+            batch.
+        dense_ms: milliseconds of the stock model's, by batch.
+        rungs: ``method, setting`` to what was chosen for a setting of equal time.
+        missed: ``method, setting`` to why there is no plan, or how near the setting its nearest plan is.
         notes: ``method, setting`` to a note on the row.
         hashes: by task, of the calibration samples and of the questions, which share no prompt.
     """
@@ -61,26 +75,41 @@ class Results(BaseModel):
     questions: int
     samples: int
     outcomes: tuple[Outcome, ...] = ()
-    times: dict[str, float] = {}
-    dense_ms: float | None = None
+    times: dict[str, dict[int, float]] = {}
+    dense_ms: dict[int, float] = {}
+    rungs: dict[str, Rung] = {}
     missed: dict[str, str] = {}
     notes: dict[str, str] = {}
     machine: str = ""
     hashes: dict[str, tuple[str, str]] = {}
 
-    def of(self, method: str, setting: str) -> tuple[Outcome, ...]:
-        return tuple(o for o in self.outcomes if (o.method, o.setting) == (method, setting))
+    def of(self, method: str, setting: Setting) -> tuple[Outcome, ...]:
+        return tuple(o for o in self.outcomes if (o.method, o.setting) == (method, setting.key))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(o.task for o in self.outcomes))
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """Those that an outcome is at, in the document's order."""
+        return tuple(sorted({Setting.of(o.setting) for o in self.outcomes}, key=lambda setting: setting.place))
+
+    def having(self, field: str, key: str, value: object) -> Results:
+        """These results with one more entry in a dictionary of theirs."""
+        return self.model_copy(update={field: {**getattr(self, field), key: value}})
 
 
-def by_question(outcomes: Sequence[Outcome], field: str = "right") -> NDArray[np.float64]:
-    """``field`` of each question, ``[questions of all tasks]``; the mean over draws."""
-    tasks = dict.fromkeys(o.task for o in outcomes)
-    return np.concatenate([np.mean([getattr(o, field) for o in outcomes if o.task == task], axis=0) for task in tasks])
+def row_key(method: str, setting: Setting) -> str:
+    """By which :class:`Results` keeps what belongs to one row."""
+    return f"{method}, {setting.key}"
 
 
-def accuracy(outcomes: Sequence[Outcome]) -> Estimate:
-    return mean_estimate(by_question(outcomes))
+def method_and_setting(key: str) -> tuple[str, Setting]:
+    """From :func:`row_key`."""
+    method, _, setting = key.partition(", ")
+    return method, Setting.of(setting)
 
 
-def retention(outcomes: Sequence[Outcome]) -> Estimate | None:
-    return retention_estimate(by_question(outcomes), by_question(outcomes, "dense"))
+def of_task(outcomes: Sequence[Outcome], task: str) -> tuple[Outcome, ...]:
+    return tuple(o for o in outcomes if o.task == task)

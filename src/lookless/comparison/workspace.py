@@ -1,10 +1,10 @@
-"""One model's calibration, dense answers and plans, made once and kept between methods."""
+"""One model's calibration, dense answers and prices, made once and kept between methods."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,11 +13,9 @@ from ..calibration.gradients import scores_by_name
 from ..calibration.sweep import sweep
 from ..cells import Window
 from ..data import Samples, load_data
-from ..errors import LooklessError, PlanError
 from ..evaluation import evaluate
 from ..layer_plan import LayerPlan
 from ..loading import Loaded
-from ..methods import Method
 from ..methods.redundancylens import PAPER_WINDOW, window_at
 from ..plan import Plan
 from ..runtime.families import geometry_of, locate
@@ -25,12 +23,9 @@ from ..runtime.patching import apply
 from ..runtime.prompts import prompts_of
 from ..runtime.tracing import trace
 from ..scores import Scores
-from ..search.depthwise import dop_depths
-from ..search.greedy import gsop_order
 from ..search.objective import Objective
-from .results import PAPER
-
-STEPS = 40  #: strengths tried to meet a budget
+from .downsampling import downsampled
+from .entry import Entry
 
 
 class Workspace:
@@ -54,20 +49,22 @@ class Workspace:
         self.samples = samples
         self._dense: dict[str, list[str]] = {}
         self._scores: dict[tuple[str, str], Scores] = {}
-        self._objective: Objective | None = None
-        self._plans: dict[tuple[str, str, str, int], Plan] = {}
+        self._lengths: dict[float, tuple[int, int]] = {}
         self._traces: dict[tuple[LayerPlan, ...], float] = {}
         self.withdrew: dict[tuple[LayerPlan, ...], str] = {}
-        self.visual, self.text = self._lengths()
+        self.visual, self.text = self.lengths()
         full = Plan.full(self.geometry)
-        self.stock, self.lean = self._priced(full), self._priced(full.live())
+        self.stock, self.lean = self._priced(Entry(full)), self._priced(Entry(full.live()))
 
-    def _lengths(self) -> tuple[int, int]:
-        """Visual and text tokens of the first prompt, by which plans are priced."""
-        first = next(iter(self.test.values())).items[0]
-        prompts = prompts_of(locate(self.loaded.model), self.loaded.inputs([first]))
-        assert prompts is not None
-        return prompts.counts[0], len(prompts.text[0])
+    def lengths(self, side: float = 1.0) -> tuple[int, int]:
+        """Visual and text tokens of the first prompt, by which plans are priced, of an image of that size."""
+        if side not in self._lengths:
+            first = next(iter(self.test.values())).items[0]
+            with downsampled(self.loaded, side) as smaller:
+                prompts = prompts_of(locate(self.loaded.model), smaller.inputs([first]))
+            assert prompts is not None
+            self._lengths[side] = prompts.counts[0], len(prompts.text[0])
+        return self._lengths[side]
 
     def scores(self, task: str, measure: str) -> Scores:
         """Of ``measure``, computed once and kept in the folder."""
@@ -86,14 +83,15 @@ class Workspace:
             self._scores[task, measure] = found
         return self._scores[task, measure]
 
-    @property
+    @cached_property
+    def searched_on(self) -> Samples:
+        """A few calibration samples of every task, for the methods that search."""
+        each = max(1, 24 // len(self.tasks))
+        return Samples("all tasks", tuple(item for task in self.tasks for item in self.calibration[task].items[:each]))
+
+    @cached_property
     def objective(self) -> Objective:
-        """On a few calibration samples of every task, for the methods that search."""
-        if self._objective is None:
-            each = max(1, 24 // len(self.tasks))
-            items = tuple(item for task in self.tasks for item in self.calibration[task].items[:each])
-            self._objective = Objective(self.loaded, Samples("all tasks", items))
-        return self._objective
+        return Objective(self.loaded, self.searched_on)
 
     def dense(self, task: str) -> list[str]:
         if task not in self._dense:
@@ -101,22 +99,27 @@ class Workspace:
             self._dense[task] = [answer.dense for answer in result.answers]
         return self._dense[task]
 
-    def _priced(self, plan: Plan) -> float:
-        return flops.prefill(self.geometry, visual=self.visual, text=self.text, plan=plan).total
+    def _priced(self, entry: Entry) -> float:
+        visual, text = self.lengths(entry.side)
+        return flops.prefill(self.geometry, visual=visual, text=text, plan=entry.plan).total
 
-    def kept(self, plan: Plan) -> float:
+    def kept(self, entry: Entry) -> float:
         """FLOPs run, as a share of the stock prefill's: from the formula, or from a trace if the plan filters."""
+        plan = entry.plan
+        assert plan is not None
         if plan.is_static:
-            return self._priced(plan.as_run) / self.stock
+            return self._priced(Entry(plan.as_run, entry.side)) / self.stock
         if plan.layers not in self._traces:
             self._traces[plan.layers] = self._traced(plan) / self.stock
         return self._traces[plan.layers]
 
-    def kept_papers(self, plan: Plan) -> float | None:
+    def kept_papers(self, entry: Entry) -> float | None:
         """The share as papers count it, see :class:`Outcome`: skipping dead work alone saves nothing."""
-        if plan.layers == Plan.full(self.geometry).live().layers:
-            return 1.0
-        return self._priced(plan) / self.stock if plan.is_static else None
+        plan, full = entry.plan, Plan.full(self.geometry)
+        assert plan is not None
+        if plan.layers == full.live().layers:
+            return self._priced(Entry(full, entry.side)) / self.stock
+        return self._priced(entry) / self.stock if plan.is_static else None
 
     @torch.no_grad()
     def _traced(self, plan: Plan) -> float:
@@ -136,65 +139,6 @@ class Workspace:
             f"the image was withdrawn before the last layer in {withdrew} of {len(items)} prompts"
         )
         return total / len(items)
-
-    def plan(self, method: Method, task: str, setting: str, draw: int = 0) -> Plan:
-        """The method's plan for a task, made once. Searched plans and joint masks are the same for all tasks.
-
-        Raises:
-            LooklessError: there is none, with the reason.
-        """
-        for_all = method.name in SEARCHES or method.takes_many
-        key = (method.name, setting, "" if for_all else task, draw)
-        if key not in self._plans:
-            self._plans[key] = self._made(method, task, setting, draw)
-        return self._plans[key]
-
-    def _made(self, method: Method, task: str, setting: str, draw: int) -> Plan:
-        if method.name in SEARCHES:
-            kept = method.paper_kept if setting == PAPER else float(setting)
-            assert kept is not None
-            return SEARCHES[method.name](self, kept)
-        if method.takes_many:  # one mask for all tasks
-            scores: Any = [self.scores(each, need) for each in self.tasks for need in method.measures]
-        else:
-            scores = {need: self.scores(task, need) for need in method.measures}
-        knobs = method.prompt_arguments(self.visual, self.text) if method.prompt_arguments else {}
-        if draw:
-            knobs["seed"] = draw
-        if setting == PAPER:
-            return method.build(self.geometry, scores, **knobs)
-        return self._near(method, scores, float(setting), knobs)
-
-    def _near(self, method: Method, scores: Any, budget: float, fixed: Mapping[str, Any]) -> Plan:
-        """The method's plan whose price is nearest to the budget.
-
-        Raises:
-            PlanError: no strength gives one, with the reason of the last.
-        """
-        if method.strength is None:
-            raise PlanError("its published arguments are not one amount")
-        plans: dict[str, Plan] = {}
-        reason = ""
-        for step in range(STEPS + 1):
-            knobs = method.strength(self.geometry.layers, step / STEPS)
-            try:
-                plan = method.build(self.geometry, scores, **{**fixed, **knobs})
-            except LooklessError as problem:  # a strength out of the method's range
-                reason = str(problem)
-                continue
-            plans[str(plan.layers)] = plan
-        if not plans:
-            raise PlanError(f"no strength gives a plan for this model: {reason}")
-        return min(plans.values(), key=lambda plan: abs(self.kept(plan) - budget))
-
-
-#: Searched methods: the plan that keeps a share of the FLOPs, found on a few samples of all tasks.
-SEARCHES: dict[str, Callable[[Workspace, float], Plan]] = {
-    "gsop": lambda work, kept: gsop_order(work.objective, stride=0.01, path=work.folder / "gsop.json").within(
-        kept, visual=work.visual, text=work.text
-    ),
-    "dop": lambda work, kept: dop_depths(work.objective, kept=kept, every=2).plan,
-}
 
 
 def _are_of(scores: Scores, samples: Samples) -> bool:
