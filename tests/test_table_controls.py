@@ -11,6 +11,7 @@ from PIL import Image
 
 from helpers.families import FAMILIES
 from lookless import Geometry, Loaded, Plan, load_data, load_model
+from lookless.bench.timing import Timing
 from lookless.comparison import timing
 from lookless.comparison.contestants import DOWNSAMPLING, Published
 from lookless.comparison.document import document
@@ -115,6 +116,18 @@ def test_smaller_images_are_timed_as_they_are(bench, reference):
         hook.remove()
     assert rows == [rows[0], rows[0] - 144 + 36] * 3
     assert [len(t.values_ms) for t in timed] == [2, 2]
+
+
+def test_shares_are_of_the_stock_model_timed_around(bench, monkeypatch):
+    """On a machine that slows down as it goes, by much more than plans differ."""
+    entries = [Entry(None, 1 - n / 100) for n in range(1, 2 * timing.BETWEEN + 2)]
+
+    def slowing(loaded, samples, order, **_):
+        return [Timing((e.side * (100 + at),) * 3) for at, e in enumerate(order)]
+
+    monkeypatch.setattr(timing, "time_entries", slowing)
+    found, _ = timing.shares(bench, entries, 1, repeats=3, warm_up=0)
+    assert found == pytest.approx([e.side for e in entries], rel=0.04)
 
 
 CHOSEN = {name: METHODS[name] for name in ("random-tokens", "shortv", "v-skip", "vica")}

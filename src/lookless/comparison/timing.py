@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
+from ..bench.timing import Timing
 from ..errors import LooklessError
 from ..progress import track
 from .contestants import Contestant
@@ -34,15 +35,15 @@ def shares(
     groups = [entries[at : at + BETWEEN] for at in range(0, len(entries), BETWEEN)]
     order = [entry for group in groups for entry in (STOCK, *group)] + [STOCK]
     timed = time_entries(work.loaded, samples, order, repeats=repeats, warm_up=warm_up)
-    found: list[float] = []
-    for number, group in enumerate(groups):
-        at = number * (BETWEEN + 1)
-        before, after = timed[at], timed[at + len(group) + 1]
-        stock = [(a + b) / 2 for a, b in zip(before.values_ms, after.values_ms, strict=True)]
-        for mine in timed[at + 1 : at + 1 + len(group)]:
-            found.append(median(a / b for a, b in zip(mine.values_ms, stock, strict=True)))
-    stocks = [ms for entry, t in zip(order, timed, strict=True) if entry is STOCK for ms in t.values_ms]
-    return found, median(stocks)
+    stock = [t for entry, t in zip(order, timed, strict=True) if entry is STOCK]
+    mine = [t for entry, t in zip(order, timed, strict=True) if entry is not STOCK]
+    found = [_ratio(t, stock[n // BETWEEN], stock[n // BETWEEN + 1]) for n, t in enumerate(mine)]
+    return found, median(ms for t in stock for ms in t.values_ms)
+
+
+def _ratio(mine: Timing, before: Timing, after: Timing) -> float:
+    each = zip(mine.values_ms, before.values_ms, after.values_ms, strict=True)
+    return median(2 * ms / (a + b) for ms, a, b in each)
 
 
 def entry_at(results: Results, work: Workspace, who: Contestant, setting: Setting, task: str, draw: int = 0) -> Entry:
