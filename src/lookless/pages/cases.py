@@ -13,10 +13,12 @@ from ..data import Sample, load_data
 from ..errors import DataError
 from ..evaluation import Answer, Evaluation, normal
 
-#: Pixels of the longer side of an image, bytes of one and of all together, and cases with images.
+#: Pixels of the longer side of an image, bytes of one and of all together, and cases with images, shared by the tasks.
 SIDE, MOST_BYTES, ALL_BYTES, MOST_IMAGES = 224, 40_000, 2_000_000, 60
 #: Cases of a task whose answer stays, as examples.
 SAME = 3
+#: Cases of a task that a page shows without being asked.
+OPEN = 16
 #: What becomes of an answer, and how a page says it; the order of the cases.
 KINDS = {
     "lost": "lost: dense right, plan wrong",
@@ -46,7 +48,7 @@ class Cases:
     """The cases of one task.
 
     Attributes:
-        shown: every answer that changed, then some that did not.
+        shown: every answer that changed, then some that did not; the page folds those after :data:`OPEN`.
         counts: questions by kind, of all.
         note: why there are no images, or not all of them; empty otherwise.
     """
@@ -76,9 +78,9 @@ def cases_of(evaluations: Mapping[str, Evaluation], data: Mapping[str, str]) -> 
         evaluations: by task.
         data: where to load the samples of a task.
     """
-    room, budget, found = MOST_IMAGES, ALL_BYTES, []
+    budget, found = ALL_BYTES, []
     for task, evaluation in evaluations.items():
-        chosen = _chosen(task, evaluation)
+        chosen, room = _chosen(task, evaluation), MOST_IMAGES // len(evaluations)
         samples, problem = _samples([case.answer for case in chosen], data.get(task))
         shown, left_out = [], 0
         for case in chosen:
@@ -119,15 +121,14 @@ def _samples(answers: Sequence[Answer], where: str | None) -> tuple[dict[str, Sa
 
 
 def _look_up(where: str, wanted: Iterable[str]) -> dict[str, Sample]:
-    """The samples of ``where`` that are wanted. A reference task is endless, so ever more of it is drawn."""
+    """The samples of ``where`` that are wanted. A reference task is endless: so many are drawn."""
     left, found = set(wanted), dict[str, Sample]()
     endless = where == "reference" or where.startswith("reference:")
-    for limit in (100, 400, 1600) if endless else (None,):
-        for split in ("test", "calibration") if endless else ("test",):
-            for sample in load_data(where, split=split, limit=limit) if left else ():
-                if sample.hash in left:
-                    found[sample.hash] = sample
-                    left.discard(sample.hash)
+    for limit in (100, 600) if endless else (None,):
+        for sample in load_data(where, limit=limit) if left else ():
+            if sample.hash in left:
+                found[sample.hash] = sample
+                left.discard(sample.hash)
     return found
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from markupsafe import Markup
 
 from ..cells import Cell
-from ..layer_plan import COLUMNS, LayerPlan
+from ..layer_plan import COLUMNS
 from ..plan import Plan
 from .material import Point
 from .svg import WIDTH, Axis, figure, group, layer_axis, tag, text
@@ -47,25 +48,45 @@ def columns_of(plans: Iterable[Plan]) -> tuple[str, ...]:
 
 def shades_of(plans: Iterable[Plan]) -> tuple[str, ...]:
     """The shades that occur, for a legend."""
-    rows = [row for plan in plans for row in plan.layers]
-    found = {"full"} | {shade(getattr(row, column)) for row in rows for column in COLUMNS}
+    found = {"full"} | {box.shade for plan in plans for column in plan.columns for box in boxes(plan, column)}
     return tuple(name for name in SHADES if name in found)
 
 
-def cells(row: Sequence[Cell], x: Axis, y: float, height: float, *, titles: Sequence[str] = ()) -> Markup:
-    """One row of a map: a box for each layer, full ones in one element. ``titles`` are shown by a pointer."""
+class Box(NamedTuple):
+    """What a map shows of one operator of one layer: a key of :data:`SHADES`, and words."""
+
+    shade: str
+    words: str
+
+
+def boxes(plan: Plan, column: str) -> list[Box]:
+    """Of each layer. A token that was dropped stays dropped, so ``keep`` lasts until the next one, and where no visual
+    token is left no operator runs on any."""
+    found, left = [], Box("full", "all")
+    for row in plan.layers:
+        if not row.keep.is_full:
+            left = Box(shade(row.keep), str(row.keep))
+        cell = getattr(row, column)
+        if column == "keep":
+            found.append(left)
+        else:
+            found.append(Box("skip", "no token is left") if left.shade == "skip" else Box(shade(cell), str(cell)))
+    return found
+
+
+def cells(row: Sequence[Box], x: Axis, y: float, height: float, name: str) -> Markup:
+    """One row of a map: full boxes in one element, the others with words for a pointer."""
     width = x.at(1) - x.at(0)
     gap = min(1.5, 0.12 * width)
     places = [round(x.at(i) - width / 2 + gap / 2, 2) for i in range(len(row))]
-    box = f"v{height:g}h-{width - gap:.2f}z"
-    full = "".join(f"M{p:g} {y:g}h{width - gap:.2f}{box}" for p, cell in zip(places, row, strict=True) if cell.is_full)
+    edge = f"h{width - gap:.2f}v{height:g}h-{width - gap:.2f}z"
+    full = "".join(f"M{place:g} {y:g}{edge}" for place, box in zip(places, row, strict=True) if box.shade == "full")
     marks = [tag("path", d=full, class_="cell full")] if full else []
-    for i, (place, cell) in enumerate(zip(places, row, strict=True)):
-        if not cell.is_full:
-            inside = [tag("title", titles[i])] if titles else []
-            marks.append(
-                tag("rect", *inside, x=place, y=y, width=width - gap, height=height, class_=f"cell {shade(cell)}")
-            )
+    for layer, (place, box) in enumerate(zip(places, row, strict=True)):
+        if box.shade != "full":
+            words = tag("title", f"layer {layer}, {name}: {box.words}")
+            size = {"width": width - gap, "height": height}
+            marks.append(tag("rect", words, x=place, y=y, **size, class_=f"cell {box.shade}"))
     return group(marks)
 
 
@@ -74,7 +95,7 @@ def strip(plan: Plan, columns: Sequence[str], x: Axis, top: float, height: float
     marks = []
     for i, column in enumerate(columns):
         y = top + i * (height + 2)
-        marks.append(cells(_column(plan, column), x, y, height, titles=_titles(plan, column)))
+        marks.append(cells(boxes(plan, column), x, y, height, OPERATORS[column]))
         marks.append(text(x.start - 4, y + height - 1.5, OPERATORS[column], class_="tick small", text_anchor="end"))
     return marks
 
@@ -85,7 +106,7 @@ def plan_map(plan: Plan, columns: Sequence[str], title: str) -> Markup:
     marks = []
     for i, column in enumerate(columns):
         y = 4 + i * (height + gap)
-        marks.append(cells(_column(plan, column), x, y, height, titles=_titles(plan, column)))
+        marks.append(cells(boxes(plan, column), x, y, height, OPERATORS[column]))
         name = OPERATORS[column]
         marks.append(text(x.start - 6, y + height / 2 + 4, name, class_="tick", text_anchor="end"))
     foot = 4 + len(columns) * (height + gap)
@@ -109,7 +130,7 @@ def budget_map(points: Sequence[Point], column: str) -> Markup:
     marks = []
     for i, point in enumerate(points):
         y = 4 + i * (height + 1)
-        rows = [cells(_column(point.plan, column), x, y, height, titles=_titles(point.plan, column))]
+        rows = [cells(boxes(point.plan, column), x, y, height, OPERATORS[column])]
         rows.append(tag("rect", x=x.start - 1, y=y - 0.5, width=x.end - x.start + 2, height=height + 1, class_="ring"))
         if height >= 9 or i % 3 == 0:
             kept = f"{point.candidate.kept:.0%}"
@@ -135,7 +156,8 @@ def in_words(plan: Plan) -> list[str]:
 
 def _not_full(plan: Plan, column: str) -> str:
     by_cell: dict[str, list[int]] = {}
-    for layer, cell in enumerate(_column(plan, column)):
+    for layer, row in enumerate(plan.layers):
+        cell = getattr(row, column)
         if not cell.is_full:
             by_cell.setdefault(str(cell), []).append(layer)
     return ", ".join(f"{cell} in {_spans(layers)}" for cell, layers in by_cell.items()) or "full everywhere"
@@ -151,15 +173,3 @@ def _spans(layers: Sequence[int]) -> str:
             runs.append([layer])
     spans = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
     return f"layer{'s' if len(layers) > 1 else ''} {', '.join(spans)}"
-
-
-def _column(plan: Plan, column: str) -> list[Cell]:
-    return [getattr(row, column) for row in plan.layers]
-
-
-def _titles(plan: Plan, column: str) -> list[str]:
-    return [f"layer {i}, {OPERATORS[column]}: {_said(row, column)}" for i, row in enumerate(plan.layers)]
-
-
-def _said(row: LayerPlan, column: str) -> str:
-    return str(getattr(row, column))

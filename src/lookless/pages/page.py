@@ -62,6 +62,7 @@ def page(material: Material) -> str:
         certificate=sections.certificate_view(material),
         cases=cases.cases_of(material.evaluations, material.data),
         kinds=cases.KINDS,
+        unfolded=cases.OPEN,
         profile=sections.profile_views(material),
         silence=sections.silence_view(material),
         attention=sections.attention_view(material),

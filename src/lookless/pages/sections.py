@@ -177,15 +177,13 @@ def _graded(points: Sequence[Point]) -> str | None:
 def _certified(material: Material) -> list[str]:
     """What the certificate says of each point, in words; empty where it does not name it."""
     certificate = material.certificate
-    said = [""] * len(material.points)
-    if certificate is None or material.run is None:
-        return said
-    for i, test in enumerate(certificate.tests[: len(said)]):
-        same = test.plan_hash is None or test.plan_hash == material.points[i].plan.hash
-        said[i] = test.verdict if same else ""
-    if certificate.failed is not None and said[len(certificate.tests) - 1 :]:
-        said[len(certificate.tests) :] = ["not tested"] * len(said[len(certificate.tests) :])
-    return said
+    if certificate is None:
+        return [""] * len(material.points)
+    verdicts = {test.plan_hash: test.verdict for test in certificate.tests}
+    said = [verdicts.get(point.plan.hash, "") for point in material.points]
+    last = max((i for i, words in enumerate(said) if words), default=-1)
+    after = "not tested" if certificate.untested else ""
+    return [words or (after if i > last else "") for i, words in enumerate(said)]
 
 
 def _point_view(material: Material, point: Point, columns: Sequence[str], certified: str) -> PointView:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from .. import flops
-from ..certification.certificate import MEANINGS, Certificate
+from ..certification.certificate import MEANINGS
 from .material import Material
 
 
@@ -68,7 +68,8 @@ def _saving(material: Material) -> str:
         return "none yet"
     if material.plan.is_full:
         return "changes nothing: no plan fulfils the wish, so the model runs as it is"
-    candidate = None if material.chosen is None else material.points[material.chosen].candidate
+    known = (*(point.candidate for point in material.points), *material.candidates)
+    candidate = next((one for one in known if one.plan.hash == material.plan.hash), None)
     kept = _kept(material) if candidate is None else candidate.kept
     parts = [] if kept is None else [f"runs {percent(kept)} of the prefill's FLOPs"]
     if candidate is not None and candidate.time is not None:
@@ -107,18 +108,11 @@ def _certified(material: Material) -> str:
         test = certificate.tests[0]
         more = f": about {test.needed} questions of each task would do" if test.needed else ""
         return f"nothing: {certificate.verdict}{more}"
-    if not _is_certified(material, certificate):
+    if material.plan is None or not certificate.covers(material.plan):
         return f"not this plan; the certificate ends at {certificate.chosen.plan}"
     what = MEANINGS.get(certificate.loss, f"the {certificate.loss}")
     where = "every task" if len(certificate.chosen.tasks) > 1 else certificate.chosen.tasks[0].task
     return f"at most {certificate.level:.2%} of {what} on {where}, with {certificate.confidence:.0%} confidence"
-
-
-def _is_certified(material: Material, certificate: Certificate) -> bool:
-    """Whether the plan that is served is among those that passed."""
-    if material.chosen is not None:
-        return material.chosen < len(certificate.certified)
-    return material.plan is not None and certificate.covers(material.plan)
 
 
 def command(material: Material) -> str:
