@@ -18,9 +18,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from lookless import Loaded, Plan, Samples, Skip, calibrate, evaluate, files, load_data, load_model
+from lookless import Loaded, Plan, Samples, Skip, Top, calibrate, evaluate, files, load_data, load_model
 from lookless.bench.prefill import processor
-from lookless.calibration.affine import OPERATORS, RIDGE, cells_alone, refit
+from lookless.calibration.affine import OPERATORS, RIDGE, Fitter
 from lookless.calibration.gradients import frozen_parameters, update_gradients
 from lookless.calibration.regression import Moments
 from lookless.calibration.replay import record_activations, visual_prompts
@@ -38,7 +38,10 @@ END = "<!-- end of what benchmarks/cells.py writes -->"
 RANKS = (0, 1, 2, 4, 8, 16)
 RIDGES = (1e-4, 1e-1, 1.0)  # beside the default
 MEASURES = {"attention": "visual_information_gain", "ffn": "ffn_effect"}
-COUNTS = (5, 8)  # layers in which an operator is skipped, of the lowest effect
+MORE = (0, 8, 32)  # ranks where all are skipped
+FEW = 7
+COUNTS = (FEW, 11)  # layers in which an operator is skipped, of the lowest effect
+SKIPS = {operator: {operator: Skip()} for operator in OPERATORS}
 Place = tuple[int, str]  # layer and operator
 
 
@@ -97,12 +100,12 @@ def noisy(make: Callable[[], Plan]) -> Plan:
     return plan
 
 
-def optimal_constants(loaded: Loaded, samples: Samples, *, draws: int = 4, shrink: float = 1.0) -> dict[Place, Mean]:
+def optimal_constants(loaded: Loaded, samples: Samples, *, draws: int = 2, shrink: float = 0.1) -> dict[Place, Mean]:
     """For each operator the constant of least expected loss, to second order, by the gradients of random directions of
     the answer's logits: errors ``e(i)`` of visual tokens cost ``(sum over i of <g(i), e(i)>) ** 2``. Ridge regression
-    towards the mean."""
+    of as many equations as there are samples and directions."""
     located = locate(loaded.model)
-    sums: dict[Place, list[tuple[Tensor, Tensor, Tensor]]] = {}
+    sums: dict[Place, list[tuple[Tensor, Tensor]]] = {}
     generator = torch.Generator().manual_seed(0)
     for prompt in visual_prompts(loaded, samples, "gradients", "answer", False):
         with frozen_parameters(loaded.model), record_activations(located) as recorded, torch.enable_grad():
@@ -116,15 +119,15 @@ def optimal_constants(loaded: Loaded, samples: Samples, *, draws: int = 4, shrin
                 ):
                     for layer, (g, y) in enumerate(zip(gradients, updates, strict=True)):
                         g, y = g[0, prompt.visual].double(), y.detach()[0, prompt.visual].double()
-                        sums.setdefault((layer, operator), []).append((g.sum(0), (g * y).sum(), y.mean(0)))
+                        sums.setdefault((layer, operator), []).append((g.sum(0), (g * y).sum()))
     return {place: Mean(_optimal(parts, shrink)) for place, parts in sums.items()}
 
 
-def _optimal(parts: list[tuple[Tensor, Tensor, Tensor]], shrink: float) -> Weights:
-    slopes, wanted, means = (torch.stack(part) for part in zip(*parts, strict=True))
-    mean, gram = means.mean(0), slopes @ slopes.T
-    damped = gram + shrink * gram.trace() / len(gram) * torch.eye(len(gram), dtype=gram.dtype)
-    return Weights.of(mean + slopes.T @ torch.linalg.solve(damped, wanted - slopes @ mean))
+def _optimal(parts: list[tuple[Tensor, Tensor]], shrink: float) -> Weights:
+    slopes, wanted = (torch.stack(part) for part in zip(*parts, strict=True))
+    gram = slopes @ slopes.T
+    damping = shrink * gram.trace() / len(gram) + 1e-12  # in the last layer all are zero
+    return Weights.of(slopes.T @ torch.linalg.solve(gram + damping * torch.eye(len(gram), dtype=gram.dtype), wanted))
 
 
 def unweighted(loaded: Loaded, samples: Samples) -> dict[Place, dict[int, Affine]]:
@@ -156,6 +159,7 @@ class Bench:
         self.test = load_data("reference", split="test", limit=tested)
         self.objective = Objective(self.loaded, self.test, position="answer", progress=False)
         self.results = Results(model=name, fitted_on=len(self.train), tested_on=len(self.test), processor=processor())
+        self.fitter = Fitter(self.loaded, self.train, progress=False)
         self.dense = [answer.dense for answer in evaluate(self.loaded, self.test, progress=False).answers]
         if path.exists():
             self.results = Results.model_validate_json(path.read_text())
@@ -184,7 +188,7 @@ class Bench:
 def alone(bench: Bench) -> None:
     """Each operator of each layer, with nothing else planned."""
     full = Plan.full(bench.objective.geometry)
-    cells = cells_alone(bench.loaded, bench.train, ranks=RANKS, progress=False)
+    cells = bench.fitter.alone(ranks=RANKS)
     constants, plain = optimal_constants(bench.loaded, bench.train), unweighted(bench.loaded, bench.train)
     for (layer, operator), by_rank in cells.items():
         rungs: dict[str, Cell] = {"zero": Skip(), "mean, unweighted": plain[layer, operator][0], "mean": by_rank[0]}
@@ -198,7 +202,7 @@ def alone(bench: Bench) -> None:
 def together(bench: Bench) -> None:
     """Operators of several layers at once: those whose skipping alone moves the answers least."""
     loaded, train, full = bench.loaded, bench.train, Plan.full(bench.objective.geometry)
-    constants, cells = optimal_constants(loaded, train), cells_alone(loaded, train, ranks=(8,), progress=False)
+    constants, cells = optimal_constants(loaded, train), bench.fitter.alone(ranks=(8,))
 
     def of_each(layers: Sequence[int], operator: str, chosen: Callable[[int], Cell]) -> Plan:
         plan = full
@@ -209,10 +213,10 @@ def together(bench: Bench) -> None:
     for operator, count in product(OPERATORS, COUNTS):
         scores = calibrate(loaded, train, measure=MEASURES[operator], progress=False)
         layers = tuple(layer for layer in scores.lowest(count + 1) if layer < len(full.layers) - 1)[:count]
-        zero = full.at(layers, **{operator: Skip()})
+        zero = full.at(layers, **SKIPS[operator])
 
         def fitted(rank: int, ridge: float = RIDGE, zero: Plan = zero) -> Plan:
-            return refit(loaded, train, zero, rank=rank, ridge=ridge, progress=False)
+            return bench.fitter.refit(zero, rank=rank, ridge=ridge)
 
         def fixed(layer: int, operator: str = operator) -> Cell:
             return constants[layer, operator]
@@ -220,13 +224,22 @@ def together(bench: Bench) -> None:
         def once(layer: int, operator: str = operator) -> Cell:
             return cells[layer, operator][8]  # type: ignore[index]
 
-        make: dict[str, Callable[[], Plan]] = {"zero": partial(full.at, layers, **{operator: Skip()})}
-        make |= {f"rank {rank}" if rank else "mean": partial(fitted, rank) for rank in RANKS}
-        make["optimal constant, each fitted alone"] = partial(of_each, layers, operator, fixed)
-        make["rank 8, each fitted alone"] = partial(of_each, layers, operator, once)
-        make["noise, constant"] = partial(noisy, partial(fitted, 0))
+        make: dict[str, Callable[[], Plan]] = {"zero": partial(full.at, layers, **SKIPS[operator])}
+        make |= {
+            f"rank {rank}" if rank else "mean": partial(fitted, rank) for rank in (RANKS if count == FEW else MORE)
+        }
         make["noise, rank 8"] = partial(noisy, partial(fitted, 8))
-        make |= {f"rank 8, ridge {ridge:g}": partial(fitted, 8, ridge) for ridge in RIDGES}
+        if count == FEW:
+            make["optimal constant, each fitted alone"] = partial(of_each, layers, operator, fixed)
+            make["rank 8, each fitted alone"] = partial(of_each, layers, operator, once)
+            make["noise, constant"] = partial(noisy, partial(fitted, 0))
+            make |= {f"rank 8, ridge {ridge:g}": partial(fitted, 8, ridge) for ridge in RIDGES}
+        else:
+            few = scores.lowest(FEW + 1)  # the last layer is one of them
+            others = [layer for layer in layers if layer not in few]
+            mixed = full.at(few, **{operator: Top(0)}).at(others, **SKIPS[operator])  # Top(0) is a skip that stays
+            for rank in MORE[1:]:
+                make[f"zero in {FEW}, rank {rank} in {len(others)}"] = partial(bench.fitter.refit, mixed, rank=rank)
         for name, plan in make.items():
             bench.add(name, operator, layers, plan, answers=True)
 

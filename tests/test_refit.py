@@ -6,16 +6,23 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.cli import fails, run
 from helpers.compare import far, text_of
 from helpers.families import FAMILIES, model_of
 from helpers.loaded import loaded_of, samples_of, tiny_loaded
 from helpers.models import LAYERS
 from helpers.plans import FULL, HIDDEN, mean
-from lookless import Keep, Skip, apply
-from lookless.calibration.affine import refit
+from lookless import Keep, Plan, Skip, apply, load_data, load_model
+from lookless.calibration.affine import OPERATORS, Fitter
 from lookless.calibration.regression import Moments
+from lookless.configs import geometry_named
 from lookless.errors import ModelError, PlanError
 from lookless.fitted import Linear
+from lookless.search import joint_distance
+
+
+def fitter(loaded, samples) -> Fitter:
+    return Fitter(loaded, samples, position="last", progress=False)
 
 
 def slow_fit(x, y, weights, rank, ridge, metric):
@@ -60,9 +67,7 @@ def test_maps_that_can_say_all_give_the_full_model_back(name):
     text, samples = text_of(family, arguments), samples_of("any")
     for first in (FULL, FULL.at([1], keep=Keep(0.6, rank="random"))):
         plan = first.at([1, 3], attention=Skip()).at([0, 1, 3], ffn=Skip())
-        fitted = refit(
-            loaded_of(model, arguments), samples, plan, rank=HIDDEN, ridge=0, position="last", progress=False
-        )
+        fitted = fitter(loaded_of(model, arguments), samples).refit(plan, rank=HIDDEN, ridge=0)
         assert [i for i, row in enumerate(fitted.layers) if isinstance(row.attention, Linear)] == [1, 3]
         assert [i for i, row in enumerate(fitted.layers) if isinstance(row.ffn, Linear)] == [0, 1, 3]
         with apply(model, first):
@@ -105,15 +110,27 @@ def test_the_mean_is_that_of_what_the_operator_adds():
                 sums[name][1] += weight
     for name, (total, weight) in sums.items():
         for before in (Skip(), mean()):
-            fitted = refit(loaded, samples, FULL.at([2], **{name: before}), rank=0, position="last", progress=False)
+            fitted = fitter(loaded, samples).refit(FULL.at([2], **{name: before}), rank=0)
             constant = torch.from_numpy(getattr(fitted.layers[2], name).weights.parts["constant"])
             assert far(constant, total / weight) < 1e-4, name
+
+
+def test_cells_alone_are_those_of_plans_that_skip_one_operator():
+    loaded, samples = tiny_loaded(), samples_of("one image")
+    fits = fitter(loaded, samples)
+    cells = fits.alone(ranks=(0, 2))
+    assert cells.keys() == {(layer, name) for layer in range(LAYERS - 1) for name in OPERATORS}
+    for layer, name in ((0, "attention"), (2, "ffn")):
+        for rank in (0, 2):
+            plan = FULL.at([layer], **{name: Skip()})
+            fitted = fits.refit(plan, rank=rank)
+            assert getattr(fitted.layers[layer], name) == cells[layer, name][rank]
 
 
 def test_dead_work_stays_skipped_and_the_plan_says_what_it_saw():
     loaded, samples = tiny_loaded(), samples_of("one image")
     plan = FULL.at([1, 4], ffn=Skip()).at([3], keep=Keep(0)).made_by(method="ffn_skip", sample_hashes=("earlier",))
-    fitted = refit(loaded, samples, plan, rank=2, ridge=0.5, position="last", progress=False)
+    fitted = fitter(loaded, samples).refit(plan, rank=2, ridge=0.5)
     assert isinstance(fitted.layers[1].ffn, Linear)
     assert fitted.layers[2:] == plan.layers[2:]
     assert fitted.provenance.method == "ffn_skip"
@@ -132,7 +149,7 @@ def test_dead_work_stays_skipped_and_the_plan_says_what_it_saw():
 )
 def test_what_cannot_be_fitted(plan, rank, complaint):
     with pytest.raises(PlanError, match=complaint):
-        refit(tiny_loaded(), samples_of("one image"), plan, rank=rank, position="last", progress=False)
+        fitter(tiny_loaded(), samples_of("one image")).refit(plan, rank=rank)
 
 
 def test_no_rows_and_no_numbers_are_refused():
@@ -142,3 +159,17 @@ def test_no_rows_and_no_numbers_are_refused():
     moments.add(torch.tensor([[1.0, torch.inf]]), torch.ones(1, 2))
     with pytest.raises(ModelError, match="is not finite"):
         moments.fit(rank=1)
+
+
+def test_the_command_writes_a_plan_that_runs(tmp_path):
+    plan = Plan.full(geometry_named("reference")).at([3], attention=Skip(), ffn=Skip())
+    plan.save_pretrained(tmp_path / "skip")
+    given = ("refit", "reference", "--plan", tmp_path / "skip", "--data", "reference:chart", "--samples", 2)
+    result = run(*given, "--rank", 3, "--out", tmp_path / "fitted")
+    assert result.exit_code == 0, result.output
+    assert "linear 3" in result.stdout
+    fitted = Plan.from_pretrained(tmp_path / "fitted")
+    assert [weights.rank for weights in fitted.weights] == [3, 3]
+    assert joint_distance(load_model("reference"), load_data("reference:chart", split="test", limit=1), fitted) >= 0
+    refused = fails(*given, "--cell", "mean", "--rank", 3, "--out", tmp_path / "other")
+    assert "--cell mean is a constant and has no rank, and --rank is 3" in refused

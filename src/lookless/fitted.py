@@ -1,6 +1,6 @@
 """The cells whose numbers are fitted to a model: an affine map in place of an operator.
 
-Fitted in closed form, without training: :func:`lookless.calibration.affine.refit`.
+Fitted in closed form, without training: :class:`lookless.calibration.affine.Fitter`.
 """
 
 from __future__ import annotations

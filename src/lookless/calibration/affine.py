@@ -1,9 +1,9 @@
 """Better cells than zero: what visual tokens do not compute is replaced by a constant or a map of low rank.
 
-Where a plan skips an operator, visual tokens get nothing. :func:`refit` gives them what the operator would have added,
-as well as a constant (:class:`~lookless.fitted.Mean`) or a map of low rank (:class:`~lookless.fitted.Linear`) of the
-operator's input can say it: least squares over the visual tokens of calibration samples, in closed form. Operators are
-fitted in the order in which they run, each on the states that the cells before it leave.
+Where a plan skips an operator, visual tokens get nothing. :class:`Fitter` gives them what the operator would have
+added, as well as a constant (:class:`~lookless.fitted.Mean`) or a map of low rank (:class:`~lookless.fitted.Linear`) of
+the operator's input can say it: least squares over the visual tokens of calibration samples, in closed form. Operators
+are fitted in the order in which they run, each on the states that the cells before it leave.
 
 A token counts as much as it is read: by the length of the gradient, at what the operator adds to it, of the full
 model's logits in a random direction. Unweighted, background drowns the few tokens that matter.
@@ -15,7 +15,7 @@ linear minimum mean squared error from NBL (arXiv 2505.21077), and fitted withou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,116 +31,127 @@ from ..loading import Loaded
 from ..plan import Plan, Provenance
 from ..progress import track
 from ..ranks import RANKS
-from ..runtime.families import locate
+from ..runtime.families import Located, locate
 from ..runtime.forward import ForwardPass, Step, steps_of
 from ..runtime.inplace import rms_norm
 from ..runtime.layer import run_layer
+from ..runtime.prompts import Prompts
 from .gradients import frozen_parameters, update_gradients
 from .regression import Moments
 from .replay import Position, VisualPrompt, full_run_of, record_activations, visual_prompts
 
 Operator = Literal["attention", "ffn"]
+Place = tuple[int, Operator]  # layer and operator
 OPERATORS: tuple[Operator, ...] = ("attention", "ffn")
 RIDGE = 1e-2
 DRAWS = 2  # directions of the logits whose gradients say how much a token is read
 
 
-@torch.no_grad()
-def refit(
-    loaded: Loaded,
-    samples: Samples,
-    plan: Plan,
-    *,
-    rank: int = 8,
-    ridge: float = RIDGE,
-    position: Position = "answer",
-    progress: bool = True,
-) -> Plan:
-    """``plan`` with a fitted cell in place of each :class:`~lookless.Skip` of ``attention`` and ``ffn``.
+class Fitter:
+    """Fits cells to one model on the same samples, as often as asked: :meth:`refit`, :meth:`alone`.
 
-    A skip that is dead work stays one: nothing reads what it would give. Fitted cells are fitted anew. To fit one
-    operator of one layer alone, give a plan that skips it alone::
-
-        cell = refit(loaded, samples, Plan.full(geometry).at([3], ffn=Skip()), rank=8).layers[3].ffn
-
-    For each sample one forward pass and two backward; then each layer once, and once more for each operator that is
-    fitted in it. In memory are the states of all samples at one layer.
+    Each sample is run once, one forward pass and two backward. In memory are its embedded prompt, and how much each of
+    its tokens is read. A fit then runs each layer once for each sample, and once more for each operator that is fitted.
 
     Args:
         loaded: the model, without a plan on it.
         samples: those without an image are left out.
-        plan: for the model's architecture.
-        rank: of the maps; 0 for the mean.
-        ridge: see :meth:`lookless.calibration.regression.Moments.fit`.
         position: what reads: the ``last`` prompt token, or every token of the full model's own ``answer``.
         progress: show a bar on standard error.
 
     Raises:
         DataError: no sample has an image, or the processor puts no visual token into a prompt.
         ModelError: a plan is applied to the model, or its logits are not finite; the message names the sample.
-        PlanError: the plan skips nothing that is read, it ranks by the vision tower, or there is no such rank.
-        PlanMismatchError: the plan is for another architecture.
     """
-    located = locate(loaded.model)
-    plan.check(located.geometry)
-    _check(plan, rank, located.geometry.hidden)
-    fitted, walks = plan, _walks(loaded, samples, plan, position, progress)
-    for index, layer in enumerate(track(located.layers, "fitting", progress)):
-        for walk in walks:
-            walk.enter(layer, index)
-        for operator in _wanted(plan, index):
-            moments = _moments(walks, layer, index, fitted.layers[index], operator)
-            if moments.count:  # else every visual token was withdrawn before, or none is read
-                fitted = fitted.at([index], **{operator: _cell(moments, rank, ridge)})
-        for walk in walks:
-            walk.leave(layer, index, steps_of(fitted))
-    return fitted.made_by(**_provenance(plan.provenance, loaded, samples, rank, ridge))
+
+    def __init__(
+        self, loaded: Loaded, samples: Samples, *, position: Position = "answer", progress: bool = True
+    ) -> None:
+        self._loaded, self._samples, self._progress = loaded, samples, progress
+        self._located = locate(loaded.model)
+        directions = torch.Generator().manual_seed(0)
+        prompts = visual_prompts(loaded, samples, f"full runs on {samples.name}", position, progress)
+        self._starts = [_start(loaded.model, self._located, prompt, directions) for prompt in prompts]
+
+    @torch.no_grad()
+    def refit(self, plan: Plan, *, rank: int = 8, ridge: float = RIDGE) -> Plan:
+        """``plan`` with a fitted cell in place of each :class:`~lookless.Skip` of ``attention`` and ``ffn``.
+
+        A skip that is dead work stays one: nothing reads what it would give. Fitted cells are fitted anew.
+
+        Args:
+            plan: for the model's architecture.
+            rank: of the maps; 0 for the mean.
+            ridge: see :meth:`lookless.calibration.regression.Moments.fit`.
+
+        Raises:
+            PlanError: the plan skips nothing that is read, it ranks by the vision tower, or there is no such rank.
+            PlanMismatchError: the plan is for another architecture.
+        """
+        plan.check(self._located.geometry)
+        _check(plan, rank, self._located.geometry.hidden)
+        fitted, walks = plan, [start.walk(plan) for start in self._starts]
+        for index, layer in enumerate(track(self._located.layers, "fitting", self._progress)):
+            for walk in walks:
+                walk.enter(layer, index)
+            for operator in _wanted(plan, index):
+                moments = _moments(walks, layer, index, fitted.layers[index], operator)
+                if moments.count:  # else every visual token was withdrawn before, or none is read
+                    fitted = fitted.at([index], **{operator: _cell(moments, rank, ridge)})
+            for walk in walks:
+                walk.leave(layer, index, steps_of(fitted))
+        return fitted.made_by(**_provenance(plan.provenance, self._loaded, self._samples, rank, ridge))
+
+    @torch.no_grad()
+    def alone(self, *, ranks: Sequence[int] = (0, 8), ridge: float = RIDGE) -> dict[Place, dict[int, Affine]]:
+        """For each layer and operator of the full model, and by rank, the cell that would take its place if nothing
+        else were planned: what a search chooses from. What it chose is then to be fitted in order, by :meth:`refit`::
+
+            cell = fitter.alone()[3, "ffn"][8]  # a Linear of rank 8
+            plan = fitter.refit(Plan.full(geometry).at([3], ffn=cell))
+
+        An operator that nothing reads after it has none. Raises: PlanError: there is no such rank.
+        """
+        plan = Plan.full(self._located.geometry)
+        for rank in ranks:
+            _check_rank(rank, self._located.geometry.hidden)
+        cells: dict[Place, dict[int, Affine]] = {}
+        steps, walks = steps_of(plan), [start.walk(plan) for start in self._starts]
+        for index, layer in enumerate(track(self._located.layers, "fitting", self._progress)):
+            for operator in OPERATORS:
+                moments = _moments(walks, layer, index, plan.layers[index], operator)
+                if moments.count:  # else nothing reads it
+                    cells[index, operator] = {rank: _cell(moments, rank, ridge) for rank in ranks}
+            for walk in walks:
+                walk.leave(layer, index, steps)
+        return cells
 
 
-@torch.no_grad()
-def cells_alone(
-    loaded: Loaded,
-    samples: Samples,
-    *,
-    ranks: Sequence[int] = (0, 8),
-    ridge: float = RIDGE,
-    position: Position = "answer",
-    progress: bool = True,
-) -> dict[tuple[int, Operator], dict[int, Affine]]:
-    """For each layer and operator of the full model, and by rank, the cell that would take its place if nothing else
-    were planned: what a search chooses from. Its plan is then to be fitted in order, by :func:`refit`::
+@dataclass(frozen=True)
+class _Start:
+    """One prompt before the first layer.
 
-        cell = cells_alone(loaded, samples)[3, "ffn"][8]  # Linear of rank 8
-        plan = Plan.full(geometry).at([3], ffn=cell)
-
-    An operator that nothing reads after it has none. Costs, arguments and errors are those of :func:`refit`.
+    Attributes:
+        prompts: makes the state of one pass.
+        x: its embedded tokens, ``[1, sequence, hidden]``.
+        arguments: of each layer.
+        added: what the model adds after each layer, as in :class:`~lookless.calibration.replay.FullRun`.
+        reads: of each operator, how much the logits change with what it adds to a token, ``[layers, sequence]``.
     """
-    located = locate(loaded.model)
-    plan = Plan.full(located.geometry)
-    for rank in ranks:
-        _check_rank(rank, located.geometry.hidden)
-    cells: dict[tuple[int, Operator], dict[int, Affine]] = {}
-    steps, walks = steps_of(plan), _walks(loaded, samples, plan, position, progress)
-    for index, layer in enumerate(track(located.layers, "fitting", progress)):
-        for operator in OPERATORS:
-            moments = _moments(walks, layer, index, plan.layers[index], operator)
-            if moments.count:  # else nothing reads it
-                cells[index, operator] = {rank: _cell(moments, rank, ridge) for rank in ranks}
-        for walk in walks:
-            walk.leave(layer, index, steps)
-    return cells
+
+    prompts: Callable[[], Prompts]
+    x: Tensor
+    arguments: Sequence[dict[str, Any]]
+    added: Sequence[Tensor | None]
+    reads: dict[Operator, Tensor]
+
+    def walk(self, plan: Plan) -> _Walk:
+        return _Walk(self, ForwardPass(steps_of(plan), self.prompts()), self.x)
 
 
-def _walks(loaded: Loaded, samples: Samples, plan: Plan, position: Position, progress: bool) -> list[_Walk]:
-    what = f"full runs on {samples.name}"
-    directions = torch.Generator().manual_seed(0)
-    prompts = visual_prompts(loaded, samples, what, position, progress)
-    return [_walk(loaded, prompt, plan, directions) for prompt in prompts]
-
-
-def _walk(loaded: Loaded, prompt: VisualPrompt, plan: Plan, directions: torch.Generator) -> _Walk:
-    """``prompt`` at the first layer, and how much what is read depends on each visual token."""
-    model, located, squares = loaded.model, locate(loaded.model), []
+def _start(model: nn.Module, located: Located, prompt: VisualPrompt, directions: torch.Generator) -> _Start:
+    """``prompt`` before the first layer; random ``directions`` of the logits say how much each token is read."""
+    squares = []
     with frozen_parameters(model), record_activations(located) as recorded, torch.enable_grad():
         last = located.inner(**prompt.inputs, use_cache=False).last_hidden_state
         logits = model.get_output_embeddings()(last[0, prompt.read]).float()  # type: ignore[operator]
@@ -150,8 +161,7 @@ def _walk(loaded: Loaded, prompt: VisualPrompt, plan: Plan, directions: torch.Ge
             squares.append([torch.stack([g[0].float().square().sum(-1) for g in part]) for part in (attention, ffn)])
     reads = {o: torch.stack(part).mean(0).sqrt() for o, part in zip(OPERATORS, zip(*squares, strict=True), strict=True)}
     full = full_run_of(model, located, prompt, recorded)
-    arguments = [given for _, given in full.inputs]
-    return _Walk(ForwardPass(steps_of(plan), full.prompts()), full.inputs[0][0], arguments, full.added, reads)
+    return _Start(full.prompts, full.inputs[0][0], [given for _, given in full.inputs], full.added, reads)
 
 
 def _moments(walks: Sequence[_Walk], layer: nn.Module, index: int, row: LayerPlan, operator: Operator) -> Moments:
@@ -210,25 +220,21 @@ def _provenance(before: Provenance, loaded: Loaded, samples: Samples, rank: int,
 
 @dataclass
 class _Walk:
-    """One prompt on its way through the layers of the plan, as far as that is fitted.
+    """One prompt on its way through the layers of a plan, as far as that is fitted.
 
     Attributes:
+        start: where it began.
         running: the pass.
         x: the states at the layer reached, ``[1, sequence, hidden]``.
-        arguments: of each layer.
-        added: what the model adds after each layer, as in :class:`~lookless.calibration.replay.FullRun`.
-        reads: of each operator, how much the logits change with what it adds to a token, ``[layers, sequence]``.
     """
 
+    start: _Start
     running: ForwardPass
     x: Tensor
-    arguments: Sequence[dict[str, Any]]
-    added: Sequence[Tensor | None]
-    reads: dict[Operator, Tensor]
 
     def enter(self, layer: nn.Module, index: int) -> None:
         """Drop and choose visual tokens at the layer's input, as the plan says."""
-        self.x = self.running.enter(layer, index, self.x, self.arguments[index])
+        self.x = self.running.enter(layer, index, self.x, self.start.arguments[index])
 
     def seen(self, layer: Any, index: int, row: LayerPlan, operator: Operator) -> tuple[Tensor, Tensor, Tensor]:
         """What goes into ``operator`` at the living visual tokens, what it would add to each, both ``[alive, hidden]``,
@@ -240,7 +246,7 @@ class _Walk:
 
         def after(**cells: Cell) -> Tensor:
             work = row.model_copy(update=cells).work
-            return visual.gather(run_layer(layer, work, prompts, self.x, **self.arguments[index])[0])
+            return visual.gather(run_layer(layer, work, prompts, self.x, **self.start.arguments[index])[0])
 
         if operator == "attention":
             before = visual.gather(self.x)
@@ -249,10 +255,10 @@ class _Walk:
         else:
             normed = rms_norm(layer.post_attention_layernorm, after(ffn=Skip()))
             added = layer.mlp(normed)
-        return normed[0], added[0], visual.gather(self.reads[operator][index][None])[0]
+        return normed[0], added[0], visual.gather(self.start.reads[operator][index][None])[0]
 
     def leave(self, layer: nn.Module, index: int, steps: Sequence[Step]) -> None:
         """On to the next layer, under the plan as it is fitted so far."""
         self.running.steps = steps
-        x, added = self.running.compute(layer, index, self.x, **self.arguments[index]), self.added[index]
+        x, added = self.running.compute(layer, index, self.x, **self.start.arguments[index]), self.start.added[index]
         self.x = x if added is None else x + added

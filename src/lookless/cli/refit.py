@@ -52,7 +52,7 @@ def refit(
     Example: lookless refit reference --plan my-plan --data reference:chart --out my-fitted-plan
     """
     from .. import terminal
-    from ..calibration.affine import refit as fitted_plan
+    from ..calibration.affine import Fitter
     from ..data import load_data
     from ..loading import load_model
     from ..plan import Plan
@@ -65,7 +65,7 @@ def refit(
     chosen = load_data(data, split="calibration", limit=samples, seed=seed)
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
     plan.check(geometry_of(loaded.model))
-    fitted = fitted_plan(loaded, chosen, plan, rank=0 if cell == "mean" else rank or RANK)
+    fitted = Fitter(loaded, chosen).refit(plan, rank=0 if cell == "mean" else rank or RANK)
     fitted.save_pretrained(out_dir)
     if as_json:
         print_json(fitted)
