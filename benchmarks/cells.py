@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from statistics import fmean, geometric_mean
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lookless import Loaded, Plan, Samples, Skip, Top, calibrate, evaluate, files, load_data, load_model
 from lookless.bench.prefill import processor
-from lookless.calibration.affine import OPERATORS, RIDGE, Fitter
+from lookless.calibration.affine import OPERATORS, RIDGE, Fitter, Operator
 from lookless.calibration.gradients import frozen_parameters, update_gradients
 from lookless.calibration.regression import Moments
 from lookless.calibration.replay import record_activations, visual_prompts
@@ -164,6 +164,14 @@ class Bench:
         if path.exists():
             self.results = Results.model_validate_json(path.read_text())
 
+    @cached_property
+    def constants(self) -> dict[Place, Mean]:
+        return optimal_constants(self.loaded, self.train)
+
+    @cached_property
+    def cells(self) -> dict[tuple[int, Operator], dict[int, Affine]]:
+        return self.fitter.alone(ranks=RANKS)
+
     def add(
         self, name: str, operator: str, layers: tuple[int, ...], make: Callable[[], Plan], *, answers: bool = False
     ) -> None:
@@ -188,9 +196,8 @@ class Bench:
 def alone(bench: Bench) -> None:
     """Each operator of each layer, with nothing else planned."""
     full = Plan.full(bench.objective.geometry)
-    cells = bench.fitter.alone(ranks=RANKS)
-    constants, plain = optimal_constants(bench.loaded, bench.train), unweighted(bench.loaded, bench.train)
-    for (layer, operator), by_rank in cells.items():
+    constants, plain = bench.constants, unweighted(bench.loaded, bench.train)
+    for (layer, operator), by_rank in bench.cells.items():
         rungs: dict[str, Cell] = {"zero": Skip(), "mean, unweighted": plain[layer, operator][0], "mean": by_rank[0]}
         rungs |= {"optimal constant": constants[layer, operator], "noise, constant": noise(by_rank[0], layer)}
         rungs |= {f"rank {rank}": cell for rank, cell in by_rank.items() if rank}
@@ -202,7 +209,6 @@ def alone(bench: Bench) -> None:
 def together(bench: Bench) -> None:
     """Operators of several layers at once: those whose skipping alone moves the answers least."""
     loaded, train, full = bench.loaded, bench.train, Plan.full(bench.objective.geometry)
-    constants, cells = optimal_constants(loaded, train), bench.fitter.alone(ranks=(8,))
 
     def of_each(layers: Sequence[int], operator: str, chosen: Callable[[int], Cell]) -> Plan:
         plan = full
@@ -219,10 +225,10 @@ def together(bench: Bench) -> None:
             return bench.fitter.refit(zero, rank=rank, ridge=ridge)
 
         def fixed(layer: int, operator: str = operator) -> Cell:
-            return constants[layer, operator]
+            return bench.constants[layer, operator]
 
         def once(layer: int, operator: str = operator) -> Cell:
-            return cells[layer, operator][8]  # type: ignore[index]
+            return bench.cells[layer, operator][8]  # type: ignore[index]
 
         make: dict[str, Callable[[], Plan]] = {"zero": partial(full.at, layers, **SKIPS[operator])}
         make |= {
@@ -282,16 +288,15 @@ def _percent(share: float | None) -> str:
 
 
 def document(results: Results) -> str:
-    return "\n\n".join(
-        [
-            f"`{results.model}`, all ten tasks; fitted on {results.fitted_on} questions, tested on {results.tested_on} "
-            f"others. {results.processor}.",
-            "## One operator of one layer",
-            of_alone(results),
-            "## Several layers at once",
-            of_together(results),
-        ]
-    )
+    parts = [
+        f"`{results.model}`, all ten tasks; fitted on {results.fitted_on} questions, tested on {results.tested_on} "
+        f"others. {results.processor}.",
+        "## Several layers at once",
+        of_together(results),
+    ]
+    if any(len(rung.layers) == 1 for rung in results.rungs):
+        parts += ["## One operator of one layer", of_alone(results)]
+    return "\n\n".join(parts)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -300,12 +305,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--fit", type=int, default=40, help="samples to fit on")
     parser.add_argument("--test", type=int, default=60, help="samples to test on")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "runs" / "cells.json")
+    parser.add_argument("--write", action="store_true", help="only write the page, of what was measured before")
     chosen = parser.parse_args(arguments)
-    bench = Bench(chosen.out, chosen.model, chosen.fit, chosen.test)
-    together(bench)
-    alone(bench)
+    if chosen.write:
+        results = Results.model_validate_json(chosen.out.read_text())
+    else:
+        bench = Bench(chosen.out, chosen.model, chosen.fit, chosen.test)
+        together(bench)
+        alone(bench)
+        results = bench.results
     before = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-    files.write_text(PAGE, spliced(before, BEGIN, END, wrapped(document(bench.results))))
+    files.write_text(PAGE, spliced(before, BEGIN, END, wrapped(document(results))))
 
 
 if __name__ == "__main__":
