@@ -1,8 +1,8 @@
 """A plan per request: retention of a mixed stream when it is routed, told its tasks, or under one plan for all.
 
-``python benchmarks/routing.py``: the shipped LLaVA, ten tasks; writes docs/routing.md. About half an hour on one core.
-Answers and scores are stored in benchmarks/runs, and a rerun resumes from them; ``--kind`` makes some of the rows,
-``--time`` the milliseconds.
+``python benchmarks/routing.py``: the shipped LLaVA, ten tasks; writes docs/routing.md. About a quarter of an hour on
+one core. Answers and scores are stored in benchmarks/runs, and a rerun resumes from them; ``--kind`` makes some of the
+rows, ``--time`` the milliseconds.
 """
 
 from __future__ import annotations
@@ -12,25 +12,29 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
 from lookless import Loaded, Plan, Samples, Scores, calibrate, files, load_data, load_model, methods
+from lookless.bench.dummy_model import make_dummy_model
 from lookless.bench.prefill import processor
+from lookless.configs import shape_named
 from lookless.data import Sample
 from lookless.evaluation import normal, paired_difference, retention_estimate
 from lookless.markdown import markdown_table, spliced, wrapped
 from lookless.reference import tasks_of
 from lookless.routing import PlanSet, Router
+from lookless.routing.centroids import Centroids
+from lookless.routing.embeddings import Reader
 from lookless.routing.planset import FALLBACK
 from lookless.runtime.patching import applied
-from lookless.search import Objective, dop_depths
 from lookless.search.objective import share_kept
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +56,21 @@ REWORDED = {
     "table": ("read row star, column red.", "under red in row circle, what is there?"),
     "listing": ("tell me all objects that you see.", "give a list of every object."),
 }
+
+
+@dataclass(frozen=True)
+class Remembering(Loaded):
+    """A model that processes a prompt once: each set of one benchmark is fitted on the same prompts."""
+
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def inputs(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        if len(samples) > 1:
+            return super().inputs(samples)
+        [sample] = samples
+        if sample.hash not in self.known:
+            self.known[sample.hash] = super().inputs(samples)
+        return self.known[sample.hash]
 
 
 @dataclass(frozen=True)
@@ -139,26 +158,12 @@ def operator_skipping(save: float, position: str) -> Callable[[Setting, str], Pl
     return make
 
 
-def dop(kept: float, position: str) -> Callable[[Setting, str], Plan]:
-    def make(setting: Setting, task: str) -> Plan:
-        path = setting.runs / f"dop-{task}-{kept:g}-{position}-{setting.calibration}"
-        if not path.exists():
-            objective = Objective(setting.loaded, setting.calibrated_on[task], position=position, progress=False)  # type: ignore[arg-type]
-            dop_depths(objective, kept=kept, progress=False).plan.save_pretrained(path)
-        return Plan.from_pretrained(path)
-
-    return make
-
-
 #: How the plan of a task, and that of all tasks together, are made.
 KINDS: dict[str, Callable[[Setting, str], Plan]] = {
     "V-Skip, N = 7": v_skip(7, "last"),
     "V-Skip, N = 9": v_skip(9, "last"),
-    "V-Skip, N = 7, scores over answers": v_skip(7, "answer"),
     "V-Skip, N = 9, scores over answers": v_skip(9, "answer"),
-    "operator skipping, 30 % saved": operator_skipping(0.3, "answer"),
     "operator skipping, 40 % saved": operator_skipping(0.4, "answer"),
-    "DOP, 60 % kept": dop(0.6, "answer"),
 }
 
 
@@ -295,6 +300,23 @@ def times(setting: Setting, router: Router) -> str:
     )
 
 
+def time_of_large_table() -> str:
+    """Of a route alone, with the embeddings of LLaVA-1.5-7B's shape and ten tasks; random numbers."""
+    made = make_dummy_model(shape_named("LLaVA-1.5-7B").cut(2), dtype=torch.bfloat16)
+    reader = Reader(made.model)
+    prompts = [made.inputs(visual=576, before=33, after=33, batch=1) for _ in range(100)]
+    groups = np.arange(500) % 10
+    vectors = np.stack([vector for inputs in prompts for vector in reader.vectors(inputs)])
+    vectors = np.concatenate([vectors + 0.01 * np.random.default_rng(0).normal(size=vectors.shape) for _ in range(5)])
+    fitted, each = Centroids.fit(vectors, groups), []
+    for inputs in prompts:
+        at = time.perf_counter()
+        [vector] = reader.vectors(inputs)
+        fitted.nearest(vector, np.arange(10))
+        each.append(time.perf_counter() - at)
+    return f"With a hidden size of 4096 and 642 tokens, as in LLaVA-1.5-7B, {median(each) * 1e6:.0f} microseconds."
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="reference")
@@ -303,9 +325,13 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=20, help="samples of each task that plans are made of")
     parser.add_argument("--fit", type=int, default=50, help="prompts of each task that the router is fitted on")
     parser.add_argument("--kind", choices=list(KINDS), action="append")
+    parser.add_argument(
+        "--time", action="store_true", help="measure milliseconds and stop: on a machine with no other work"
+    )
     parser.add_argument("--only", action="store_true", help="store answers and write no page")
     given = parser.parse_args()
-    loaded = load_model(given.model)
+    read = load_model(given.model)
+    loaded = Remembering(read.model, read.processor, read.name, read.revision)
     setting = Setting(loaded, given.runs / f"routing-{given.model}", given.questions, given.calibration, given.fit)
     kinds = {}
     for kind in given.kind or KINDS:
@@ -319,6 +345,10 @@ def main() -> None:
         return
     first = next(iter(kinds.values()))
     router = fitted(setting, *first)
+    told = given.runs / "routing-times.json"
+    if given.time:
+        files.write_text(told, files.dump(Answers(answers=(times(setting, router), time_of_large_table()))))
+        return
     names = {task: names_of(router, setting.held_out[task].items) for task in setting.tasks}
     unseen = {
         task: Counter(names_of(fitted(setting, *first, without=task), setting.held_out[task].items))
@@ -327,6 +357,7 @@ def main() -> None:
     streams = {kind: Stream(setting, plans, universal, names) for kind, (plans, universal) in kinds.items()}
     blind = next(iter(streams.values()))
     blind = blind.kept(blind.at_random())
+    spent = " ".join(Answers.model_validate_json(told.read_text()).answers) if told.exists() else ""
     total, every = len(setting.tasks) * given.questions, Counter(n for task in names for n in names[task])
     hit = sum(name == task for task in names for name in names[task])
     astray = total - hit - every[FALLBACK]
@@ -340,7 +371,7 @@ def main() -> None:
         f"{next(iter(kinds))}, each question under a plan of the set at random: {blind}.",
         "",
         f"Of {total} questions {hit} took the plan of their task, {every[FALLBACK]} fell back, and {astray} took "
-        f"another. {times(setting, router)}",
+        f"another. {spent}",
         "",
         routes_table(setting, router, names, unseen),
     ]
