@@ -241,7 +241,7 @@ def together(bench: Bench) -> None:
             make["noise, constant"] = partial(noisy, partial(fitted, 0))
             make |= {f"rank 8, ridge {ridge:g}": partial(fitted, 8, ridge) for ridge in RIDGES}
         else:
-            few = scores.lowest(FEW + 1)  # the last layer is one of them
+            few = [layer for layer in scores.lowest(FEW + 1) if layer in layers]  # without the last one
             others = [layer for layer in layers if layer not in few]
             mixed = full.at(few, **{operator: Top(0)}).at(others, **SKIPS[operator])  # Top(0) is a skip that stays
             for rank in MORE[1:]:
