@@ -28,6 +28,7 @@ SHORTER = {
     "table": "--questions 2 --samples 1 --data reference:chart",
     "bench": "--repeats 2",
     "eval": "--limit 2",
+    "refit": "--samples 2",
 }
 SMALL = Geometry(model_type="llava", layers=32, hidden=64, intermediate=96, heads=4, kv_heads=4, head_dim=16)
 
