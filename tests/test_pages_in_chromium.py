@@ -56,7 +56,7 @@ def test_the_slider_by_keyboard_and_the_maps_by_pointer(browser, page, width):
     browser.press("ArrowRight")
     assert (browser.value(VISIBLE), browser.value(MARKED)) == ("2", "2")
     said = browser.value("document.getElementById('place').getAttribute('aria-valuetext')")
-    assert said.startswith("plan 2: FLOPs kept 50.0%")
+    assert said.startswith("point 2: FLOPs kept 50.0%")
     assert browser.value("document.getElementById('place-said').textContent") == said
     browser.press("End")
     assert browser.value(VISIBLE) == str(len(plans()) - 1)

@@ -95,28 +95,27 @@ def run_folder(root: Path) -> Path:
     folder, data = Folder(root), str(data_file(root))
     samples = load_data(data)
     part = Part(hash=samples.hash, sample_hashes=samples.hashes)
+    parts = dict.fromkeys(("calibration", "tuning", "selection", "certification"), part)
     chain = [
         Candidate(
             plan=plan,
             kept=0.9 - 0.2 * i,
             time=0.95 - 0.2 * i,
+            risk=10.0 ** (i - 4) / 2,
+            fidelity=1 - 0.1 * i,
             distance=10.0 ** (i - 4),
-            risk=10.0 ** (i - 4),
-            fidelity=1.0,
+            checked=0.95 - 0.1 * i,
             by_task={"mine": 10.0 ** (i - 4), "<i>other</i>": 2 * 10.0 ** (i - 4)},
             found_by="joint",
         )
         for i, plan in enumerate(plans())
     ]
-    cloud = [c.model_copy(update={"distance": 3 * c.distance}) for c in chain]
+    cloud = [c.model_copy(update={"risk": 1.5 * c.risk, "kept": c.kept + 0.05}) for c in chain]
     tasks = ("mine", "<i>other</i>")
     run = Run(
         model=MODEL,
         geometry=GEOMETRY,
-        data=tuple(
-            TaskData(task=t, data=data, calibration=part, tuning=part, selection=part, certification=part)
-            for t in tasks
-        ),
+        data=tuple(TaskData(task=t, data=data, **parts) for t in tasks),
         target=Target(kind="retention", value=0.99),
         machine="a <machine>",
         versions={"torch": "2"},
@@ -156,7 +155,7 @@ def certificate() -> Certificate:
             passed=passed,
             needed=None if passed else 777,
         )
-        return PlanTest(plan=f"plan {i}", plan_hash=plans()[i].hash, tasks=(one,))
+        return PlanTest(plan=f"point {i}", plan_hash=plans()[i].hash, tasks=(one,))
 
     tests = (tested(0, True), tested(1, True), tested(2, False))
     return Certificate(level=0.02, confidence=0.95, model=MODEL, tests=tests, untested=1)

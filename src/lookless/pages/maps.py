@@ -30,6 +30,16 @@ OPERATORS = {
 }
 
 
+#: The same as a title.
+TITLES = {
+    "keep": "visual tokens that are left",
+    "attention": "attention of visual tokens",
+    "ffn": "FFN of visual tokens",
+    "visible": "visual tokens that text reads",
+    "decode": "visual tokens in the cache",
+}
+
+
 def shade(cell: Cell) -> str:
     """A key of :data:`SHADES`."""
     if cell.is_full:
@@ -142,11 +152,11 @@ def budget_map(points: Sequence[Point], column: str) -> Markup:
     marks.append(
         text(11, foot / 2, "FLOPs kept", class_="label", text_anchor="middle", transform=f"rotate(-90 11 {foot / 2:g})")
     )
-    said = f"{OPERATORS[column]} of visual tokens in each layer under {len(points)} plans, by FLOPs kept. " + "; ".join(
+    said = f"{TITLES[column]} in each layer under {len(points)} plans, by FLOPs kept. " + "; ".join(
         f"{p.candidate.kept:.0%}: {_not_full(p.plan, column)}" for p in points
     )
     drawn = tag("svg", *marks, viewBox=f"0 0 {WIDTH} {foot + 33:g}", role="img", aria_label=said)
-    return figure(f"{OPERATORS[column]} of visual tokens", drawn)
+    return figure(TITLES[column], drawn)
 
 
 def in_words(plan: Plan) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from .. import files
+from ..bench.latency import LatencyTable
 from ..calibration.attention_maps import AttentionProfiles
 from ..certification.certificate import Certificate
 from ..errors import LooklessError
@@ -32,7 +33,7 @@ class Point:
     """A plan with what is known of it: one place of the slider.
 
     Attributes:
-        name: ``plan 3``.
+        name: ``point 3``, as in the certificate.
         evaluations: by task; empty where its answers were not compared.
     """
 
@@ -70,6 +71,7 @@ class Material:
     plan: Plan | None = None
     plan_path: str | None = None
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
+    latency: LatencyTable | None = None
     certificate: Certificate | None = None
     attention: AttentionProfiles | None = None
     data: Mapping[str, str] = field(default_factory=dict)
@@ -172,6 +174,7 @@ def read_run(root: Path) -> Material:
         plan=_present(plan_path, Plan),
         plan_path=str(folder.plan) if plan_path.exists() else None,
         evaluations=points[chosen].evaluations if chosen is not None else {},
+        latency=_present(folder.latency, LatencyTable),
         certificate=_present(folder.certificate, Certificate),
         attention=_present(root / ATTENTION, AttentionProfiles),
         data={data.task: data.data for data in run.data},
@@ -199,10 +202,10 @@ def _scores(folder: Path, tasks: Sequence[str]) -> dict[str, dict[str, Scores]]:
 def _points(folder: Folder, run: Run, chain: Chain | None, front: Front | None) -> tuple[Point, ...]:
     if chain is not None:
         return tuple(
-            Point(f"plan {i}", candidate, folder.evaluations(i, run.tasks)) for i, candidate in enumerate(chain.points)
+            Point(f"point {i}", candidate, folder.evaluations(i, run.tasks)) for i, candidate in enumerate(chain.points)
         )
     best = front.pareto(run.target.price) if front else ()
-    return tuple(Point(f"plan {i}", candidate) for i, candidate in enumerate(thinned(best, MOST_POINTS)))
+    return tuple(Point(f"point {i}", candidate) for i, candidate in enumerate(thinned(best, MOST_POINTS)))
 
 
 def thinned(items: Sequence[Any], most: int) -> tuple[Any, ...]:
@@ -271,7 +274,7 @@ def _with(material: Material, path: Path, record: BaseModel) -> Material:
         return replace(material, evaluations={**material.evaluations, task: record}, data={**material.data, task: task})
     if isinstance(record, Front):
         best = thinned(record.pareto(record.price), MOST_POINTS)
-        points = tuple(Point(f"plan {i}", candidate) for i, candidate in enumerate(best))
+        points = tuple(Point(f"point {i}", candidate) for i, candidate in enumerate(best))
         return replace(material, candidates=record.candidates, points=points)
     if isinstance(record, Plan):
         _once(path, "plan", {"plan": material.plan} if material.plan else {}, "plan")

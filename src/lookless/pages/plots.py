@@ -120,25 +120,25 @@ def _means(size: Scores, effect: Scores) -> Sequence[tuple[float, float]]:
     return [*zip(size.mean, effect.mean, strict=True)]
 
 
-def distance_panel(points: Sequence[Point], candidates: Sequence[Candidate], by_time: bool) -> Markup:
-    """KL from the full model against a price: every plan of the search, and the front."""
+def risk_panel(points: Sequence[Point], candidates: Sequence[Candidate], by_time: bool) -> Markup:
+    """The risk that the answer changes against a price: every plan of the search, and the front."""
     of = [*candidates, *(point.candidate for point in points)]
     if by_time:
         of = [c for c in of if c.time is not None]
     x = _price_axis([_price(c, by_time) for c in of])
-    y = decades([c.distance for c in of], FOOT, TOP, FLOOR)
-    cloud = [(x.at(_price(c, by_time)), y.at(c.distance)) for c in candidates if not by_time or c.time is not None]
-    places = [(x.at(_price(p.candidate, by_time)), y.at(p.candidate.distance)) for p in points]
+    y = decades([c.risk for c in of], FOOT, TOP, FLOOR)
+    cloud = [(x.at(_price(c, by_time)), y.at(c.risk)) for c in candidates if not by_time or c.time is not None]
+    places = {i: (x.at(_price(p.candidate, by_time)), y.at(p.candidate.risk)) for i, p in enumerate(points)}
     name = _price_name(by_time)
-    said = "; ".join(f"{_price(p.candidate, by_time):.0%}: {p.candidate.distance:.2g} nats" for p in points)
+    said = "; ".join(f"{_price(p.candidate, by_time):.0%}: {p.candidate.risk:.2g}" for p in points)
     return panel(
-        f"Distance by {name}",
-        f"Distance from the full model's answers by {name}. {said}",
+        f"Risk by {name}",
+        f"Risk that an answer changes, on tuning samples, by {name}. {said}",
         x,
         y,
-        [dots(cloud, "cloud"), path(places, "line ink-a"), *_beads(places, points)],
+        [dots(cloud, "cloud"), path(sorted(places.values()), "line ink-a"), *_beads(places, "ink-a")],
         x_name=f"{name} kept",
-        y_name="KL from the full model, nats",
+        y_name="risk, tuning samples",
     )
 
 
@@ -148,21 +148,21 @@ def answers_panel(points: Sequence[Point], tasks: Sequence[str], by_time: bool, 
     Args:
         what: ``retention`` or ``fidelity``.
     """
-    known = [point for point in points if point.evaluations and (not by_time or point.candidate.time is not None)]
+    known = {i: p for i, p in enumerate(points) if p.evaluations and (not by_time or p.candidate.time is not None)}
     lines = {task: _shares(known, task, what) for task in tasks}
-    values = [share.value for shares in lines.values() for _, share in shares] or [1.0]
-    x = _price_axis([_price(point.candidate, by_time) for point in known])
+    values = [share.value for shares in lines.values() for share in shares.values()] or [1.0]
+    prices = {i: _price(point.candidate, by_time) for i, point in known.items()}
+    x = _price_axis([*prices.values()])
     low, high = min(values), max(1.0, *values)
     y = Axis(max(0.0, low - 0.06 * (high - low) - 0.01), high + 0.01, FOOT, TOP, share=True)
     marks = [line(x.start, y.at(1), x.end, y.at(1), "limit")]
-    for place, (task, shares) in enumerate(lines.items()):
-        at = [(x.at(_price(point.candidate, by_time)), y.at(share.value)) for point, share in shares]
-        colour = ink(place)
+    for place, shares in enumerate(lines.values()):
+        at = {i: (x.at(prices[i]), y.at(share.value)) for i, share in shares.items()}
         if at:
-            marks += [path(at, f"line {colour}"), *_beads(at, [point for point, _ in shares], points, colour, task)]
+            marks += [path(sorted(at.values()), f"line {ink(place)}"), *_beads(at, ink(place))]
     name = _price_name(by_time)
     said = "; ".join(
-        f"{task}: " + ", ".join(f"{_price(p.candidate, by_time):.0%}: {share.value:.1%}" for p, share in shares)
+        f"{task}: " + ", ".join(f"{prices[i]:.0%}: {share.value:.1%}" for i, share in shares.items())
         for task, shares in lines.items()
     )
     titles = {"retention": "Right answers kept", "fidelity": "Same answers"}
@@ -177,9 +177,9 @@ def answers_panel(points: Sequence[Point], tasks: Sequence[str], by_time: bool, 
     )
 
 
-def _shares(points: Sequence[Point], task: str, what: str) -> list[tuple[Point, Estimate]]:
-    found = [(point, getattr(point.evaluations.get(task), what, None)) for point in points]
-    return [(point, share) for point, share in found if share is not None]
+def _shares(points: Mapping[int, Point], task: str, what: str) -> dict[int, Estimate]:
+    found = {i: getattr(point.evaluations.get(task), what, None) for i, point in points.items()}
+    return {i: share for i, share in found.items() if share is not None}
 
 
 def _price(candidate: Candidate, by_time: bool) -> float:
@@ -196,18 +196,10 @@ def _price_axis(values: Sequence[float]) -> Axis:
     return Axis(fitted.low, fitted.high, RIGHT, LEFT, share=True)
 
 
-def _beads(
-    at: Sequence[tuple[float, float]],
-    of: Sequence[Point],
-    points: Sequence[Point] | None = None,
-    colour: str = "ink-a",
-    task: str = "",
-) -> list[Markup]:
-    """A mark for each point of the slider; the style sheet shows the one that is chosen larger."""
-    places = {id(point): i for i, point in enumerate(points or of)}
+def _beads(at: Mapping[int, tuple[float, float]], colour: str) -> list[Markup]:
+    """A mark for each place of the slider; the style sheet shows the one that is chosen larger."""
     return [
-        tag("circle", cx=x, cy=y, r=3, class_=f"choice bead {colour}", data_point=str(places[id(point)]))
-        for (x, y), point in zip(at, of, strict=True)
+        tag("circle", cx=x, cy=y, r=3, class_=f"choice bead {colour}", data_point=str(i)) for i, (x, y) in at.items()
     ]
 
 

@@ -14,7 +14,7 @@ from ..plan import Plan
 from ..scores import Scores
 from . import maps, plots
 from .material import Material, Point
-from .words import percent, short
+from .words import milliseconds, percent, short
 
 #: Names of measures in words; others are their own name.
 MEASURES = {
@@ -150,7 +150,7 @@ def front_view(material: Material) -> FrontView | None:
     columns = maps.columns_of(plans)
     timed = all(point.candidate.time is not None for point in points)
     what = _graded(points)
-    figures = [plots.distance_panel(points, material.candidates, by_time) for by_time in ((False, True)[: 1 + timed])]
+    figures = [plots.risk_panel(points, material.candidates, by_time) for by_time in ((False, True)[: 1 + timed])]
     if what:
         figures += [plots.answers_panel(points, tasks, by_time, what) for by_time in ((False, True)[: 1 + timed])]
     legend = tuple(Mark(f"key {plots.ink(i)}", task) for i, task in enumerate(tasks)) if what else ()
@@ -191,7 +191,11 @@ def _point_view(material: Material, point: Point, columns: Sequence[str], certif
     facts = [("FLOPs kept", percent(candidate.kept))]
     if candidate.time is not None:
         facts.append(("prefill time kept", percent(candidate.time)))
-    facts.append(("KL, tuning samples", f"{short(candidate.distance)} nats"))
+    took = milliseconds(material, point.plan, candidate.time)
+    facts += [("prefill of a prompt", took)] if took else []
+    facts.append(("risk, tuning samples", short(candidate.risk)))
+    if candidate.checked is not None:
+        facts.append(("same answer, selection samples", percent(candidate.checked)))
     facts += [("certificate", certified)] if certified else []
     facts.append(("found by", candidate.found_by))
     rows = tuple(
@@ -199,7 +203,9 @@ def _point_view(material: Material, point: Point, columns: Sequence[str], certif
         for task in material.tasks
         if task in candidate.by_task
     )
-    said = ", ".join(f"{name} {value}" for name, value in facts[:-1])
+    known = dict(facts)
+    told = ("FLOPs kept", "prefill time kept", "certificate")
+    said = ", ".join(f"{name} {known[name]}" for name in told if name in known)
     return PointView(
         name=point.name,
         said=f"{point.name}: {said}",
