@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from helpers import fake_vllm
 from lookless import Geometry, Plan, Scores, Skip, demo, load_data
 from lookless.cli.main import app
+from lookless.evaluation import Answer, Estimate, Evaluation
 from lookless.geometry import PRESETS
 from lookless.methods import METHODS
 from lookless.serving.launch import command_for
@@ -29,6 +30,7 @@ SHORTER = {
     "bench": "--repeats 2",
     "eval": "--limit 2",
     "refit": "--samples 2",
+    "certify": "--limit 6 --retention 0.2",
 }
 SMALL = Geometry(model_type="llava", layers=32, hidden=64, intermediate=96, heads=4, kv_heads=4, head_dim=16)
 
@@ -71,9 +73,14 @@ def prepare(monkeypatch):
     """What examples name, in the folder that one is in; a small model for a large; and a vLLM that is played."""
     for measure in {need for method in METHODS.values() for need in method.measures}:
         Scores(name=measure, per_sample=(tuple(range(32)),), geometry=SMALL).save(f"{measure}.json")
-    for folder in ("my-plan", "lookless-demo/chart/plan"):
+    for folder in ("my-plan", "mild", "bold", "lookless-demo/chart/plan"):
         Plan.full(12).at([5], attention=Skip()).save_pretrained(folder)
     Plan.full(12).at([5], ffn=Skip()).save_pretrained("ffn-plan")
+    answers = tuple(Answer(question=str(n), expected="a", dense="a", plan="a", sample_hash=str(n)) for n in range(4))
+    sure = Estimate(value=1, low=1, high=1)
+    found = Evaluation(data="chart", model="m", samples=4, accuracy_dense=sure, accuracy_plan=sure, answers=answers)
+    for name in ("mild.json", "bold.json"):
+        Path(name).write_text(found.model_dump_json())
     load_data("reference:chart", limit=1).items[0].images[0].save("photo.png")
     Path("mine.jsonl").write_text('{"image": "photo.png", "question": "which bar is the tallest?", "answer": "red"}')
     monkeypatch.setitem(PRESETS, "LLaVA-1.5-7B", SMALL)

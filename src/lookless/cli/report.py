@@ -51,7 +51,9 @@ def report(
     """Write one HTML page on a run: plans and what they save and cost, the certificate, answers, scores. It is complete
     in itself and works offline.
 
-    Example: lookless report my-run, or: lookless report scores.json answers.json my-plan --out page.html
+    A run is a folder of `lookless optimize`; files of scores and answers, and plans, are read by themselves too.
+
+    Example: lookless report my-plan --out page.html
     """
     from ..pages.material import read
     from ..pages.page import write_page
