@@ -85,9 +85,17 @@ def test_a_run_of_optimize(tmp_path, plans, reference):
         found = evaluate(reference, samples, plan, progress=False)
         folder.evaluation(index, "chart").write_text(found.model_dump_json())
     made = Certificate.model_validate_json(run("certify", tmp_path / "run", "--json").stdout)
-    assert [test.plan for test in made.tests] == ["plan 0 (joint)", "plan 1 (joint)"]
+    assert [test.plan for test in made.tests] == ["point 0", "point 1"]
     assert [made.level, made.chosen.plan_hash] == [0.1, plans["mild"][1].hash]
     assert run("certify", tmp_path / "run", "--retention", 0.95).exit_code == 1  # 59 would do
+    budget = {"target": Target(kind="flops", value=0.6), "chosen": 1, "confidence": 0.9, "loss": "changed"}
+    folder.run.write_text(record.model_copy(update=budget).model_dump_json())
+    of_budget = Certificate.model_validate_json(run("certify", tmp_path / "run", "--json").stdout)
+    assert (of_budget.asked, of_budget.loss, of_budget.confidence) == (False, "changed", 0.9)
+    assert of_budget.chosen.plan_hash == plans["blind"][1].hash
+    folder.run.write_text(record.model_copy(update={**budget, "chosen": None}).model_dump_json())
+    assert "for one plan, and there are 0" in fails("certify", tmp_path / "run")
+    folder.run.write_text(record.model_dump_json())
     assert "leave out --plan" in fails("certify", tmp_path / "run", "--plan", "x")
     folder.evaluation(1, "chart").rename(folder.evaluation(0, "chart"))
     assert "answers of another plan" in fails("certify", tmp_path / "run")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..certification import Certificate, Tried
     from ..data import Samples
     from ..loading import Loaded
+    from ..optimize.folder import Run
     from ..plan import Plan
 
 #: Exit code of a promise that was tested, and could not be given.
@@ -59,8 +60,12 @@ def certify(
     plan_dirs: Plans = None,
     data: Tasks = None,
     retention: Retention = None,
-    confidence: Annotated[float, typer.Option(help="That the promise holds for every certified plan.")] = 0.95,
-    loss: Annotated[str, typer.Option(help="lost, or changed, which needs no right answers.")] = "lost",
+    confidence: Annotated[
+        float | None, typer.Option(help="That the promise holds for every certified plan (default 0.95, or the run's).")
+    ] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="lost (default, or the run's), or changed, which needs no right answers.")
+    ] = None,
     pooled: Annotated[bool, typer.Option("--pooled", help="Test all tasks as one mixture, not each.")] = False,
     limit: Annotated[int | None, typer.Option(help="Questions of each task at most (reference: 100).", min=1)] = None,
     out_path: Annotated[Path | None, typer.Option("--out", help="JSON file for the certificate.")] = None,
@@ -81,17 +86,24 @@ def certify(
     from ..certification import bound, loss_named
     from ..certification import certify as test
     from ..loading import load_model
+    from ..optimize.folder import Run
     from ..plan import Plan
 
-    loss_named(loss)
+    if loss is not None:
+        loss_named(loss)
     if out_path is not None:
         writable(out_path, folder=False)
-    how: dict[str, Any] = {"confidence": confidence, "loss": loss, "pooled": pooled}
     if (Path(model) / "run.json").is_file():
         _only_a_run(plan_dirs, data)
-        retention = _target(Path(model)) if retention is None else retention
-        points = _points(Path(model))
-        chain, length = iter(points), len(points)
+        run = Run.load(model)
+        if retention is None and run.target.kind == "retention":
+            retention = run.target.value
+        points, length = _points(Path(model), run)
+        if retention is None:  # it was made for a budget, and chose a plan by it
+            points = points[run.chosen : run.chosen + 1] if run.chosen is not None else []
+            length = len(points)
+        chain = iter(points)
+        confidence, loss = run.confidence if confidence is None else confidence, loss or run.loss
         _check_promise(retention, length)
     else:
         _check(plan_dirs, data)
@@ -101,6 +113,11 @@ def certify(
         tasks = [_questions(name, list(plans.values()), limit) for name in data or ()]
         loaded = load_model(model, dtype=dtype, device=device, revision=revision)
         chain = _tried(loaded, plans, tasks, batch, max_new_tokens)
+    how: dict[str, Any] = {
+        "confidence": 0.95 if confidence is None else confidence,
+        "loss": loss or "lost",
+        "pooled": pooled,
+    }
     if retention is None:
         found = bound(next(chain), **how)
     else:
@@ -178,28 +195,21 @@ def _tried(
         yield Tried(name, found)
 
 
-def _points(folder: Path) -> list[Tried]:
-    """The chain of a run of optimize with the answers that it has."""
+def _points(folder: Path, run: Run) -> tuple[list[Tried], int]:
+    """The plans of a run of optimize that it has answers of, from the first on, and the length of its chain."""
     from ..certification import Tried
-    from ..optimize.folder import Chain, Folder, Run
+    from ..optimize.folder import Chain, Folder
 
-    run, tried = Run.load(folder), []
-    for index, candidate in enumerate(Chain.load(folder).points):
+    tried: list[Tried] = []
+    points = Chain.load(folder).points
+    for index, candidate in enumerate(points):
         found = Folder(folder).evaluations(index, run.tasks)
         if len(found) < len(run.tasks):
             break
         if any(one.plan_hash != candidate.plan.hash for one in found.values()):
             raise LooklessError(f"{folder / 'points' / str(index)} has the answers of another plan than the chain's.")
-        tried.append(Tried(f"plan {index} ({candidate.found_by})", list(found.values())))
-    return tried
-
-
-def _target(folder: Path) -> float | None:
-    """The retention that a run was for; None if it was for a share of the FLOPs or of the time."""
-    from ..optimize.folder import Run
-
-    target = Run.load(folder).target
-    return target.value if target.kind == "retention" else None
+        tried.append(Tried(f"point {index}", list(found.values())))
+    return tried, len(points)
 
 
 def _report(found: Certificate, path: Path | None, as_json: bool) -> None:

@@ -115,5 +115,6 @@ def _made(name: str, where: str, drawn: Samples, seen: Sequence[int], last: Sequ
     """The first of ``drawn`` in parts of the sizes ``seen``, and ``last`` to certify on."""
     ends = list(accumulate(seen, initial=0))
     firsts = [drawn.items[start:end] for start, end in pairwise(ends)]
-    parts = [Samples(drawn.name, tuple(items), drawn.seed, drawn_from=drawn.drawn_from) for items in (*firsts, last)]
+    plain = drawn.name.removesuffix(" (calibration)")  # a reference task's split, which the last part is not of
+    parts = [Samples(plain, tuple(items), drawn.seed, drawn_from=drawn.drawn_from) for items in (*firsts, last)]
     return Task(name, where, *parts)
