@@ -40,7 +40,14 @@ CHOSEN = {
 def table(reference, tmp_path_factory):
     folder = tmp_path_factory.mktemp("table")
     options = {"tasks": TASKS, "questions": 6, "samples": 2, "batch": 6}
-    return run_table(reference, CHOSEN, folder, **options), folder, options
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lookless.comparison.timing.shares", untimed)
+        return run_table(reference, CHOSEN, folder, **options), folder, options
+
+
+def untimed(work, entries, batch, **_):
+    """In place of minutes of timing."""
+    return [1.0] * len(entries), 9.0
 
 
 def test_outcomes_are_evaluations(table, reference):
@@ -204,7 +211,7 @@ def test_a_table_goes_on_where_it_stopped(table, reference, monkeypatch):
     cut["times"] = {}
     path.write_text(json.dumps(cut))
     ran = []
-    monkeypatch.setattr("lookless.comparison.timing.shares", lambda _, entries, *__, **___: ([1.0] * len(entries), 9.0))
+    monkeypatch.setattr("lookless.comparison.timing.shares", untimed)
     for module in ("run", "workspace"):
         counted = f"lookless.comparison.{module}.evaluate"
         monkeypatch.setattr(counted, lambda *a, **k: ran.append(1) or evaluate(*a, **k))
