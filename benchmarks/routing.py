@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "routing.md"
 BEGIN = "<!-- what follows is written by benchmarks/routing.py -->"
 END = "<!-- end of what benchmarks/routing.py writes -->"
-MEASURES = ("visual_information_gain", "ffn_effect", "freeze_effect")
+MEASURE = "visual_information_gain"
 ALL = "all tasks"
 #: Questions in other words than the tasks ever use.
 REWORDED = {
@@ -104,17 +104,12 @@ class Setting:
     def expected(self) -> dict[str, list[str]]:
         return {task: [sample.answer for sample in samples] for task, samples in self.held_out.items()}
 
-    def scores(self, task: str, measure: str, position: str) -> Scores:
-        path = self.runs / f"scores-{task}-{measure}-{position}-{self.calibration}.json"
+    def scores(self, task: str, position: str) -> Scores:
+        path = self.runs / f"scores-{task}-{MEASURE}-{position}-{self.calibration}.json"
         if not path.exists():
             samples = self.calibrated_on[task]
-            calibrate(self.loaded, samples, measure=measure, position=position, progress=False).save(path)  # type: ignore[arg-type]
+            calibrate(self.loaded, samples, measure=MEASURE, position=position, progress=False).save(path)  # type: ignore[arg-type]
         return Scores.load(path)
-
-    def together(self, measure: str, position: str) -> Scores:
-        """The scores of all tasks as one."""
-        each = [self.scores(task, measure, position) for task in self.tasks]
-        return each[0].model_copy(update={"per_sample": tuple(row for one in each for row in one.per_sample)})
 
     def answers(self, plan: Plan | None, task: str) -> list[str]:
         """To the held-out questions of ``task``."""
@@ -143,17 +138,9 @@ class Answers(BaseModel):
 def v_skip(layers: int, position: str) -> Callable[[Setting, str], Plan]:
     def make(setting: Setting, task: str) -> Plan:
         if task == ALL:
-            each = [setting.scores(t, MEASURES[0], position) for t in setting.tasks]
+            each = [setting.scores(t, position) for t in setting.tasks]
             return methods.METHODS["v-skip-universal"].make(*each, layers=layers)
-        return methods.v_skip(setting.scores(task, MEASURES[0], position), layers=layers)
-
-    return make
-
-
-def operator_skipping(save: float, position: str) -> Callable[[Setting, str], Plan]:
-    def make(setting: Setting, task: str) -> Plan:
-        scores = setting.together if task == ALL else lambda *which: setting.scores(task, *which)
-        return methods.operator_skipping(*(scores(measure, position) for measure in MEASURES), save=save)
+        return methods.v_skip(setting.scores(task, position), layers=layers)
 
     return make
 
@@ -163,7 +150,6 @@ KINDS: dict[str, Callable[[Setting, str], Plan]] = {
     "V-Skip, N = 7": v_skip(7, "last"),
     "V-Skip, N = 9": v_skip(9, "last"),
     "V-Skip, N = 9, scores over answers": v_skip(9, "answer"),
-    "operator skipping, 40 % saved": operator_skipping(0.4, "answer"),
 }
 
 
@@ -221,7 +207,7 @@ class Stream:
     @property
     def flops(self) -> str:
         """The share of the prefill's FLOPs kept, of the tasks' plans and of the one for all."""
-        first = self.setting.scores(self.setting.tasks[0], MEASURES[0], "last")
+        first = self.setting.scores(self.setting.tasks[0], "last")
         shape = (first.geometry, first.visual or 0.0, first.text or 0.0)
         mine = fmean(share_kept(plan, *shape) for plan in self.plans.values())
         return f"{mine:.0%}, {share_kept(self.universal, *shape):.0%}".replace("%", " %")
