@@ -259,6 +259,8 @@ def _uniform(geometry: Geometry, menu: Menu) -> dict[str, Plan]:
         cells = {name: cell for name, cell in row if not cell.is_full}
         plans[f"row {number + 1} in every second layer"] = full.at(layers[::2], **cells)
         plans[f"row {number + 1} in all layers"] = full.at(layers, **cells)
+    if not menu.ranks:  # every token is kept
+        return plans
     for third in (1, 2):
         plans[f"withdrawn at {third} of 3"] = full.at([max(1, geometry.layers * third // 3)], keep=Keep(0))
     for layer, share in ((0, 0.5), (0, 0.2), (geometry.layers // 2, 0.5)):
@@ -271,11 +273,11 @@ def _mixed(geometry: Geometry, menu: Menu, rng: random.Random) -> dict[str, Plan
     plans = {}
     for number in range(CHECKED):
         plan = Plan(layers=tuple(rng.choice(menu.rows) for _ in range(geometry.layers)), geometry=geometry)
-        if number % 3 == 1:
+        if number % 3 == 1 and menu.ranks:
             plan = plan.at(
                 [rng.randrange(geometry.layers // 2 + 1)], keep=Keep(rng.choice(menu.shares), rank="diversity")
             )
-        if number % 3 == 2:
+        if number % 3 == 2 and menu.ranks:
             plan = plan.at([rng.randrange(geometry.layers // 2, geometry.layers)], keep=Keep(0))
         plans[f"mixed {number + 1}"] = plan
     return plans

@@ -114,7 +114,8 @@ class Proposals:
 
     def _some(self, rows: Rows, frame: Frame) -> tuple[Frame, set[int]]:
         """One or two layers get other rows."""
-        layers = self.rng.sample(range(len(rows)), min(len(rows), self.rng.choice((1, 1, 2))))
+        free = [layer for layer in range(len(rows)) if set(self.menu.at(layer)) - {rows[layer]}]
+        layers = self.rng.sample(free, min(len(free), self.rng.choice((1, 1, 2))))
         for layer in layers:
             rows[layer] = self.rng.choice([row for row in self.menu.at(layer) if row != rows[layer]])
         return frame, set(layers)
