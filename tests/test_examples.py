@@ -31,6 +31,8 @@ SHORTER = {
     "eval": "--limit 2",
     "refit": "--samples 2",
     "certify": "--limit 6 --retention 0.2",
+    "optimize": "--samples 1 --tuning 1 --selection 1 --certification 4 --proposals 0 --engine vllm",
+    "search": "--samples 1 --tuning 1 --proposals 0 --engine vllm",
 }
 SMALL = Geometry(model_type="llava", layers=32, hidden=64, intermediate=96, heads=4, kv_heads=4, head_dim=16)
 
