@@ -81,7 +81,10 @@ def demo(
     print_whole(demonstration.demo_table(result))
     out.print(
         f"[bold]{out_dir}[/]: profile.png shows which layers need their visual work, TASK/examples.png some "
-        f"questions and answers; plans, scores and answers are beside them. Next: lookless show {out_dir}/chart/plan",
+        f"questions and answers; plans, scores and answers are beside them.\n"
+        f"See a plan: lookless show {out_dir}/chart/plan\n"
+        "With your own model and questions, the fastest plan that is certified to lose at most 1 % of the right "
+        "answers: lookless optimize MODEL --data QUESTIONS.jsonl --retention 0.99 --out my-run",
         soft_wrap=True,
     )
 
