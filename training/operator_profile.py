@@ -50,9 +50,12 @@ chance at its paper's depth, as text does not read the image in the first layers
 it ranks better than chance.
 """,
     "reference-qwen3-vl": """
-A Qwen3-VL whose tower of four layers encodes nearly all of the answer, so its decoder hardly has to
-look. Use it for grouped queries, M-RoPE and DeepStack, for prices and for speed; to compare what
-methods lose, use `reference`.
+A Qwen3-VL, with grouped queries, M-RoPE and DeepStack, whose tower has one layer, too. It answers
+better than the LLaVA and needs its visual work as much, at much the same depths: layers 0 to 4 work
+out what is where, layers 8 to 11 read it, and skipping visual attention in the last third loses
+nothing. The layers of lowest divergence keep far more than random ones. FastV's tokens beat random
+ones clearly from the middle layer on, with a quarter of them 92 against 58 %; at its paper's depth
+they do on average, but not on every task. FFN-Skip keeps more than V-Skip here as well.
 """,
 }
 
