@@ -6,7 +6,12 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from ..data import ImageFile, Samples
+from ..data import ImageFile, Sample, Samples
+
+
+def image_files(sample: Sample) -> frozenset[Path]:
+    """The files of its images; none for images in memory."""
+    return frozenset(image.path.resolve() for image in sample.images if isinstance(image, ImageFile))
 
 
 def one_per_image(samples: Samples, seed: int = 0) -> Samples:
@@ -19,7 +24,7 @@ def one_per_image(samples: Samples, seed: int = 0) -> Samples:
     taken: set[Path] = set()
     kept: set[int] = set()
     for index in drawn:
-        files = {image.path.resolve() for image in samples.items[index].images if isinstance(image, ImageFile)}
+        files = image_files(samples.items[index])
         if not files & taken:
             taken |= files
             kept.add(index)

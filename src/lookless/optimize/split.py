@@ -1,16 +1,18 @@
 """Each data set in four parts that share no prompt: to calibrate, to search, to select, and to certify on.
 
 What is certified holds for data that nothing was chosen by. So the parts are drawn before anything is measured, and the
-last is not looked at until the plans and their order are fixed.
+last is not looked at until the plans and their order are fixed. Answers about one image are alike, so of a file the
+last part holds one question about each image, and no image of the other parts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 from .. import reference
+from ..certification.independent import image_files, one_per_image
 from ..data import Sample, Samples, load_data
 from ..errors import DataError
 from .folder import Part, TaskData, task_names
@@ -102,8 +104,25 @@ def _task(name: str, where: str, sizes: Sizes, seed: int) -> Task:
     if len(items) < sum(seen) + sizes.certification:  # half of what is there, at least, is for the certificate
         wanted = zip(seen, SHORT, strict=True)
         seen = tuple(max(1, min(want, int(share * len(items)))) for want, share in wanted)  # type: ignore[assignment]
-    test_items = items[sum(seen) :][: sizes.certification]
-    return _made(name, where, Samples(drawn.name, items, drawn.seed, 0, drawn.drawn_from), seen, test_items)
+    first, last = _apart_by_image(items, sum(seen), seed)
+    if not last:
+        raise DataError(
+            f"the {len(items)} prompts of {where} are about too few images: none is left to certify on, as choices may "
+            f"not be tested on their own images. Give prompts about more images, or smaller parts."
+        )
+    return _made(name, where, replace(drawn, items=first, left_out=0), seen, last[: sizes.certification])
+
+
+def _apart_by_image(items: Sequence[Sample], count: int, seed: int) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """``count`` of ``items``, of as few images as may be, in their order; and one question about each other image."""
+    order: dict[object, int] = {}
+    for index, item in enumerate(items):
+        order.setdefault(image_files(item) or index, index)
+    by_image = sorted(range(len(items)), key=lambda index: order[image_files(items[index]) or index])
+    first = tuple(items[index] for index in sorted(by_image[:count]))
+    known = {file for item in first for file in image_files(item)}
+    others = tuple(items[index] for index in sorted(by_image[count:]) if not image_files(items[index]) & known)
+    return first, one_per_image(Samples("others", others), seed).items
 
 
 def _different(items: Sequence[Sample]) -> tuple[Sample, ...]:
