@@ -1,7 +1,7 @@
 """The shipped models' decoders have to look, and at the right depth: what plans take from them shows in their answers.
 
-Fewer questions than docs/reference_model.md has, so the figures differ from those there by some points. Every test
-prints its figures beside their targets (``pytest -rP``).
+Fewer questions and draws than docs/reference_model.md has, so the figures differ from those there by some points. Every
+test prints its figures beside their targets (``pytest -rP``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lookless import Loaded, load_model
 from lookless.reference import NAMES, tasks_of
 from training.needs import FEWER, Examined, Needs, Target, edits, targets
 
-QUESTIONS, IMAGES, DRAWS = 40, 5, 20
+QUESTIONS, IMAGES, DRAWS = 40, 5, 10
 #: Draws are many plans: tasks of every kind of image, that lose little and much without visual attention.
 FEW = ("attribute", "spatial", "text", "chart", "table")
 
