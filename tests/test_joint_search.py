@@ -15,7 +15,7 @@ from lookless import Geometry, Keep, LayerPlan, Neurons, Plan, Skip, Window, met
 from lookless.bench.latency import TERMS, LatencyTable, _mixed, _uniform, fit_terms, layer_terms
 from lookless.errors import PlanError
 from lookless.search.additive import frame_prices, measure_additive, risk_of
-from lookless.search.front import Front
+from lookless.search.front import Candidate, Front, pareto
 from lookless.search.joint import joint_search
 from lookless.search.knapsack import knapsack, lower_bound
 from lookless.search.menu import Menu, framed
@@ -204,6 +204,18 @@ def test_latency_of_synthetic_times():
     for name, plan in {**fitted, **_mixed(geometry, menu, random.Random(1))}.items():
         assert found.share(plan) == pytest.approx(real.share(plan), rel=0.02), name
     assert found.share(Plan.full(geometry)) == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_front_against_brute_force(seed):
+    """From dear to cheap, the plans that none other beats in price or risk and equals in the other."""
+    rng = random.Random(seed)
+    known = {"plan": Plan.full(2), "distance": 0.0, "by_task": {"a": 0.0}, "fidelity": 1.0, "found_by": ""}
+    points = [(rng.randint(1, 9) / 10, rng.randint(0, 12) / 12) for _ in range(40)]
+    best = {one for one in points if not any(p != one and p[0] <= one[0] and p[1] <= one[1] for p in points)}
+    made = [Candidate(kept=kept, risk=risk, **known) for kept, risk in points]
+    assert [(one.kept, one.risk) for one in pareto(made, "kept")] == sorted(best, reverse=True)
+    assert pareto(made, "time") == ()  # no time is known
 
 
 def test_menu_of_an_engine_holds_what_it_serves():
