@@ -14,9 +14,10 @@ from rich.text import Text
 import lookless.demo
 from lookless import Geometry, Plan, Scores, Skip, load_data, v_skip
 from lookless.cli import common
-from lookless.demo import MEASURES, Demo, Row, demo_table, run_demo, spans
+from lookless.demo import MEASURES, Demo, Row, demo_table, run_demo
 from lookless.evaluation import Answer, Estimate
 from lookless.figures import examples_figure, profile_figure, save_figure
+from lookless.layer_plan import spans
 from lookless.methods import METHODS
 from lookless.reference import TASKS
 from lookless.terminal import methods_table, plan_table, scores_table
@@ -80,7 +81,7 @@ def test_examples_figure_marks_disagreement():
 
 
 def test_spans():
-    assert [spans(x) for x in ((), (3,), (0, 1), (0, 2, 3, 4, 7))] == ["", "3", "0-1", "0 2-4 7"]
+    assert [" ".join(spans(x)) for x in ((), (3,), (0, 1), (0, 2, 3, 4, 7))] == ["", "3", "0-1", "0 2-4 7"]
 
 
 def busy_demo() -> Demo:

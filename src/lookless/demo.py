@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from .bench.timing import time_prefill
 from .calibration.sweep import calibrate
 from .data import Samples, load_data
 from .evaluation import Estimate, evaluate
+from .layer_plan import spans
 from .loading import Loaded, load_model
 from .methods import v_skip
 from .plan import Plan
@@ -166,21 +167,10 @@ def demo_table(demo: Demo) -> Table:
             f"{_percent(row.fidelity.value)}%",
             f"{row.flops_kept:.1%}",
             f"{row.prefill_dense_ms:.1f}→{row.prefill_plan_ms:.1f}",
-            spans(row.skipped_layers),
+            " ".join(spans(row.skipped_layers)),
         )
     return table
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f}"
-
-
-def spans(layers: Sequence[int]) -> str:
-    """Ascending layers with runs written as ranges: ``0 3-5``."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

@@ -7,7 +7,7 @@ the lower bound read the work and know no cell.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, NamedTuple
@@ -185,3 +185,14 @@ def _attention(row: LayerPlan) -> tuple[AttentionPart, ...]:
         return (AttentionPart(RowSet(True, queries), LIVE),)
     text = AttentionPart(TEXT, RowSet(True, row.visible.visual), is_sink=row.visible.is_sink)
     return (text,) if queries == "none" else (text, AttentionPart(RowSet(False, queries), LIVE, window))
+
+
+def spans(layers: Iterable[int]) -> list[str]:
+    """Ascending layers with runs written as ranges: ``0`` and ``3-5`` for 0, 3, 4, 5."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from ..cells import Cell
-from ..layer_plan import COLUMNS
+from ..layer_plan import COLUMNS, spans
 from ..plan import Plan
 from .material import Point
 from .svg import WIDTH, Axis, figure, group, layer_axis, tag, text
@@ -174,12 +174,5 @@ def _not_full(plan: Plan, column: str) -> str:
 
 
 def _spans(layers: Sequence[int]) -> str:
-    """``layers 0-2 and 5`` for 0, 1, 2, 5."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    spans = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
-    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(spans)}"
+    """``layers 0-2, 5`` for 0, 1, 2, 5."""
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(spans(layers))}"
