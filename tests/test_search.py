@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.loaded import samples_of, tiny_loaded
+from helpers.loaded import loaded_of, made, samples_of, tiny_loaded
 from helpers.models import BATCHES, LAYERS, tiny_llava
 from lookless import (
     Filter,
@@ -27,7 +27,7 @@ from lookless import (
     methods,
 )
 from lookless.calibration.distances import kl
-from lookless.errors import DataError, PlanError, PlanMismatchError
+from lookless.errors import DataError, ModelError, PlanError, PlanMismatchError
 from lookless.search.depthwise import DepthChoice, dop_depths
 from lookless.search.greedy import GreedyOrder, Step, greedy_order, gsop_order, redundancylens_order
 from lookless.search.interactions import ACTIONS, Repaired, repair
@@ -70,6 +70,7 @@ PLANS = {
     "from the embeddings": Plan.full(LAYERS).at([2], keep=Keep(0.4, rank="text_raters", recycle=0.5)),
     "filter": Plan.full(LAYERS).at([2, 3, 4], keep=Filter(cosine=1.0, norm=0.5)),
     "withdrawn": Plan.full(LAYERS).at([2], keep=Keep(0)),
+    "by the tower": Plan.full(LAYERS).at([0], keep=Keep(0.4, rank="tower_attention")).at([3], ffn=Skip()),
 }
 
 
@@ -117,8 +118,9 @@ def test_refusals(objective):
         Objective(tiny_loaded(MODEL), data.Samples("words", (data.Sample((), "hello", ""),)), progress=False)
     with pytest.raises(PlanMismatchError):
         objective(Plan.full(LAYERS + 1).at([0], attention=Skip()))
-    with pytest.raises(PlanError, match="starts after the tower"):
-        objective(Plan.full(LAYERS).at([0], keep=Keep(0.5, rank="tower_attention")))
+    other = Objective(loaded_of(*made("internvl-qwen2")), samples_of("one"), progress=False)
+    with pytest.raises(ModelError, match="tower_attention needs one score"):
+        other(Plan.full(other.geometry).at([0], keep=Keep(0.5, rank="tower_attention")))
 
 
 # greedy orders

@@ -30,7 +30,6 @@ from ..layer_plan import VISUAL, LayerPlan
 from ..loading import Loaded
 from ..plan import Plan, Provenance
 from ..progress import track
-from ..ranks import RANKS
 from ..runtime.families import Located, locate
 from ..runtime.forward import ForwardPass, Step, steps_of
 from ..runtime.inplace import rms_norm
@@ -85,10 +84,12 @@ class Fitter:
             ridge: see :meth:`lookless.calibration.regression.Moments.fit`.
 
         Raises:
-            PlanError: the plan skips nothing that is read, it ranks by the vision tower, or there is no such rank.
+            PlanError: the plan skips nothing that is read, or there is no such rank.
             PlanMismatchError: the plan is for another architecture.
+            ModelError: it ranks by the vision tower, and this family's is not followed to visual tokens.
         """
         plan.check(self._located.geometry)
+        self._located.reads_tower(plan)
         _check(plan, rank, self._located.geometry.hidden)
         fitted, walks = plan, [start.walk(plan) for start in self._starts]
         for index, layer in enumerate(track(self._located.layers, "fitting", self._progress)):
@@ -137,6 +138,7 @@ class _Start:
         arguments: of each layer.
         added: what the model adds after each layer, as in :class:`~lookless.calibration.replay.FullRun`.
         reads: of each operator, how much the logits change with what it adds to a token, ``[layers, sequence]``.
+        tower: as in :class:`~lookless.calibration.replay.Activations`.
     """
 
     prompts: Callable[[], Prompts]
@@ -144,9 +146,10 @@ class _Start:
     arguments: Sequence[dict[str, Any]]
     added: Sequence[Tensor | None]
     reads: dict[Operator, Tensor]
+    tower: tuple[Tensor, ...]
 
     def walk(self, plan: Plan) -> _Walk:
-        return _Walk(self, ForwardPass(steps_of(plan), self.prompts()), self.x)
+        return _Walk(self, ForwardPass(steps_of(plan), self.prompts(), list(self.tower)), self.x)
 
 
 def _start(model: nn.Module, located: Located, prompt: VisualPrompt, directions: torch.Generator) -> _Start:
@@ -161,7 +164,8 @@ def _start(model: nn.Module, located: Located, prompt: VisualPrompt, directions:
             squares.append([torch.stack([g[0].float().square().sum(-1) for g in part]) for part in (attention, ffn)])
     reads = {o: torch.stack(part).mean(0).sqrt() for o, part in zip(OPERATORS, zip(*squares, strict=True), strict=True)}
     full = full_run_of(model, located, prompt, recorded)
-    return _Start(full.prompts, full.inputs[0][0], [given for _, given in full.inputs], full.added, reads)
+    arguments = [given for _, given in full.inputs]
+    return _Start(full.prompts, full.inputs[0][0], arguments, full.added, reads, full.tower)
 
 
 def _moments(walks: Sequence[_Walk], layer: nn.Module, index: int, row: LayerPlan, operator: Operator) -> Moments:
@@ -190,9 +194,6 @@ def _check(plan: Plan, rank: int, width: int) -> None:
     _check_rank(rank, width)
     if not any(_wanted(plan, layer) for layer in range(len(plan.layers))):
         raise PlanError("the plan skips no attention and no FFN whose result is read, so there is nothing to fit.")
-    for name in (name for row in plan.layers for name in row.ranks):
-        if RANKS[name].reads == "tower":
-            raise PlanError(f"the plan ranks by {name}, and fitting starts after the tower: rank by diversity.")
 
 
 def _wanted(plan: Plan, layer: int) -> tuple[Operator, ...]:

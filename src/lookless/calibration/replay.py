@@ -64,12 +64,15 @@ class Activations:
         inputs: the input of each layer, and the rest of its arguments.
         attention, ffn: what each operator adds. Recorded only where gradients are on: nothing else needs them.
         outputs: the output of each layer.
+        tower: of each call of the vision tower, what it attends to, ``[visual tokens]``; none where that cannot be
+            followed to visual tokens.
     """
 
     inputs: list[tuple[Tensor, dict[str, Any]]] = field(default_factory=list)
     attention: list[Tensor] = field(default_factory=list)
     ffn: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
+    tower: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class FullRun:
         logits: of the next token at the rows read, float32 ``[rows read, vocabulary]``.
         prompts: makes the state of one pass.
         prompt: what was run.
+        tower: as in :class:`Activations`.
     """
 
     inputs: tuple[tuple[Tensor, dict[str, Any]], ...]
@@ -90,6 +94,7 @@ class FullRun:
     logits: Tensor
     prompts: Callable[[], Prompts]
     prompt: VisualPrompt
+    tower: tuple[Tensor, ...] = ()
 
 
 def full_runs(loaded: Loaded, samples: Samples, what: str, position: Position, progress: bool) -> Iterator[FullRun]:
@@ -141,6 +146,8 @@ def record_activations(located: Located) -> Iterator[Activations]:
             layer.mlp.register_forward_hook(lambda _, __, out: add(recorded.ffn, out)),  # type: ignore[union-attr]
             layer.register_forward_hook(lambda _, __, out: recorded.outputs.append(out)),
         ]
+    if located.family.capture is not None:
+        hooks.append(located.family.capture(located.inner, lambda scores: recorded.tower.append(scores.detach())))
     try:
         yield recorded
     finally:
@@ -159,7 +166,8 @@ def full_run_of(model: nn.Module, located: Located, prompt: VisualPrompt, record
     added = [None if x is out else x - out for (x, _), out in pairs]
     logits = _logits(model, located, recorded.outputs[-1], prompt, "the full model")
     inputs = tuple((x.detach(), arguments) for x, arguments in recorded.inputs)
-    return FullRun(inputs, (*added, None), logits, partial(_fresh, located, prompt.inputs), prompt)
+    fresh = partial(_fresh, located, prompt.inputs)
+    return FullRun(inputs, (*added, None), logits, fresh, prompt, tuple(recorded.tower))
 
 
 def _fresh(located: Located, inputs: dict[str, Any]) -> Prompts:
@@ -181,9 +189,10 @@ def run_from(model: nn.Module, located: Located, full: FullRun, layer: int, plan
         layer -= 1
     x, _ = full.inputs[layer]
     prompts = full.prompts()
-    running = ForwardPass(steps_of(plan.live() if prompts.end_in_text else plan), prompts, embedded=full.inputs[0][0])
-    steps = zip(located.layers, full.inputs, full.added, strict=True)
-    for index, (module, (_, arguments), added) in list(enumerate(steps))[layer:]:
+    steps = steps_of(plan.live() if prompts.end_in_text else plan)
+    running = ForwardPass(steps, prompts, list(full.tower), embedded=full.inputs[0][0])
+    layers = zip(located.layers, full.inputs, full.added, strict=True)
+    for index, (module, (_, arguments), added) in list(enumerate(layers))[layer:]:
         x = running.run(module, index, x, **arguments)
         x = x if added is None else x + added
     return _logits(model, located, x, full.prompt, changed)

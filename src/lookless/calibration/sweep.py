@@ -51,7 +51,8 @@ def sweep(
 
     Raises:
         DataError, ModelError: as :func:`calibrate`.
-        PlanError: the cells rank by the previous layer, which the first layer does not have, or by the vision tower.
+        PlanError: the cells rank by the previous layer, which the first layer does not have, or by the vision tower,
+            which only the first can.
     """
     started, located = time.perf_counter(), locate(loaded.model)
     plans = [one_row(located.geometry, layer, cells) for layer in range(len(located.layers))]

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..geometry import Geometry
+from ..plan import Plan
+from ..ranks import RANKS
 from .vision import Report, capture_clip, capture_qwen
 
 #: Decoders whose layer is the Llama block: norm, attention with separate q, k, v, o projections (and norms of queries
@@ -88,6 +90,21 @@ class Located:
     def modality(self, ids: Tensor) -> Tensor:
         """Int, as ``ids``: which of the visual placeholders each token is; 0 where none."""
         return torch.stack([ids == one for one in self.visual_ids]).int().argmax(0)
+
+    def reads_tower(self, plan: Plan) -> bool:
+        """Whether ``plan`` ranks by the vision tower.
+
+        Raises:
+            ModelError: it does, and the way from the tower's patches to visual tokens is not followed in this family.
+        """
+        rank = next((rank for row in plan.layers for rank in row.ranks if RANKS[rank].reads == "tower"), None)
+        if rank is not None and self.family.capture is None:
+            raise ModelError(
+                f"ranking by {rank} needs one score of the vision tower for each visual token, and in "
+                f"{self.geometry.model_type} tiles, windows or pixel shuffling come between them: rank by diversity, "
+                f"or inside the decoder."
+            )
+        return rank is not None
 
 
 def geometry_of(model: nn.Module) -> Geometry:

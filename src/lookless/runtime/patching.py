@@ -34,7 +34,6 @@ from ..cells import Cell
 from ..errors import ModelError
 from ..layer_plan import COLUMNS
 from ..plan import Plan
-from ..ranks import RANKS
 from .affine import check_weights
 from .cache import TEXT, UNKNOWN, stock_mask
 from .families import locate
@@ -187,18 +186,12 @@ class Applied:
             self._replaced.append(_PlannedGenerate(self._located.head, self, "generate"))
 
     def _capture_tower(self) -> list[Any]:
-        ranks = [rank for row in self.plan.layers for rank in row.ranks if RANKS[rank].reads == "tower"]
-        if not ranks:
+        located = self._located
+        if not located.reads_tower(self.plan):
             return []
-        capture = self._located.family.capture
-        if capture is None:
-            raise ModelError(
-                f"ranking by {ranks[0]} needs one score of the vision tower for each visual token, and in "
-                f"{self._located.geometry.model_type} tiles, windows or pixel shuffling come between them: rank by "
-                f"diversity, or inside the decoder."
-            )
-        tower = self._located.tower
-        return [capture(self._located.inner, self._hold_scores), tower.register_forward_hook(self._attach_scores)]
+        assert located.family.capture is not None
+        capture = located.family.capture(located.inner, self._hold_scores)
+        return [capture, located.tower.register_forward_hook(self._attach_scores)]
 
     def _hold_scores(self, scores: Tensor) -> None:
         self.running.scores = scores

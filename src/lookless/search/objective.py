@@ -16,12 +16,11 @@ from .. import flops
 from ..calibration.distances import Distance, kl
 from ..calibration.replay import FullRun, Position, full_runs, run_from
 from ..data import Samples
-from ..errors import DataError, PlanError
+from ..errors import DataError
 from ..geometry import Geometry
 from ..layer_plan import LayerPlan
 from ..loading import Loaded
 from ..plan import Plan, Provenance
-from ..ranks import RANKS
 from ..runtime.families import Located, locate
 
 
@@ -115,12 +114,10 @@ class Objective:
 
         Raises:
             PlanMismatchError: the plan is for another architecture.
-            PlanError: it ranks by the vision tower, which does not run again.
+            ModelError: it ranks by the vision tower, and this family's is not followed to visual tokens.
         """
         plan.check(self.geometry)
-        for rank in sorted({rank for row in plan.layers for rank in row.ranks}):
-            if RANKS[rank].reads == "tower":
-                raise PlanError(f"the plan ranks by {rank}, and a search starts after the tower: rank by diversity.")
+        self._located.reads_tower(plan)
         live = plan.live().layers
         self.evaluations += live not in self._known
         known = self._known.setdefault(live, {})
