@@ -220,7 +220,7 @@ def regret(args: argparse.Namespace) -> None:
         budget = 1 - share * (1 - cheapest)
         best = min(risk for price, risk in every if price <= budget + 1e-9)
         choice, _ = additive.plan(budget, prices, full)
-        archive = Archive(objective, tuple(tasks), prices)
+        archive = Archive(objective, tuple(tasks), menu, prices)
         archive.add(choice, "additive")
         rng = random.Random(0)
         joint = improve(

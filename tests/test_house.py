@@ -126,6 +126,7 @@ INSIDE = {
         "knapsack",
         "additive",
         "front",
+        "surrogate",
         "archive",
         "local",
         "seeds",

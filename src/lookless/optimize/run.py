@@ -29,7 +29,7 @@ from ..geometry import Geometry
 from ..layer_plan import LayerPlan
 from ..loading import Loaded
 from ..plan import Plan
-from ..runtime.families import geometry_of
+from ..runtime.families import geometry_of, locate
 from ..scores import Scores
 from ..search.additive import Additive, measure_additive
 from ..search.depthwise import dop_depths
@@ -106,7 +106,9 @@ class Optimization:
 
     def menu(self, visual: float) -> Menu:
         layers = self.geometry.layers
-        return Menu.served(layers) if self.run.engine == "vllm" else Menu.standard(layers, visual)
+        if self.run.engine == "vllm":
+            return Menu.served(layers)
+        return Menu.standard(layers, visual, tower=locate(self.loaded.model).family.capture is not None)
 
     def additive(self) -> Additive:
         """What every single change risks on the calibration samples, and the scores that methods need."""

@@ -1,7 +1,9 @@
-"""Plans that are run once, and given up as soon as it is certain that they are no better."""
+"""Plans that are run once, sample by sample, and given up as soon as they are worse than the best."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -12,10 +14,55 @@ from ..plan import Plan, Provenance
 from .additive import blend
 from .front import Candidate, Front, Gain, Price, within
 from .greedy import SLACK
+from .menu import Menu
 from .objective import Effect, Objective
 from .price import Pricing
+from .surrogate import Surrogate
 
 SAVE_S = 20.0  #: seconds between two writings of the front
+FEW = 6  #: samples before a race may end
+ERRORS = 1.3  #: by how many standard errors a plan has to be behind
+
+
+@dataclass(frozen=True)
+class Race:
+    """A plan to be beaten, sample by sample.
+
+    Attributes:
+        risk: of it.
+        risks: on each sample.
+        weights: how much the risk changes with that of each sample, if the worst task stays the worst.
+
+        few: samples before it may end.
+    """
+
+    risk: float
+    risks: tuple[float, ...]
+    weights: tuple[float, ...]
+    few: int
+
+    @classmethod
+    def against(cls, risk: float, tasks: Iterable[Sequence[Effect]]) -> Race:
+        """A plan of ``risk``, with its effects on the samples of each task."""
+        each = [[effect.risk for effect in task] for task in tasks]
+        worst = max(range(len(each)), key=lambda i: fmean(each[i]))
+        shares = [(1 / len(each) + (i == worst)) / 2 / len(task) for i, task in enumerate(each)]
+        weights = tuple(share for share, task in zip(shares, each, strict=True) for _ in task)
+        return cls(risk, tuple(one for task in each for one in task), weights, max(FEW, len(each)))
+
+    def is_lost(self, effects: Mapping[int, Effect]) -> bool:
+        """Whether the plan with ``effects`` is behind on these samples by more than chance."""
+        if len(effects) < self.few:
+            return False
+        scatter = math.sqrt(sum(difference**2 for difference in self._differences(effects)))
+        return self.behind(effects) > ERRORS * scatter
+
+    def behind(self, effects: Mapping[int, Effect]) -> float:
+        """By how much the risk is higher, of these samples alone."""
+        return sum(self._differences(effects))
+
+    def _differences(self, effects: Mapping[int, Effect]) -> list[float]:
+        return [self.weights[i] * (effect.risk - self.risks[i]) for i, effect in effects.items()]
 
 
 @dataclass
@@ -25,15 +72,18 @@ class Archive:
     Attributes:
         objective: measures plans; the search sees its samples alone.
         tasks: their names.
+        menu: what plans are made of.
         kept, time: prices in FLOPs, and in milliseconds where they were measured.
         price: what budgets are of.
         path: where the front is written as it grows; None: nowhere.
         candidates: plans that were run on all samples.
         gains: what each step of the search reached.
+        surrogate: guesses the risk of plans from those that were run.
     """
 
     objective: Objective
     tasks: tuple[str, ...]
+    menu: Menu
     kept: Pricing
     time: Pricing | None = None
     price: Price = "kept"
@@ -46,6 +96,10 @@ class Archive:
     _started: float = field(default_factory=perf_counter)
     _saved: float = field(default_factory=perf_counter)
     _sums: dict[int, float] = field(default_factory=dict)
+    surrogate: Surrogate = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.surrogate = Surrogate(self.menu, self.pricing)
 
     @property
     def pricing(self) -> Pricing:
@@ -64,36 +118,53 @@ class Archive:
         """The plan of the lowest risk within ``budget``; None if there is none yet."""
         return within(self.candidates.values(), budget, self.price)
 
-    def add(self, plan: Plan, found_by: str, *, than: float = float("inf")) -> Candidate | None:
-        """Run ``plan`` on all samples, unless its risk is sure to be above ``than`` before: None then.
+    def best_of(self, budget: float, count: int) -> list[Candidate]:
+        """The ``count`` plans of the lowest risk within ``budget``, best first."""
+        cheap = [one for one in self.candidates.values() if one.price(self.price) <= budget + SLACK]
+        return sorted(cheap, key=lambda one: (one.risk, one.price(self.price)))[:count]
 
-        Risks are not negative, so what the samples run so far add up to is a lower bound. The samples that tell most
-        come first.
+    def has_run(self, plan: Plan) -> bool:
+        """Whether a plan of the same live work was run on all samples."""
+        return plan.live().layers in self.candidates
+
+    def add(self, plan: Plan, found_by: str, *, against: Candidate | None = None) -> Candidate | None:
+        """Run ``plan`` on all samples, unless it loses a race ``against`` another plan before: None then.
+
+        The samples on which plans differ most come first. A plan has lost when the samples run so far alone add up to a
+        higher risk than the other's, as risks are not negative; or when it is behind on the same samples by more than
+        their differences scatter.
 
         Raises: as :meth:`lookless.search.Objective.effects`.
         """
         live = plan.live().layers
         if live in self.candidates:
             return self.candidates[live]
+        race = None if against is None else Race.against(against.risk, self.objective.per_task(against.plan))
         effects: dict[int, Effect] = {}
         for index in self._order():
             [effects[index]] = self.objective.effects(plan, [index])
-            if self._least(effects) > than + SLACK:
+            if race is not None and (self._least(effects) > race.risk + SLACK or race.is_lost(effects)):
                 break
         for index, effect in effects.items():
             self._sums[index] = self._sums.get(index, 0.0) + effect.risk
         if len(effects) < len(self.objective):
+            assert race is not None
+            self.surrogate.learn(plan.layers, max(self._least(effects), race.risk + race.behind(effects)))
             return None
         made = self._candidate(plan, effects, found_by)
         self.candidates[live] = made
+        self.surrogate.learn(plan.layers, made.risk)
         if self.path is not None and perf_counter() - self._saved > SAVE_S:
             self.save()
         return made
 
     def _order(self) -> list[int]:
-        """Samples, those first that plans so far have changed most; before that, one of each task in turn."""
-        places = {index: place for task in self.objective.tasks for place, index in enumerate(task)}
-        return sorted(places, key=lambda index: (-self._sums.get(index, 0.0), places[index]))
+        """Samples, one of each task in turn, and of a task those first that plans so far have changed most."""
+        places: dict[int, int] = {}
+        for task in self.objective.tasks:
+            told = sorted(task, key=lambda index: -self._sums.get(index, 0.0))
+            places |= {index: place for place, index in enumerate(told)}
+        return sorted(places, key=lambda index: (places[index], -self._sums.get(index, 0.0)))
 
     def _least(self, effects: dict[int, Effect]) -> float:
         """The least that the risk can be, given those of some samples."""
@@ -158,5 +229,6 @@ class Archive:
             time = None if self.time is None else self.time.share(rows)
             priced = one.model_copy(update={"kept": self.kept.share(rows), "time": time})
             self.candidates[one.plan.live().layers] = priced
+            self.surrogate.learn(rows, one.risk)
         self.spent, self.seconds = front.evaluations, front.seconds
         self.gains = list(front.gains) if is_same else []

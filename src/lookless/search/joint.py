@@ -25,7 +25,7 @@ from .seeds import method_plans, nearest
 #: Makes the plan of a searched method within a budget.
 Seed = Callable[[float], Plan]
 
-PROPOSALS, PATIENCE = 40, 25  #: at each budget of a ladder
+PROPOSALS, PATIENCE = 60, 40  #: at each budget of a ladder
 
 
 def joint_search(
@@ -74,12 +74,13 @@ def joint_search(
     if any(not 0 < budget <= 1 for budget in budgets):
         wrong = next(budget for budget in budgets if not 0 < budget <= 1)
         raise PlanError(f"a budget of {wrong:g} is no share of the stock prefill: give more than 0, at most 1.")
-    archive = Archive(objective, tuple(tasks), kept, time, price, path)
+    archive = Archive(objective, tuple(tasks), menu, kept, time, price, path)
     archive.provenance = objective.made_by("joint", price=price, seed=seed)
     if path is not None and path.exists():
         _resume(archive, path)
     archive.add(Plan.full(objective.geometry), "full")
-    plans = method_plans(objective.geometry, scores or {}, visual=objective.visual, text=objective.text)
+    lengths = {"visual": objective.visual, "text": objective.text}
+    plans = method_plans(objective.geometry, scores or {}, **lengths, tower=bool(menu.tower))
     for budget in sorted(budgets, reverse=True):
         _additive(archive, additive, budget)
         _methods(archive, plans, searched or {}, budget)
@@ -109,8 +110,7 @@ def _methods(archive: Archive, plans: Mapping[str, list[Plan]], searched: Mappin
         return
     before = archive.evaluations
     for name, plan in _of_methods(archive, plans, searched, budget):
-        best = archive.best(budget)
-        archive.add(plan, name, than=float("inf") if best is None else best.risk)
+        archive.add(plan, name, against=archive.best(budget))
     archive.gained("methods", budget, archive.evaluations - before)
 
 

@@ -2,7 +2,8 @@
 
 A proposal changes one or two layers, exchanges two, or moves a pruning or the withdrawal; then other layers are made
 cheaper or dearer until the budget is used up, those first for which the additive risks say so, with noise on them. What
-is proposed is run together, and taken only if its joint risk is lower: interactions are measured, not assumed.
+is proposed is run together, and taken only if its joint risk is lower: interactions are measured, not assumed. Of many
+proposals the one is run of which a model of the plans run so far expects most (:mod:`lookless.search.surrogate`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from .menu import FULL, Frame, Menu, frame_of, framed
 
 NOISE = 0.7  #: standard deviation of the logarithm that multiplies each additive risk, in one proposal
 TRIES = 10  #: changes tried for a proposal
+PROPOSED = 16  #: proposals of which one is run
+BLIND = 0.15  #: how often the first of them is run, whatever is expected of it
+PARENTS = 5  #: plans that proposals change
+BEST = 0.7  #: how often that is the best one
 ENOUGH = 1e-5  #: a risk below which nothing is left to gain
 
 #: The chosen row of each layer.
@@ -63,15 +68,35 @@ def improve(
         best = archive.best(budget)
         if best is None or best.risk < ENOUGH or stale >= patience:
             break
-        plan = maker.of(best.plan)
-        if plan is None or plan.layers in tried:
+        plan = _promising(archive, maker, budget, tried, rng)
+        if plan is None:
             stale += 1
             continue
         tried.add(plan.layers)
-        archive.add(plan, "joint", than=best.risk)
+        archive.add(plan, "joint", against=best)
         now = archive.best(budget)
         stale = 0 if now is not None and now.risk < best.risk else stale + 1
     return archive.best(budget)
+
+
+def _promising(
+    archive: Archive, maker: Proposals, budget: float, tried: set[tuple[LayerPlan, ...]], rng: random.Random
+) -> Plan | None:
+    """Of some proposals not run so far the one of the lowest guess, now and then another; None if there is none."""
+    parents = archive.best_of(budget, PARENTS)
+    made: dict[tuple[LayerPlan, ...], Plan] = {}
+    for _ in range(PROPOSED):
+        parent = parents[0] if rng.random() < BEST else rng.choice(parents)
+        plan = maker.of(parent.plan)
+        if plan is not None and plan.layers not in tried and not archive.has_run(plan):
+            made[plan.layers] = plan
+    if not made:
+        return None
+    plans = list(made.values())
+    guesses = archive.surrogate.guess([plan.layers for plan in plans], budget)
+    if guesses is None or rng.random() < BLIND:
+        return plans[0]
+    return plans[int(guesses.argmin())]
 
 
 @dataclass(frozen=True)
@@ -141,9 +166,8 @@ class Proposals:
             for place, changed in self._pruned_otherwise(layer, keep):
                 keeps[place] = changed
         elif len(prunings) < 2 and self.rng.random() < 0.5:
-            keeps[self.rng.randrange(self.menu.layers)] = Keep(
-                self.rng.choice(self.menu.shares), rank=self.rng.choice(self.menu.ranks)
-            )
+            layer = self.rng.choice((0, self.rng.randrange(self.menu.layers)))
+            keeps[layer] = Keep(self.rng.choice(self.menu.shares), rank=self.rng.choice(self.menu.ranks_at(layer)))
         elif withdrawal is None:
             keeps[self.rng.randrange(max(1, self.menu.layers // 2), self.menu.layers)] = Keep(0)
         else:
@@ -159,12 +183,14 @@ class Proposals:
         if kind < 0.15:
             return []
         if kind < 0.45:
-            return [(min(self.menu.layers - 1, max(0, layer + self.rng.choice((-2, -1, 1, 2)))), keep)]
+            place = min(self.menu.layers - 1, max(0, layer + self.rng.choice((-2, -1, 1, 2))))
+            ranks = self.menu.ranks_at(place)
+            return [(place, keep if keep.rank in ranks else Keep(share, rank=self.rng.choice(ranks)))]
         if kind < 0.75:
             now = min(range(len(shares)), key=lambda i: abs(shares[i] - share))
             other = shares[min(len(shares) - 1, max(0, now + self.rng.choice((-1, 1))))]
             return [(layer, Keep(other, rank=keep.rank))]
-        return [(layer, Keep(share, rank=self.rng.choice(self.menu.ranks)))]
+        return [(layer, Keep(share, rank=self.rng.choice(self.menu.ranks_at(layer))))]
 
     def _falling(self, keeps: dict[int, Keep]) -> Frame:
         """Without prunings that drop nothing more, or come after the withdrawal."""

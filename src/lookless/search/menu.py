@@ -27,8 +27,11 @@ ROWS = (
 )
 #: Shares of visual tokens that a pruning may keep.
 SHARES = (0.75, 0.6, 0.5, 0.4, 0.3, 0.2, 0.12, 0.06)
-#: Ranks that need neither the vision tower nor, but for two, the question.
+#: Ranks that the decoder computes; all but two need no question.
 RANKS = ("diversity", "attention_norm", "value_aware", "instruction_attention", "last_query_attention", "random")
+
+#: Ranks of the vision tower, before the first layer alone.
+TOWER = ("tower_attention_then_diversity", "tower_attention")
 
 #: The ``keep`` column of a plan, by layer.
 Frame = tuple[tuple[int, Keep], ...]
@@ -43,6 +46,7 @@ class Menu:
         rows: of every layer; the first is full.
         special: of single layers besides.
         shares, ranks: of prunings.
+        tower: further ranks, of prunings before the first layer.
         prune_at: layers at whose input tokens may be pruned at the start of the search; later it moves freely.
     """
 
@@ -51,19 +55,20 @@ class Menu:
     special: Mapping[int, tuple[LayerPlan, ...]] = field(default_factory=dict)
     shares: tuple[float, ...] = SHARES
     ranks: tuple[str, ...] = RANKS
+    tower: tuple[str, ...] = ()
     prune_at: tuple[int, ...] = ()
 
     @classmethod
-    def standard(cls, layers: int, visual: float) -> Menu:
+    def standard(cls, layers: int, visual: float, *, tower: bool = False) -> Menu:
         """For a model of ``layers`` layers and prompts of ``visual`` visual tokens: a window of a quarter of them and a
-        quarter of the neurons besides."""
+        quarter of the neurons besides. ``tower``: its vision tower's attention can be followed to visual tokens."""
         reduced = (
             LayerPlan(attention=Window(max(1, round(visual / 4)))),
             LayerPlan(ffn=Neurons(0.25)),
             LayerPlan(attention=SKIP, ffn=Neurons(0.25)),
         )
         depths = dict.fromkeys(round(layers * share) for share in (0, 1 / 6, 1 / 3, 1 / 2, 2 / 3))
-        return cls(layers, rows=(*ROWS, *reduced), prune_at=tuple(depths))
+        return cls(layers, rows=(*ROWS, *reduced), tower=TOWER if tower else (), prune_at=tuple(depths))
 
     @classmethod
     def served(cls, layers: int) -> Menu:
@@ -74,6 +79,10 @@ class Menu:
         """The rows of ``layer``."""
         return (*self.rows, *self.special.get(layer, ()))
 
+    def ranks_at(self, layer: int) -> tuple[str, ...]:
+        """By which tokens can be pruned at the input of ``layer``."""
+        return self.ranks if layer else (*self.ranks, *self.tower)
+
     def withdrawals(self) -> Iterator[Frame]:
         """None, then from each layer but the first on; none alone, where no token may go."""
         yield ()
@@ -81,10 +90,11 @@ class Menu:
             yield ((layer, Keep(0)),)
 
     def prunings(self) -> Iterator[Frame]:
-        """Each share at each layer of :attr:`prune_at`, by the first rank."""
+        """Each share at each layer of :attr:`prune_at`, by the first rank of the decoder, and of the tower."""
         for layer in self.prune_at:
-            for share in self.shares:
-                yield ((layer, Keep(share, rank=self.ranks[0])),)
+            for rank in (*self.ranks[:1], *(() if layer else self.tower[:1])):
+                for share in self.shares:
+                    yield ((layer, Keep(share, rank=rank)),)
 
 
 def framed(rows: Sequence[LayerPlan], frame: Frame) -> tuple[LayerPlan, ...]:

@@ -20,14 +20,14 @@ STAND_INS = {"layer_contribution": "freeze_effect", "logit_cosine": "visual_info
 
 
 def method_plans(
-    geometry: Geometry, scores: Mapping[str, Scores], *, visual: float, text: float
+    geometry: Geometry, scores: Mapping[str, Scores], *, visual: float, text: float, tower: bool = False
 ) -> dict[str, list[Plan]]:
     """Plans of growing strength of each method that a search can run, by the method's name.
 
-    Left out: methods that are not one amount, that filter by what they see, or that rank by the vision tower, and those
-    that need scores which are not among ``scores`` and have none that can stand in.
+    Left out: methods that are not one amount, that filter by what they see, or that rank by the vision tower where not
+    ``tower``, and those that need scores which are not among ``scores`` and have none that can stand in.
     """
-    found = {name: list(_plans(method, geometry, scores, visual, text)) for name, method in METHODS.items()}
+    found = {name: list(_plans(method, geometry, scores, visual, text, tower)) for name, method in METHODS.items()}
     return {name: plans for name, plans in found.items() if plans}
 
 
@@ -39,7 +39,7 @@ def nearest(plans: list[Plan], budget: float, pricing: Pricing) -> Plan | None:
 
 
 def _plans(
-    method: Method, geometry: Geometry, scores: Mapping[str, Scores], visual: float, text: float
+    method: Method, geometry: Geometry, scores: Mapping[str, Scores], visual: float, text: float, tower: bool
 ) -> Iterator[Plan]:
     known = {**scores, **{m: scores[s].use_as(m) for m, s in STAND_INS.items() if s in scores and m not in scores}}
     if method.strength is None or any(measure not in known for measure in method.measures):
@@ -54,7 +54,7 @@ def _plans(
         except LooklessError:  # a strength out of the method's range
             continue
         ranks = {rank for row in plan.layers for rank in row.ranks}
-        can_run = plan.is_static and not any(RANKS[rank].reads == "tower" for rank in ranks)
+        can_run = plan.is_static and (tower or not any(RANKS[rank].reads == "tower" for rank in ranks))
         if can_run and plan.layers not in seen:
             seen.add(plan.layers)
             yield plan
