@@ -1,184 +1,350 @@
-"""The joint search against every method it can contain, at equal FLOPs, on questions that neither has seen.
+"""The joint search against every method it contains, at equal FLOPs or equal time, on questions that none has seen.
 
 All are calibrated on the same samples of all tasks, and each gives one plan for all tasks. Every finished piece is
 written at once, so an interrupted run goes on::
 
     python benchmarks/optimize.py reference --out optimize-benchmark
-    python benchmarks/optimize.py reference --out optimize-benchmark --regret
+    python benchmarks/optimize.py reference --out optimize-benchmark --by time
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
-from lookless import Plan, Scores, load_data, load_model, methods, reference
+from lookless import Plan, Scores, flops, load_data, load_model, methods, reference
+from lookless.bench.latency import LatencyTable, measure_latency
+from lookless.bench.timing import shares_of_stock, with_stock
+from lookless.comparison.entry import STOCK, Entry, time_entries
 from lookless.data import Samples
+from lookless.errors import LooklessError
 from lookless.evaluation import evaluate, normal
 from lookless.loading import Loaded
-from lookless.methods import Method
+from lookless.optimize.chain import compared
 from lookless.optimize.run import MEASURES
 from lookless.progress import track
-from lookless.search import Menu, Objective, by_flops, dop_depths, gsop_order, joint_search, measure_additive
-from lookless.search.additive import Additive, risk_of
-from lookless.search.archive import Archive
-from lookless.search.interactions import ACTIONS
-from lookless.search.local import improve
+from lookless.runtime.families import locate
+from lookless.search import (
+    Front,
+    GreedyOrder,
+    Menu,
+    Objective,
+    by_flops,
+    dop_depths,
+    gsop_order,
+    joint_search,
+    measure_additive,
+)
+from lookless.search.additive import Additive
 from lookless.search.price import Pricing
 from lookless.search.seeds import STAND_INS
 
 BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.15)
-NEAR = 0.03
-STEPS = 40
+TIMES = (0.9, 0.8, 0.7, 0.6, 0.5)
+NEAR = 0.03  #: how far from a budget the price of a rival may be
+STEPS = 40  #: strengths of a method
+TIMED = 14  #: of them that are timed
+FINALISTS = 10  #: plans of a budget that are compared on the selection samples
+HOPELESS = 0.3  #: a method so far behind in fidelity is not run at smaller budgets
+BATCH = 8  #: prompts in a call that is timed
 
 
-def samples_of(tasks: list[str], calibration: int, tuning: int, questions: int) -> tuple[list, list, list]:
-    """Of every task: to measure single changes, to search, and to test."""
-    drawn = [load_data(f"reference:{task}", split="calibration", limit=calibration + tuning) for task in tasks]
-    first = [Samples(one.name, one.items[:calibration]) for one in drawn]
-    second = [Samples(one.name, one.items[calibration:]) for one in drawn]
-    return first, second, [load_data(f"reference:{task}", split="test", limit=questions) for task in tasks]
+@dataclass
+class Bench:
+    """One model, its samples, and what is known of them.
 
+    Attributes:
+        loaded: the model.
+        args: of the command line.
+    """
 
-def scores_of(objective: Objective, samples: Samples) -> dict[str, Scores]:
-    """By measure, of all tasks together, from single changes that were run."""
-    full, found = Plan.full(objective.geometry), {}
-    for name, row in MEASURES.items():
-        cells = {column: cell for column, cell in row if not cell.is_full}
-        plans = [full.at([layer], **cells) for layer in range(objective.geometry.layers)]
-        rows = tuple(zip(*(objective.per_sample(plan) for plan in plans), strict=True))
-        found[name] = Scores(
-            name=name,
-            position="answer",
-            per_sample=rows,
-            geometry=objective.geometry,
-            visual=objective.visual,
-            text=objective.text,
-            sample_hashes=samples.hashes,
+    loaded: Loaded
+    args: argparse.Namespace
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        return list(reference.tasks_of(self.args.model))
+
+    @cached_property
+    def parts(self) -> list[list[Samples]]:
+        """Of every task: to measure single changes, to search, and to select."""
+        sizes = (self.args.calibration, self.args.tuning, self.args.selection)
+        made: list[list[Samples]] = [[], [], []]
+        for task in self.tasks:
+            drawn, at = load_data(f"reference:{task}", split="calibration", limit=sum(sizes)), 0
+            for part, size in zip(made, sizes, strict=True):
+                part.append(Samples(drawn.name, drawn.items[at : at + size]))
+                at += size
+        return made
+
+    @cached_property
+    def tests(self) -> list[Samples]:
+        return [load_data(f"reference:{task}", split="test", limit=self.args.questions) for task in self.tasks]
+
+    @cached_property
+    def single(self) -> Objective:
+        return Objective(self.loaded, self.parts[0], position="answer")
+
+    @cached_property
+    def tuning(self) -> Objective:
+        return Objective(self.loaded, self.parts[1], position="answer")
+
+    @cached_property
+    def menu(self) -> Menu:
+        tower = locate(self.loaded.model).family.capture is not None
+        return Menu.standard(self.single.geometry.layers, self.single.visual, tower=tower)
+
+    @cached_property
+    def kept(self) -> Pricing:
+        return by_flops(self.tuning.geometry, self.tuning.visual, self.tuning.text)
+
+    @cached_property
+    def latency(self) -> LatencyTable:
+        path = self.path("latency")
+        if not path.exists():
+            items = [part.items[0] for part in self.parts[0]][:BATCH]
+            measure_latency(self.loaded, items, self.menu).save(path)
+        return LatencyTable.load(path)
+
+    @cached_property
+    def additive(self) -> Additive:
+        path = self.path("additive")
+        if not path.exists():
+            measure_additive(self.single, self.menu).save(path)
+        return Additive.load(path)
+
+    @cached_property
+    def scores(self) -> dict[str, Scores]:
+        """By measure, of all tasks together, from single changes that were run."""
+        objective, found = self.single, {}
+        hashes = tuple(one for part in self.parts[0] for one in part.hashes)
+        for name, row in MEASURES.items():
+            cells = {column: cell for column, cell in row if not cell.is_full}
+            plans = [Plan.full(objective.geometry).at([i], **cells) for i in range(objective.geometry.layers)]
+            found[name] = Scores(
+                name=name,
+                position="answer",
+                per_sample=tuple(zip(*(objective.per_sample(plan) for plan in plans), strict=True)),
+                geometry=objective.geometry,
+                visual=objective.visual,
+                text=objective.text,
+                sample_hashes=hashes,
+            )
+        return {**found, **{m: found[s].use_as(m) for m, s in STAND_INS.items()}}
+
+    @cached_property
+    def gsop(self) -> GreedyOrder:
+        return gsop_order(self.tuning, stride=0.01, path=self.path("gsop"))
+
+    def path(self, what: str) -> Path:
+        return self.args.out / f"{self.args.model}.{what}.json"
+
+    def dop(self, budget: float) -> Plan:
+        return dop_depths(self.tuning, kept=budget, every=2, progress=False).plan
+
+    def front(self, price: str, budgets: tuple[float, ...]) -> Front:
+        """The joint search."""
+        searched = {"dop": self.dop} if price == "kept" else {}
+        found = joint_search(
+            self.tuning,
+            self.menu,
+            self.additive,
+            tasks=self.tasks,
+            budgets=budgets,
+            kept=self.kept,
+            time=self.latency.pricing if price == "time" else None,
+            price=price,
+            scores=self.scores,
+            searched=searched,
+            proposals=self.args.proposals,
+            patience=self.args.proposals,
+            path=self.path(f"front.{price}"),
         )
-    for measure, stand_in in STAND_INS.items():
-        found[measure] = found[stand_in].use_as(measure)
-    return found
+        print(f"joint: {found.evaluations} plans, {found.seconds:.0f} s", flush=True)
+        for gain in found.gains:
+            print(f"{gain.budget:g} {gain.step} {gain.risk:.4f} by {gain.found_by}, {gain.evaluations}", flush=True)
+        return found
+
+    def selected(self, front: Front, budget: float) -> Plan:
+        """Of the best within a budget, the one that loses least on the selection samples."""
+        cheap = sorted((c for c in front.candidates if c.price(front.price) <= budget + 1e-9), key=lambda c: c.risk)
+        found = compared(self.loaded, self.parts[2], cheap[:FINALISTS], position="answer", progress=False)
+        return min(found, key=lambda pair: pair[1])[0].plan
+
+    def ladders(self) -> dict[str, list[Entry]]:
+        """What each method runs at growing strength; down-sampling too."""
+        found = {}
+        for name, method in methods.METHODS.items():
+            if method.strength is not None and all(measure in self.scores for measure in method.measures):
+                found[name] = [Entry(plan) for plan in self._growing(method)]
+        grid = round(self.tuning.visual**0.5)
+        found["down-sampling"] = [Entry(None, side / grid) for side in range(grid - 1, 1, -1)]
+        return {name: entries for name, entries in found.items() if entries}
+
+    def _growing(self, method: methods.Method) -> Iterator[Plan]:
+        objective, seen = self.single, set()
+        lengths = round(objective.visual), round(objective.text)
+        prompt = method.prompt_arguments(*lengths) if method.prompt_arguments else {}
+        for step in range(1, STEPS + 1):
+            knobs = {**prompt, **method.strength(objective.geometry.layers, step / STEPS)}
+            try:
+                plan = method.build(objective.geometry, {need: self.scores[need] for need in method.measures}, **knobs)
+            except LooklessError:  # a strength out of the method's range
+                continue
+            if plan.is_static and plan.layers not in seen:
+                seen.add(plan.layers)
+                yield plan
+
+    def share(self, entry: Entry) -> float:
+        """Of the stock prefill's FLOPs."""
+        if entry.plan is not None:
+            return self.kept.share(entry.plan.layers)
+        visual, text = self.tuning.visual, self.tuning.text
+        few, all_ = (flops.prefill(self.tuning.geometry, visual=v, text=text) for v in (visual * entry.side**2, visual))
+        return few.total / all_.total
+
+    def timed(self, entries: list[Entry]) -> list[float]:
+        """Prefill time of each as a share of the stock model's, all in turn: the median of ratios to the stock timings
+        before and after."""
+        items = [part.items[0] for part in self.tests][:BATCH]
+        order = with_stock(STOCK, entries, 3)
+        return shares_of_stock(time_entries(self.loaded, items, order, repeats=7, warm_up=2), 3)[0]
+
+    def tested(self, entry: Entry, dense: dict[str, list[str]]) -> dict[str, list[float]]:
+        """Fidelity and retention of each task."""
+        fidelity, retention = [], []
+        with entry.images(self.loaded) as loaded:
+            for part in self.tests:
+                answers = evaluate(loaded, part, entry.plan, dense=dense[part.name], progress=False).answers
+                # down-sampling is no plan: its answers come as the dense ones, and are compared with the real ones
+                mine = [answer.plan for answer in answers]
+                if entry.plan is None:
+                    mine = [answer.dense for answer in evaluate(loaded, part, progress=False).answers]
+                stock = [normal(text) for text in dense[part.name]]
+                wanted = [normal(answer.expected) for answer in answers]
+                given = [normal(text or "") for text in mine]
+                fidelity.append(fmean(g == s for g, s in zip(given, stock, strict=True)))
+                right = sum(s == w for s, w in zip(stock, wanted, strict=True))
+                retention.append(sum(g == w for g, w in zip(given, wanted, strict=True)) / max(1, right))
+        return {"fidelity": fidelity, "retention": retention}
 
 
-def rivals(objective: Objective, scores: dict[str, Scores], budget: float, gsop: object) -> Iterator[tuple[str, Plan]]:
-    """Each method's plan nearest to the budget, if it comes near: also those that rank by the vision tower."""
-    prices = by_flops(objective.geometry, objective.visual, objective.text)
-    for name, method in methods.METHODS.items():
-        if method.strength is not None and all(measure in scores for measure in method.measures):
-            plans = [plan for plan in _growing(method, objective, scores) if plan.is_static]
-            nearest = min(plans, key=lambda plan: abs(prices.share(plan.layers) - budget), default=None)
-            if nearest is not None and abs(prices.share(nearest.layers) - budget) <= NEAR:
-                yield name, nearest
-    for name, make in (
-        ("dop", lambda: dop_depths(objective, kept=budget, every=2, progress=False).plan),
-        *([("gsop", lambda: gsop.within(budget, visual=objective.visual, text=objective.text))] if gsop else []),
-    ):
-        try:
-            yield name, make()
-        except Exception as problem:
-            print(f"{name} at {budget:g}: {problem}", flush=True)
+Offer = tuple[str, Entry, float]  # name, what it runs, its price
 
 
-def _growing(method: Method, objective: Objective, scores: dict[str, Scores]) -> Iterator[Plan]:
-    prompt = {}
-    if method.prompt_arguments:
-        prompt = method.prompt_arguments(round(objective.visual), round(objective.text))
-    for step in range(STEPS + 1):
-        knobs = {**prompt, **method.strength(objective.geometry.layers, step / STEPS)}
-        try:
-            yield method.build(objective.geometry, {need: scores[need] for need in method.measures}, **knobs)
-        except Exception:  # a strength out of the method's range
-            continue
+def by_flops_offers(bench: Bench) -> Callable[[float], Iterator[Offer]]:
+    """At a budget of FLOPs: the joint plan, and of each method the strength nearest to the budget."""
+    front, ladders = bench.front("kept", BUDGETS), bench.ladders()
+    searched: dict[str, Callable[[float], Plan]] = {"dop": bench.dop}
+    if bench.args.gsop:
+        lengths = {"visual": bench.tuning.visual, "text": bench.tuning.text}
+        searched["gsop"] = lambda budget: bench.gsop.within(budget, **lengths)
+
+    def offers(budget: float) -> Iterator[Offer]:
+        plan = Entry(bench.selected(front, budget))
+        yield "joint", plan, bench.share(plan)
+        for name, entries in ladders.items():
+            price, place = min((abs(bench.share(entry) - budget), i) for i, entry in enumerate(entries))
+            if price <= NEAR:
+                yield name, entries[place], bench.share(entries[place])
+        for name, make in searched.items():
+            try:
+                entry = Entry(make(budget))
+            except LooklessError as problem:
+                print(f"{name} at {budget:g}: {problem}", flush=True)
+            else:
+                yield name, entry, bench.share(entry)
+
+    return offers
 
 
-def tested(loaded: Loaded, tests: list[Samples], plan: Plan, dense: dict[str, list[str]]) -> dict[str, list[float]]:
-    """Fidelity and retention of each task."""
-    fidelity, retention = [], []
-    for part in tests:
-        if part.name not in dense:
-            dense[part.name] = [answer.dense for answer in evaluate(loaded, part, progress=False).answers]
-        answers = evaluate(loaded, part, plan, dense=dense[part.name], progress=False).answers
-        right = [normal(a.dense) == normal(a.expected) for a in answers]
-        kept = [normal(a.plan or "") == normal(a.expected) for a in answers]
-        fidelity.append(fmean(normal(a.plan or "") == normal(a.dense) for a in answers))
-        retention.append(sum(kept) / max(1, sum(right)))
-    return {"fidelity": fidelity, "retention": retention}
+def by_time_offers(bench: Bench) -> Callable[[float], Iterator[Offer]]:
+    """At a budget of measured milliseconds: all are timed in turn, and each offers what comes nearest below."""
+    front = bench.front("time", TIMES)
+    ladders = {name: thinned(entries) for name, entries in bench.ladders().items()}
+    best = sorted((c for c in front.candidates if (c.time or 1) < 1), key=lambda c: c.risk)
+    bins = [[c for c in best if low - 0.15 <= (c.time or 1) <= low + 0.1][:9] for low in TIMES]
+    mine = {c.plan.layers: c for few in bins for c in few}
+    flat = [*(Entry(c.plan) for c in mine.values()), *(entry for entries in ladders.values() for entry in entries)]
+    times = dict(zip(map(id, flat), bench.timed(flat), strict=True))
+    joint = [(times[id(entry)], c) for entry, c in zip(flat, mine.values(), strict=False)]
+    error = fmean(abs(time - (c.time or 1)) for time, c in joint)
+    print(f"the latency table is off by {error:.3f} of the stock time, mean of {len(joint)} plans", flush=True)
+
+    def offers(budget: float) -> Iterator[Offer]:
+        cheap = sorted(((time, c) for time, c in joint if time <= budget), key=lambda pair: pair[1].risk)
+        if cheap:
+            few = [c for _, c in cheap[:FINALISTS]]
+            found = compared(bench.loaded, bench.parts[2], few, position="answer", progress=False)
+            plan = min(found, key=lambda pair: pair[1])[0].plan
+            yield "joint", Entry(plan), next(time for time, c in cheap if c.plan.layers == plan.layers)
+        for name, entries in ladders.items():
+            within = [entry for entry in entries if times[id(entry)] <= budget + NEAR / 2]
+            if within:  # the dearest strength within the budget
+                entry = max(within, key=lambda entry: bench.share(entry))
+                yield name, entry, times[id(entry)]
+
+    return offers
+
+
+def thinned(entries: list[Entry]) -> list[Entry]:
+    """At most :data:`TIMED` of them, evenly by place."""
+    count = min(TIMED, len(entries))
+    return [entries[round(i * (len(entries) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 def compare(args: argparse.Namespace) -> None:
     """Search, then test every plan at every budget; print a table."""
     args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"{args.model}.json"
+    bench = Bench(load_model(args.model), args)
+    path = bench.path(f"results.{args.by}")
     results = json.loads(path.read_text()) if path.exists() else {}
-    loaded = load_model(args.model)
-    tasks = list(reference.tasks_of(args.model))
-    first, second, tests = samples_of(tasks, args.calibration, args.tuning, args.questions)
-    single = Objective(loaded, first, position="answer")
-    menu = Menu.standard(single.geometry.layers, single.visual)
-    table = args.out / f"{args.model}.additive.json"
-    additive = Additive.load(table) if table.exists() else measure_additive(single, menu)
-    additive.save(table)
-    scores = scores_of(single, Samples("all", tuple(item for part in first for item in part)))
-    objective = Objective(loaded, second, position="answer")
-    print(f"additive: {additive.evaluations} plans, {additive.seconds:.0f} s", flush=True)
-    gsop = None
-    if args.gsop:
-        gsop = gsop_order(objective, stride=0.01, path=args.out / f"{args.model}.gsop.json")
-        print(f"gsop: {gsop.evaluations} plans, {gsop.seconds:.0f} s", flush=True)
-    searched = {"dop": lambda budget: dop_depths(objective, kept=budget, every=2, progress=False).plan}
-    if gsop is not None:
-        searched["gsop"] = lambda budget: gsop.within(budget, visual=objective.visual, text=objective.text)
-    front = joint_search(
-        objective,
-        menu,
-        additive,
-        tasks=tasks,
-        budgets=BUDGETS,
-        kept=by_flops(objective.geometry, objective.visual, objective.text),
-        scores=scores,
-        searched=searched,
-        proposals=args.proposals,
-        path=args.out / f"{args.model}.front.json",
-    )
-    print(f"joint: {front.evaluations} plans, {front.seconds:.0f} s", flush=True)
-    for gain in front.gains:
-        print(
-            f"{gain.budget:g} {gain.step} risk {gain.risk:.4f} by {gain.found_by}, {gain.evaluations} plans", flush=True
-        )
     dense: dict[str, list[str]] = results.setdefault("dense", {})
-    for budget in BUDGETS:
-        best = front.within(budget)
-        plans = [("joint", best.plan)] if best else []
-        for name, plan in (*plans, *rivals(objective, scores, budget, gsop)):
+    for part in bench.tests:
+        if part.name not in dense:
+            dense[part.name] = [a.dense for a in evaluate(bench.loaded, part, progress=False).answers]
+    offers = by_flops_offers(bench) if args.by == "flops" else by_time_offers(bench)
+    behind: set[str] = set()
+    for budget in BUDGETS if args.by == "flops" else TIMES:
+        for name, entry, price in track(list(offers(budget)), f"{budget:g}", True):
             key = f"{budget:g} {name}"
-            if key not in results:
-                price = by_flops(objective.geometry, objective.visual, objective.text).share(plan.layers)
-                results[key] = {"kept": price, **tested(loaded, tests, plan, dense)}
+            if key not in results and name not in behind:
+                made = {"price": price, "kept": bench.share(entry), "rows": str(entry.plan or entry.side)}
+                results[key] = {**made, **bench.tested(entry, dense)}
                 path.write_text(json.dumps(results))
-                one = results[key]
-                print(f"{key}: {summary(one)}", flush=True)
-    report(results)
+                print(f"{key}: {summary(results[key])}", flush=True)
+        found = {name: fmean(one["fidelity"]) for name, one in at(results, budget).items()}
+        behind |= {name for name, value in found.items() if value < max(found.values()) - HOPELESS}
+    report(results, BUDGETS if args.by == "flops" else TIMES)
+
+
+def at(results: dict, budget: float) -> dict[str, dict]:
+    """What was tested at a budget, by name."""
+    return {key.split(" ", 1)[1]: one for key, one in results.items() if key.startswith(f"{budget:g} ")}
 
 
 def summary(one: dict) -> str:
     """One line."""
     return (
-        f"kept {one['kept']:.3f}  fidelity {fmean(one['fidelity']):.3f} worst {min(one['fidelity']):.3f}  "
+        f"price {one['price']:.3f}  fidelity {fmean(one['fidelity']):.3f} worst {min(one['fidelity']):.3f}  "
         f"retention {fmean(one['retention']):.3f} worst {min(one['retention']):.3f}"
     )
 
 
-def report(results: dict) -> None:
+def report(results: dict, budgets: tuple[float, ...]) -> None:
     """A table in Markdown: at each budget the joint plan, and for each figure the best single method."""
-    print("| FLOPs | | fidelity, mean | worst task | retention, mean | worst task |\n|---|---|---:|---:|---:|---:|")
-    for budget in BUDGETS:
-        found = {k.split(" ", 1)[1]: v for k, v in results.items() if k.startswith(f"{budget:g} ")}
+    print("| budget | | fidelity, mean | worst task | retention, mean | worst task |\n|---|---|---:|---:|---:|---:|")
+    removed: dict[str, float] = {}
+    for budget in budgets:
+        found = at(results, budget)
+        for name, one in found.items():
+            if fmean(one["retention"]) >= 0.995:
+                removed[name] = max(removed.get(name, 0.0), 1 - one["price"])
         joint = found.pop("joint", None)
         if joint is None or not found:
             continue
@@ -187,63 +353,8 @@ def report(results: dict) -> None:
         mine = [f"{w(joint[f]):.1%}" for f, w in figures]
         theirs = [f"{w(found[name][f]):.1%} ({name})" for (f, w), name in zip(figures, best, strict=True)]
         print(f"| {budget:g} | joint | {' | '.join(mine)} |\n| | best single method | {' | '.join(theirs)} |")
-
-
-def regret(args: argparse.Namespace) -> None:
-    """Brute force over all choices in a few layers of the model, against the additive, the greedy and the joint one.
-
-    Every other layer stays full, so that all ``4 ** layers`` plans can be run.
-    """
-    loaded = load_model(args.model)
-    tasks = list(reference.tasks_of(args.model))[: args.tasks]
-    parts = [load_data(f"reference:{task}", split="calibration", limit=args.tuning) for task in tasks]
-    objective = Objective(loaded, parts, position="answer", progress=False)
-    prices = by_flops(objective.geometry, objective.visual, objective.text)
-    full, layers = Plan.full(objective.geometry), args.layers
-    menu = Menu(
-        objective.geometry.layers,
-        rows=ACTIONS[:1],
-        special=dict.fromkeys(layers, ACTIONS[1:]),
-        shares=(),
-        ranks=(),
-    )
-    additive = measure_additive(objective, menu, progress=False)
-    every = []
-    for rows in track(list(product(ACTIONS, repeat=len(layers))), "every plan", True):
-        plan = full
-        for layer, row in zip(layers, rows, strict=True):
-            plan = plan.at([layer], attention=row.attention, ffn=row.ffn)
-        every.append((prices.share(plan.layers), risk_of(objective, plan)))
-    print(f"{len(every)} plans of layers {layers}, on {len(objective)} samples", flush=True)
-    cheapest = min(price for price, _ in every)
-    for share in (0.25, 0.4, 0.55, 0.7, 0.85):
-        budget = 1 - share * (1 - cheapest)
-        best = min(risk for price, risk in every if price <= budget + 1e-9)
-        choice, _ = additive.plan(budget, prices, full)
-        archive = Archive(objective, tuple(tasks), menu, prices)
-        archive.add(choice, "additive")
-        rng = random.Random(0)
-        joint = improve(
-            archive, menu, additive, budget, proposals=args.proposals, patience=args.proposals, rng=rng, progress=False
-        )
-        greedy = _greedy(objective, prices, full, layers, budget)
-        found = {"additive": risk_of(objective, choice), "greedy": risk_of(objective, greedy), "joint": joint.risk}
-        said = ", ".join(f"{name} {risk - best:.4f}" for name, risk in found.items())
-        print(f"kept {budget:.3f}: least risk {best:.4f}; regret: {said}", flush=True)
-
-
-def _greedy(objective: Objective, prices: Pricing, plan: Plan, layers: list[int], budget: float) -> Plan:
-    """The change of least added risk for what it saves, again and again."""
-    while prices.share(plan.layers) > budget + 1e-9:
-        now, risk = prices.share(plan.layers), risk_of(objective, plan)
-        steps = []
-        for layer, row in product(layers, ACTIONS[1:]):
-            other = plan.at([layer], attention=row.attention, ffn=row.ffn)
-            saved = now - prices.share(other.layers)
-            if saved > 1e-9:
-                steps.append(((risk_of(objective, other) - risk) / saved, layer, other))
-        plan = min(steps, key=lambda step: step[:2])[2]
-    return plan
+    most = sorted(removed.items(), key=lambda pair: -pair[1])
+    print("removed at 99.5 % retention:", ", ".join(f"{name} {share:.3f}" for name, share in most))
 
 
 def main() -> None:
@@ -251,16 +362,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="reference")
     parser.add_argument("--out", type=Path, default=Path("optimize-benchmark"))
+    parser.add_argument("--by", choices=("flops", "time"), default="flops")
     parser.add_argument("--questions", type=int, default=25, help="of each task, to test on")
     parser.add_argument("--calibration", type=int, default=2, help="samples of each task for single changes")
-    parser.add_argument("--tuning", type=int, default=6, help="samples of each task that the search sees")
-    parser.add_argument("--proposals", type=int, default=60)
+    parser.add_argument("--tuning", type=int, default=8, help="samples of each task that the search sees")
+    parser.add_argument("--selection", type=int, default=16, help="samples of each task that its best are compared on")
+    parser.add_argument("--proposals", type=int, default=120, help="of the joint search at each budget")
     parser.add_argument("--gsop", action="store_true", help="also search GSOP's order: as long as all else")
-    parser.add_argument("--regret", action="store_true", help="brute force over a few layers instead")
-    parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="with --regret")
-    parser.add_argument("--tasks", type=int, default=4, help="with --regret: how many")
-    args = parser.parse_args()
-    (regret if args.regret else compare)(args)
+    compare(parser.parse_args())
 
 
 if __name__ == "__main__":

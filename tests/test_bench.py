@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from types import SimpleNamespace
 
 import pytest
@@ -28,6 +29,7 @@ from lookless.bench.prefill_report import (
 )
 from lookless.bench.prefill_results import STOCK, BreakEven, PrefillSeries
 from lookless.bench.subjects import subject_of_geometry
+from lookless.bench.timing import Timing, shares_of_stock, with_stock
 from lookless.configs import Shape, shape_named
 from lookless.errors import GeometryError, ModelError, PlanError
 from lookless.flops import prefill
@@ -194,3 +196,19 @@ def test_refusals(small):
         subject_of_geometry("LLaVA-1.5-7B", layers=1, dtype="int3", device="cpu")
     with pytest.raises(PlanError, match="no visual token"):
         bench_prefill(small.model, {"input_ids": torch.ones(1, 4, dtype=torch.int64)}, {}, name="x", progress=False)
+
+
+@pytest.mark.parametrize(("count", "every"), [(1, 1), (3, 1), (4, 2), (5, 2), (6, 3), (7, 3), (2, 5)])
+def test_shares_are_ratios_to_the_stock_timings_around(count, every):
+    """On a machine that slows down from call to call: each share is exact where its two stock timings are its mean."""
+    order = with_stock(0, list(range(1, count + 1)), every)
+    assert [one for one in order if one] == list(range(1, count + 1))
+    assert order[0] == order[-1] == 0
+    timed = [Timing(tuple((10 + 0.1 * place) * (1 + one) for _ in range(3))) for place, one in enumerate(order)]
+    shares, stock_ms = shares_of_stock(timed, every)
+    stocks = [place for place, one in enumerate(order) if not one]
+    for one, share in zip(range(1, count + 1), shares, strict=True):
+        place = order.index(one)
+        before, after = max(p for p in stocks if p < place), min(p for p in stocks if p > place)
+        assert share == pytest.approx(timed[place].median_ms / ((20 + 0.1 * (before + after)) / 2))
+    assert stock_ms == pytest.approx(median(10 + 0.1 * place for place in stocks))

@@ -32,10 +32,11 @@ from ..runtime.prompts import prompts_of
 from ..search.menu import Menu
 from ..search.price import Pricing, alone, kept_alive
 from .prefill import processor
-from .timing import time_prefill
+from .timing import shares_of_stock, time_prefill, with_stock
 
 SCHEMA_VERSION = 1
 CHECKED = 8  #: mixed plans that are not fitted
+BETWEEN = 4  #: plans timed between two timings of the stock model
 #: What a term is a price of, in the order of the fit.
 TERMS = ("plan", "layer", "query", "key", "pairs", "ffn", "queries", "rows", "window", "neurons", "ranked")
 
@@ -179,12 +180,13 @@ def measure_latency(
     plans = {**to_fit, **to_check}
     rounds: dict[str, list[float]] = {name: [] for name in plans}
     stocks: list[float] = []
+    order = with_stock(None, list(plans.values()), BETWEEN)
     for index in track(range(repeats + 1), "timing", progress):
-        stock, *timed = time_prefill(loaded, inputs, [None, *plans.values()], repeats=1, warm_up=int(not index))
+        found, stock_ms = shares_of_stock(time_prefill(loaded, inputs, order, repeats=1, warm_up=0), BETWEEN)
         if index:  # the first round warms the caches
-            stocks.append(stock.median_ms)
-            for name, one in zip(plans, timed, strict=True):
-                rounds[name].append(one.median_ms / stock.median_ms)
+            stocks.append(stock_ms)
+            for name, share in zip(plans, found, strict=True):
+                rounds[name].append(share)
     shares = {name: median(values) for name, values in rounds.items()}
     parameter = next(loaded.model.parameters())
     table = LatencyTable(

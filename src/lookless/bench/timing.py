@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -146,6 +146,31 @@ def synchronise() -> None:
     """Wait until the device has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+_Call = TypeVar("_Call")
+
+
+def with_stock(stock: _Call, others: Sequence[_Call], every: int) -> list[_Call]:
+    """``others`` in their order, with ``stock`` before each ``every`` of them and at the end: what is timed in turn."""
+    groups = [others[at : at + every] for at in range(0, len(others), every)]
+    return [call for group in groups for call in (stock, *group)] + [stock]
+
+
+def shares_of_stock(timed: Sequence[Timing], every: int) -> tuple[list[float], float]:
+    """The times of :func:`with_stock`: of each of the others as a share of the stock model's, and that in milliseconds.
+
+    What else the machine does comes and goes, so a share is the median over repeats of the ratio to the mean of the
+    stock timings before and after.
+    """
+    stock = [*timed[: -1 : every + 1], timed[-1]]
+    others = [one for place, one in enumerate(timed[:-1]) if place % (every + 1)]
+    shares = []
+    for place, mine in enumerate(others):
+        before, after = stock[place // every], stock[place // every + 1]
+        each = zip(mine.values_ms, before.values_ms, after.values_ms, strict=True)
+        shares.append(median(2 * ms / (a + b) for ms, a, b in each))
+    return shares, median(ms for one in stock for ms in one.values_ms)
 
 
 @torch.no_grad()

@@ -7,9 +7,8 @@ call are kept, so that steps may run at different hours.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import median
 
-from ..bench.timing import Timing
+from ..bench.timing import shares_of_stock, with_stock
 from ..errors import LooklessError
 from ..progress import track
 from .contestants import Contestant
@@ -28,22 +27,12 @@ def shares(
 ) -> tuple[list[float], float]:
     """Prefill time on the first task's first ``batch`` prompts, as a share of the stock model's, and its milliseconds.
 
-    The stock model is timed again after every few entries, as what else the machine does comes and goes; an entry's
-    share is the median over repeats of its ratio to the mean of the stock timings before and after it.
+    The stock model is timed again after every few entries: :func:`lookless.bench.timing.shares_of_stock`.
     """
     samples = work.test[work.tasks[0]].items[:batch]
-    groups = [entries[at : at + BETWEEN] for at in range(0, len(entries), BETWEEN)]
-    order = [entry for group in groups for entry in (STOCK, *group)] + [STOCK]
+    order = with_stock(STOCK, entries, BETWEEN)
     timed = time_entries(work.loaded, samples, order, repeats=repeats, warm_up=warm_up)
-    stock = [t for entry, t in zip(order, timed, strict=True) if entry is STOCK]
-    mine = [t for entry, t in zip(order, timed, strict=True) if entry is not STOCK]
-    found = [_ratio(t, stock[n // BETWEEN], stock[n // BETWEEN + 1]) for n, t in enumerate(mine)]
-    return found, median(ms for t in stock for ms in t.values_ms)
-
-
-def _ratio(mine: Timing, before: Timing, after: Timing) -> float:
-    each = zip(mine.values_ms, before.values_ms, after.values_ms, strict=True)
-    return median(2 * ms / (a + b) for ms, a, b in each)
+    return shares_of_stock(timed, BETWEEN)
 
 
 def entry_at(results: Results, work: Workspace, who: Contestant, setting: Setting, task: str, draw: int = 0) -> Entry:
