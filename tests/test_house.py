@@ -132,7 +132,7 @@ INSIDE = {
         "seeds",
         "joint",
     ],
-    "optimize": ["folder", "split", "chain", "run", "summary", "whole"],
+    "optimize": ["folder", "split", "chain", "timed", "run", "summary", "whole"],
     "bench": [
         "timing",
         "dummy_model",

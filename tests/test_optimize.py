@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from helpers.cli import fails, run
-from lookless import Plan, load_data, reference
+from lookless import Plan, Skip, load_data, reference
+from lookless.bench.timing import Timing
 from lookless.certification.certificate import Certificate
 from lookless.errors import DataError
 from lookless.optimize.folder import Chain, Folder, Run, task_names
 from lookless.optimize.split import PARTS, Sizes, split
-from lookless.search import Front
+from lookless.optimize.timed import timed
+from lookless.search import Candidate, Front
 
 SMALL = ("--samples", 1, "--tuning", 2, "--selection", 2, "--proposals", 2, "--engine", "vllm")
 
@@ -135,6 +138,25 @@ def _lose(folder):
     folder.certificate.unlink()
     (folder.plan / "lookless_plan.json").unlink()
     folder.evaluation(0, "mine").unlink(missing_ok=True)
+
+
+def test_the_best_are_timed_in_turn_with_the_stock_model(monkeypatch):
+    """On a machine that takes a millisecond for each layer that queries, and slows down from call to call."""
+    full, calls = Plan.full(6), []
+
+    def clocked(loaded, inputs, plans, **_):
+        calls.extend(plans)
+        work = [6 if plan is None else sum(row.attention.is_full for row in plan.layers) for plan in plans]
+        return [Timing((ms * (1 + 0.001 * len(calls)),)) for ms in work]
+
+    monkeypatch.setattr("lookless.optimize.timed.time_prefill", clocked)
+    known = {"kept": 0.5, "time": 0.9, "distance": 0.0, "by_task": {"a": 0.0}, "risk": 0.1, "fidelity": 1.0}
+    plans = [Candidate(plan=full.at(range(n), attention=Skip()), found_by="joint", **known) for n in range(1, 6)]
+    loaded = SimpleNamespace(inputs=lambda samples: {})
+    found = timed(loaded, [], plans, progress=False)
+    assert [one.time for one in found] == pytest.approx([(6 - n) / 6 for n in range(1, 6)])
+    assert [one.plan for one in found] == [one.plan for one in plans]
+    assert timed(loaded, [], [], progress=False) == ()
 
 
 def test_a_reference_task_has_as_many_as_are_wanted():

@@ -153,7 +153,7 @@ class Chain(BaseModel):
 
     Attributes:
         price: what they are cheap in.
-        points: the plans.
+        points: the plans; where time is the price, with the times that were measured for each.
         made_from: of the front and the samples that chose them, 16 hex digits.
     """
 

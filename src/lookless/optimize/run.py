@@ -22,7 +22,7 @@ from .. import files
 from ..bench.latency import LatencyTable, measure_latency
 from ..bench.prefill import processor
 from ..cells import Skip
-from ..data import Samples
+from ..data import Sample, Samples
 from ..errors import PlanError
 from ..evaluation import Evaluation, evaluate
 from ..geometry import Geometry
@@ -42,6 +42,7 @@ from ..version import __version__
 from .chain import chain_of, compared, finalists
 from .folder import Chain, Folder, Run, Target
 from .split import Task
+from .timed import timed
 
 #: Budgets at which plans are searched for a retention.
 LADDER = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.22, 0.15)
@@ -169,18 +170,22 @@ class Optimization:
             check_same(self.folder.latency, is_same)
             return found
         with self.stage("time", "timing this machine"):
-            samples = [item for task in self.tasks for item in task.calibration][:20]
-            by_length = sorted(samples, key=lambda one: self.loaded.inputs([one])["input_ids"].shape[1])
-            first = max(0, (len(by_length) - self.timed) // 2)
             table = measure_latency(
                 self.loaded,
-                by_length[first : first + self.timed],
+                self._middle(),
                 self.menu(self.tuning.visual),
                 data_hash=data_hash,
                 progress=self.progress,
             )
             table.save(self.folder.latency)
         return table
+
+    def _middle(self) -> list[Sample]:
+        """The prompts to time: those of the middle length."""
+        samples = [item for task in self.tasks for item in task.calibration][:20]
+        by_length = sorted(samples, key=lambda one: self.loaded.inputs([one])["input_ids"].shape[1])
+        first = max(0, (len(by_length) - self.timed) // 2)
+        return by_length[first : first + self.timed]
 
     @property
     def tuning(self) -> Objective:
@@ -232,6 +237,8 @@ class Optimization:
         plans = finalists(front, self.run.target)
         count = sum(map(len, parts))
         with self.stage("select", f"comparing {len(plans)} plans on {count} samples more"):
+            if self.run.target.price == "time":
+                plans = timed(self.loaded, self._middle(), plans, progress=self.progress)
             found = compared(self.loaded, parts, plans, position=self.run.position, progress=self.progress)
             chain = chain_of(found, self.run.target).model_copy(update={"made_from": key})
         self._forget()
