@@ -18,7 +18,7 @@ BETWEEN = 3  #: plans timed between two timings of the stock model
 def timed(
     loaded: Loaded, samples: Sequence[Sample], plans: Sequence[Candidate], *, progress: bool = True
 ) -> tuple[Candidate, ...]:
-    """``plans`` with the times that were measured, on a prefill of ``samples``, in place of those of a latency table."""
+    """``plans`` with the times that were measured on a prefill of ``samples``, in place of those of a table."""
     if not plans:
         return ()
     inputs = loaded.inputs(samples)
