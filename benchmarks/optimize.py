@@ -20,6 +20,7 @@ from statistics import fmean
 from lookless import Plan, Scores, flops, load_data, load_model, methods, reference
 from lookless.bench.latency import LatencyTable, measure_latency
 from lookless.bench.timing import shares_of_stock, with_stock
+from lookless.calibration.affine import Fitter
 from lookless.comparison.entry import STOCK, Entry, time_entries
 from lookless.data import Samples
 from lookless.errors import LooklessError
@@ -41,6 +42,7 @@ from lookless.search import (
     measure_additive,
 )
 from lookless.search.additive import Additive
+from lookless.search.fitting import with_fitted
 from lookless.search.price import Pricing
 from lookless.search.seeds import STAND_INS
 
@@ -50,7 +52,7 @@ NEAR = 0.03  #: how far from a budget the price of a rival may be
 STEPS = 40  #: strengths of a method
 TIMED = 14  #: of them that are timed
 FINALISTS = 10  #: plans of a budget that are compared on the selection samples
-HOPELESS = 0.3  #: a method so far behind in fidelity is not run at smaller budgets
+HOPELESS = 0.2  #: a method so far behind in fidelity is not run at smaller budgets
 BATCH = 8  #: prompts in a call that is timed
 
 
@@ -95,7 +97,13 @@ class Bench:
         return Objective(self.loaded, self.parts[1], position="answer")
 
     @cached_property
+    def fitter(self) -> Fitter:
+        items = tuple(item for part in self.parts[0] for item in part)
+        return Fitter(self.loaded, Samples("calibration", items), progress=False)
+
+    @cached_property
     def menu(self) -> Menu:
+        """Of the rows that are there without fitting; those of the additive table are all."""
         tower = locate(self.loaded.model).family.capture is not None
         return Menu.standard(self.single.geometry.layers, self.single.visual, tower=tower)
 
@@ -115,7 +123,8 @@ class Bench:
     def additive(self) -> Additive:
         path = self.path("additive")
         if not path.exists():
-            measure_additive(self.single, self.menu).save(path)
+            menu = self.menu if self.args.plain else with_fitted(self.menu, self.fitter)
+            measure_additive(self.single, menu).save(path)
         return Additive.load(path)
 
     @cached_property
@@ -152,7 +161,7 @@ class Bench:
         searched = {"dop": self.dop} if price == "kept" else {}
         found = joint_search(
             self.tuning,
-            self.menu,
+            self.menu.having(self.additive.rows),
             self.additive,
             tasks=self.tasks,
             budgets=budgets,
@@ -163,6 +172,7 @@ class Bench:
             searched=searched,
             proposals=self.args.proposals,
             patience=self.args.proposals,
+            refit=None if self.args.plain else self.fitter.again,
             path=self.path(f"front.{price}"),
         )
         print(f"joint: {found.evaluations} plans, {found.seconds:.0f} s", flush=True)
@@ -368,6 +378,7 @@ def main() -> None:
     parser.add_argument("--tuning", type=int, default=8, help="samples of each task that the search sees")
     parser.add_argument("--selection", type=int, default=16, help="samples of each task that its best are compared on")
     parser.add_argument("--proposals", type=int, default=120, help="of the joint search at each budget")
+    parser.add_argument("--plain", action="store_true", help="no fitted cells on the menu")
     parser.add_argument("--gsop", action="store_true", help="also search GSOP's order: as long as all else")
     compare(parser.parse_args())
 

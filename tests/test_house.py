@@ -122,6 +122,7 @@ INSIDE = {
         "depthwise",
         "interactions",
         "menu",
+        "fitting",
         "price",
         "knapsack",
         "additive",

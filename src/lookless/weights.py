@@ -2,6 +2,7 @@
 
 A plan stays small frozen data: its JSON holds the sha256 of the numbers of each fitted cell, and the numbers lie beside
 it in a safetensors file. So equal cells have equal numbers, and numbers that are not those that were saved are refused.
+A folder with many plans in its files has one archive of numbers for all of them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import core_schema
 
+from . import files
 from .errors import PlanError, first_line
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 #: The parts of an affine map of rows ``x [rows, width]``: ``constant + x @ down.T @ up.T``. Without the matrices it is
 #: the constant alone.
 PARTS = ("constant", "down", "up")
+#: The numbers that the files of a folder name.
+ARCHIVE = "lookless_fitted.safetensors"
 
 
 class Weights:
@@ -177,3 +181,34 @@ def _checked(path: Path, name: str, parts: dict[str, ndarray]) -> Weights:
             f"{name[:12]}...; copy the file again."
         )
     return weights
+
+
+def store(folder: Path, weights: Iterable[Weights]) -> None:
+    """Add ``weights`` to the archive of ``folder``, which is written whole or not at all.
+
+    Raises:
+        PlanError: of some only the name is here, or the archive that is there cannot be read.
+    """
+    wanted = {each.name: each for each in weights}
+    known = stored(folder) if wanted else {}
+    if wanted.keys() - known.keys():
+        files.write_bytes(folder / ARCHIVE, pack({**known, **wanted}.values()))
+
+
+def stored(folder: Path) -> dict[str, Weights]:
+    """What :func:`store` left in ``folder``, by name. Raises: PlanError: as :func:`read`."""
+    path = folder / ARCHIVE
+    return read(path) if path.exists() else {}
+
+
+def found(path: Path, wanted: Iterable[Weights]) -> dict[str, Weights]:
+    """By name those of the archive beside the file at ``path``, which names the ``wanted`` ones.
+
+    Raises:
+        PlanError: some are not there.
+    """
+    names = {each.name for each in wanted}
+    held = stored(path.parent) if names else {}
+    for name in sorted(names - held.keys()):
+        raise PlanError(f"the numbers {name[:12]}... of a fitted cell in {path} are not in {ARCHIVE} beside it.")
+    return held

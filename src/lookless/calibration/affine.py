@@ -15,7 +15,7 @@ linear minimum mean squared error from NBL (arXiv 2505.21077), and fitted withou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,6 +41,7 @@ from .replay import Position, VisualPrompt, full_run_of, record_activations, vis
 
 Operator = Literal["attention", "ffn"]
 Place = tuple[int, Operator]  # layer and operator
+Fitted = Mean | Linear
 OPERATORS: tuple[Operator, ...] = ("attention", "ffn")
 RIDGE = 1e-2
 DRAWS = 2  # directions of the logits whose gradients say how much a token is read
@@ -91,20 +92,39 @@ class Fitter:
         plan.check(self._located.geometry)
         self._located.reads_tower(plan)
         _check(plan, rank, self._located.geometry.hidden)
+        wanted = {(layer, operator): rank for layer in range(len(plan.layers)) for operator in _wanted(plan, layer)}
+        fitted = self._in_order(plan, wanted, ridge)
+        return fitted.made_by(**_provenance(plan.provenance, self._loaded, self._samples, rank, ridge))
+
+    @torch.no_grad()
+    def again(self, plan: Plan, *, ridge: float = RIDGE) -> Plan:
+        """``plan`` with its fitted cells fitted anew, each of the rank that it has, and its skips as they are.
+
+        Raises:
+            PlanMismatchError, ModelError: as :meth:`refit`.
+        """
+        plan.check(self._located.geometry)
+        self._located.reads_tower(plan)
+        cells = {(layer, operator): row for layer, row in enumerate(plan.layers) for operator in OPERATORS}
+        affine = {place: getattr(row, place[1]).affine for place, row in cells.items()}
+        return self._in_order(plan, {place: cell.inner for place, cell in affine.items() if cell is not None}, ridge)
+
+    def _in_order(self, plan: Plan, ranks: Mapping[Place, int], ridge: float) -> Plan:
+        """``plan`` with fitted cells of ``ranks``, each fitted on the states that the cells before it leave."""
         fitted, walks = plan, [start.walk(plan) for start in self._starts]
         for index, layer in enumerate(track(self._located.layers, "fitting", self._progress)):
             for walk in walks:
                 walk.enter(layer, index)
-            for operator in _wanted(plan, index):
+            for operator in (operator for operator in OPERATORS if (index, operator) in ranks):
                 moments = _moments(walks, layer, index, fitted.layers[index], operator)
                 if moments.count:  # else every visual token was withdrawn before, or none is read
-                    fitted = fitted.at([index], **{operator: _cell(moments, rank, ridge)})
+                    fitted = fitted.at([index], **{operator: _cell(moments, ranks[index, operator], ridge)})
             for walk in walks:
                 walk.leave(layer, index, steps_of(fitted))
-        return fitted.made_by(**_provenance(plan.provenance, self._loaded, self._samples, rank, ridge))
+        return fitted
 
     @torch.no_grad()
-    def alone(self, *, ranks: Sequence[int] = (0, 8), ridge: float = RIDGE) -> dict[Place, dict[int, Affine]]:
+    def alone(self, *, ranks: Sequence[int] = (0, 8), ridge: float = RIDGE) -> dict[Place, dict[int, Fitted]]:
         """For each layer and operator of the full model, and by rank, the cell that would take its place if nothing
         else were planned: what a search chooses from. What it chose is then to be fitted in order, by :meth:`refit`::
 
@@ -116,7 +136,7 @@ class Fitter:
         plan = Plan.full(self._located.geometry)
         for rank in ranks:
             _check_rank(rank, self._located.geometry.hidden)
-        cells: dict[Place, dict[int, Affine]] = {}
+        cells: dict[Place, dict[int, Fitted]] = {}
         steps, walks = steps_of(plan), [start.walk(plan) for start in self._starts]
         for index, layer in enumerate(track(self._located.layers, "fitting", self._progress)):
             for operator in OPERATORS:
@@ -176,7 +196,7 @@ def _moments(walks: Sequence[_Walk], layer: nn.Module, index: int, row: LayerPla
     return moments
 
 
-def _cell(moments: Moments, rank: int, ridge: float) -> Affine:
+def _cell(moments: Moments, rank: int, ridge: float) -> Fitted:
     weights = moments.fit(rank=rank, ridge=ridge)
     return Linear(weights) if rank else Mean(weights)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from statistics import fmean
 
@@ -14,6 +14,7 @@ from ..cells import Keep
 from ..layer_plan import LayerPlan
 from ..plan import Plan
 from ..progress import track
+from ..weights import Weights
 from .greedy import SLACK, SearchResult
 from .knapsack import knapsack, lower_bound
 from .menu import FULL, Frame, Menu, framed
@@ -48,6 +49,15 @@ class Additive(SearchResult):
     risks: tuple[tuple[float, ...], ...]
     prunings: tuple[FrameRisk, ...]
     withdrawals: tuple[FrameRisk, ...]
+
+    @property
+    def weights(self) -> tuple[Weights, ...]:
+        every = (cell.affine for layer in self.rows for row in layer for _, cell in row)
+        return tuple(dict.fromkeys(affine.weights for affine in every if affine is not None))
+
+    def bound(self, weights: Mapping[str, Weights]) -> Additive:
+        rows = tuple(tuple(row.bound(weights) for row in layer) for layer in self.rows)
+        return self.model_copy(update={"rows": rows})
 
     def risk(self, layer: int, row: LayerPlan) -> float | None:
         """Of ``row`` alone in ``layer``; None if it was not measured."""

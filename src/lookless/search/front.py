@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
 from ..plan import Plan
+from ..weights import Weights
 from .greedy import SLACK, SearchResult
 
 #: What a plan is priced by: its share of the stock prefill's FLOPs, or of its milliseconds.
@@ -64,7 +65,7 @@ class Gain(BaseModel):
     """What one step of a search reached within one budget, and what it took.
 
     Attributes:
-        step: in the order taken: ``additive``, ``methods``, ``joint``.
+        step: in the order taken: ``additive``, ``methods``, ``joint``, and ``refitted`` where fitted cells are chosen.
         budget: the largest price of a plan.
         risk, distance: of the plan of the lowest risk found up to and with this step.
         found_by: of that plan.
@@ -96,6 +97,13 @@ class Front(SearchResult):
     candidates: tuple[Candidate, ...] = ()
     gains: tuple[Gain, ...] = ()
 
+    @property
+    def weights(self) -> tuple[Weights, ...]:
+        return tuple(dict.fromkeys(each for one in self.candidates for each in one.plan.weights))
+
+    def bound(self, weights: Mapping[str, Weights]) -> Front:
+        return self.model_copy(update={"candidates": bound(self.candidates, weights)})
+
     def pareto(self, price: Price = "kept") -> tuple[Candidate, ...]:
         """The plans that no other beats in both price and risk, from mild (dear) to aggressive (cheap)."""
         return pareto(self.candidates, price)
@@ -103,6 +111,11 @@ class Front(SearchResult):
     def within(self, budget: float, price: Price = "kept") -> Candidate | None:
         """The plan of the lowest risk whose price is at most ``budget``; None if there is none."""
         return within(self.candidates, budget, price)
+
+
+def bound(candidates: Iterable[Candidate], weights: Mapping[str, Weights]) -> tuple[Candidate, ...]:
+    """``candidates`` with the numbers of their fitted cells."""
+    return tuple(one.model_copy(update={"plan": one.plan.bound(weights)}) for one in candidates)
 
 
 def pareto(candidates: Iterable[Candidate], price: Price) -> tuple[Candidate, ...]:

@@ -7,7 +7,7 @@ The distance of a plan is its :class:`~lookless.search.objective.Objective`, in 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -21,6 +21,7 @@ from ..errors import PlanError
 from ..layer_plan import COLUMNS, LayerPlan
 from ..plan import Plan, Provenance
 from ..progress import track
+from ..weights import Weights, found, store
 from .objective import Objective, share_kept
 
 SCHEMA_VERSION = 2
@@ -45,15 +46,26 @@ class SearchResult(BaseModel):
     evaluations: int = 0
     seconds: float = 0.0
 
+    @property
+    def weights(self) -> tuple[Weights, ...]:
+        """The numbers of its fitted cells, each once."""
+        return ()
+
+    def bound(self: _Result, weights: Mapping[str, Weights]) -> _Result:
+        """With the numbers of its fitted cells, which are among ``weights``, by name."""
+        return self
+
     def save(self, path: str | Path) -> Path:
-        """Write ``path`` whole or not at all."""
+        """Write ``path`` whole or not at all; the numbers of fitted cells go to an archive beside it, before."""
+        store(Path(path).parent, self.weights)
         files.write_text(Path(path), files.dump(self))
         return Path(path)
 
     @classmethod
     def load(cls: type[_Result], path: str | Path) -> _Result:
-        """Raises: PlanError: no such file, an unknown key, or a newer schema."""
-        return files.load(Path(path), cls, PlanError, SCHEMA_VERSION)
+        """Raises: PlanError: no such file, an unknown key, a newer schema, or fitted cells without their numbers."""
+        read = files.load(Path(path), cls, PlanError, SCHEMA_VERSION)
+        return read.bound(found(Path(path), read.weights)) if read.weights else read
 
 
 class Step(BaseModel):

@@ -24,6 +24,8 @@ from .seeds import method_plans, nearest
 
 #: Makes the plan of a searched method within a budget.
 Seed = Callable[[float], Plan]
+#: Fits the fitted cells of a plan anew.
+Refit = Callable[[Plan], Plan]
 
 PROPOSALS, PATIENCE = 60, 40  #: at each budget of a ladder
 
@@ -42,6 +44,7 @@ def joint_search(
     searched: Mapping[str, Seed] | None = None,
     proposals: int | Mapping[float, int] = PROPOSALS,
     patience: int = PATIENCE,
+    refit: Refit | None = None,
     seed: int = 0,
     path: Path | None = None,
     progress: bool = True,
@@ -64,6 +67,7 @@ def joint_search(
         searched: further methods by name, which make a plan for a budget themselves.
         proposals: plans tried at each budget in the last step; or by budget, the standard number at others.
         patience: the last step ends after so many plans in a row that are no better.
+        refit: fits the fitted cells of a plan anew, at the end of each budget: where the menu has some.
         seed: of the proposals.
         path: the front is saved there as it grows, and one found there is resumed.
         progress: show bars on standard error.
@@ -91,7 +95,19 @@ def joint_search(
             patient = patience if isinstance(proposals, int) else max(patience, count // 3)
             improve(archive, menu, additive, budget, proposals=count, patience=patient, rng=rng, progress=progress)
             archive.gained("joint", budget, archive.evaluations - before)
+        if refit is not None:
+            _refitted(archive, refit, budget)
     return archive.save()
+
+
+def _refitted(archive: Archive, refit: Refit, budget: float) -> None:
+    """The fitted cells of the best plan, which were fitted to the full model, fitted to the plan that they are in."""
+    if archive.has("refitted", budget):
+        return
+    before, best = archive.evaluations, archive.best(budget)
+    if best is not None and best.plan.weights:
+        archive.add(refit(best.plan), "refitted", against=best)
+    archive.gained("refitted", budget, archive.evaluations - before)
 
 
 def _additive(archive: Archive, additive: Additive, budget: float) -> None:

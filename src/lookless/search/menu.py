@@ -8,7 +8,7 @@ of that layer alone: add them to :attr:`Menu.special`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..cells import Keep, Neurons, Skip, Window
 from ..layer_plan import LayerPlan
@@ -44,7 +44,7 @@ class Menu:
     Attributes:
         layers: of the model.
         rows: of every layer; the first is full.
-        special: of single layers besides.
+        special: of single layers besides, in one order: fitted cells.
         shares, ranks: of prunings.
         tower: further ranks, of prunings before the first layer.
         prune_at: layers at whose input tokens may be pruned at the start of the search; later it moves freely.
@@ -78,6 +78,11 @@ class Menu:
     def at(self, layer: int) -> tuple[LayerPlan, ...]:
         """The rows of ``layer``."""
         return (*self.rows, *self.special.get(layer, ()))
+
+    def having(self, rows: Sequence[Sequence[LayerPlan]]) -> Menu:
+        """This menu with every other row that ``rows`` has of a layer, ``[layers][choices]``."""
+        more = {layer: tuple(row for row in choices if row not in self.rows) for layer, choices in enumerate(rows)}
+        return replace(self, special={layer: choices for layer, choices in more.items() if choices})
 
     def ranks_at(self, layer: int) -> tuple[str, ...]:
         """By which tokens can be pruned at the input of ``layer``."""

@@ -63,12 +63,12 @@ class Surrogate:
 
     def features(self, rows: Rows) -> np.ndarray:
         """``[features]``: which row each layer has, how many tokens are alive in it, and what ranks them."""
-        made = np.zeros((len(rows), len(self.menu.rows) + 1))
+        most = max(len(self.menu.at(layer)) for layer in range(len(rows)))
+        made = np.zeros((len(rows), most + 1))
         for layer, row in enumerate(rows):
             plain = row.model_copy(update={"keep": self.menu.rows[0].keep})
             choices = self.menu.at(layer)
-            index = choices.index(plain) if plain in choices else len(self.menu.rows)
-            made[layer, min(index, len(self.menu.rows))] = 1
+            made[layer, choices.index(plain) if plain in choices else most] = 1
         alive = np.array(self.pricing.alive(rows)) / max(1.0, self.pricing.visual)
         ranks = (*self.menu.ranks, *self.menu.tower)
         by = [float(any(row.keep.ranks_by == rank for row in rows)) for rank in ranks]

@@ -1,0 +1,37 @@
+"""Fitted cells as choices of a search: in each layer maps of low rank in place of attention, of the FFN, or of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..calibration.affine import Fitted, Fitter, Place
+from ..cells import Skip
+from ..layer_plan import LayerPlan
+from .menu import Menu
+
+#: Of the maps. What rank 8 cannot say, 32 often can; beyond, a map costs as much as what it replaces.
+RANKS = (8, 32)
+SKIP = Skip()
+
+
+def with_fitted(menu: Menu, fitter: Fitter, *, ranks: Sequence[int] = RANKS) -> Menu:
+    """``menu`` with maps of ``ranks`` that were fitted to each layer of the full model alone, besides its rows.
+
+    Raises: as :meth:`lookless.calibration.affine.Fitter.alone`.
+    """
+    cells = fitter.alone(ranks=ranks)
+    return menu.having([(*menu.rows, *_rows(cells, layer)) for layer in range(menu.layers)])
+
+
+def _rows(cells: dict[Place, dict[int, Fitted]], layer: int) -> tuple[LayerPlan, ...]:
+    attention, ffn = cells.get((layer, "attention"), {}), cells.get((layer, "ffn"), {})
+    alone = [LayerPlan(attention=cell) for cell in attention.values()] + [LayerPlan(ffn=cell) for cell in ffn.values()]
+    if not attention or not ffn:
+        return tuple(alone)
+    most = max(attention)
+    both = [
+        LayerPlan(attention=attention[most], ffn=SKIP),
+        LayerPlan(attention=SKIP, ffn=ffn[most]),
+        LayerPlan(attention=attention[most], ffn=ffn[most]),
+    ]
+    return (*alone, *both)
