@@ -12,13 +12,17 @@ from helpers.families import FAMILIES, model_of
 from helpers.loaded import loaded_of, samples_of, tiny_loaded
 from helpers.models import LAYERS
 from helpers.plans import FULL, HIDDEN, mean
-from lookless import Keep, Plan, Skip, apply, load_data, load_model
+from lookless import Full, Keep, Plan, Skip, apply, load_data, load_model
 from lookless.calibration.affine import OPERATORS, Fitter
 from lookless.calibration.regression import Moments
 from lookless.configs import geometry_named
 from lookless.errors import ModelError, PlanError
 from lookless.fitted import Linear
-from lookless.search import joint_distance
+from lookless.search import Front, Menu, Objective, by_flops, joint_distance, joint_search, measure_additive
+from lookless.search.additive import Additive
+from lookless.search.fitting import with_fitted
+from lookless.search.menu import ROWS
+from lookless.weights import ARCHIVE
 
 
 def fitter(loaded, samples) -> Fitter:
@@ -126,6 +130,51 @@ def test_cells_alone_are_those_of_plans_that_skip_one_operator():
             plan = FULL.at([layer], **{name: Skip()})
             fitted = fits.refit(plan, rank=rank)
             assert getattr(fitted.layers[layer], name) == cells[layer, name][rank]
+
+
+def test_fitted_again_each_cell_has_its_rank_and_skips_stay():
+    """As if the cells had been fitted in this plan to begin with, one after the other; and the same the second time."""
+    loaded, samples = tiny_loaded(), samples_of("one image", "two images")
+    fits = fitter(loaded, samples)
+    cells = fits.alone(ranks=(2, 3))
+    plan = FULL.at([0], keep=Keep(0.6, rank="diversity")).at([2], attention=Skip())
+    given = plan.at([1], ffn=cells[1, "ffn"][3]).at([3], attention=cells[3, "attention"][2])
+    again = fits.again(given)
+    first = fits.refit(plan.at([1], ffn=Skip()).at([2], attention=Full()), rank=3).layers[1].ffn
+    assert again.layers[1].ffn.rank == first.rank == 3
+    assert again.layers[2] == plan.layers[2]
+    assert again.layers[3].attention.rank == 2
+    assert again.layers[1].ffn != given.layers[1].ffn  # the pruning before it has changed its rows
+    assert again.layers[1].ffn == first  # nothing is fitted before it
+    assert fits.again(again) == again
+    assert fits.again(plan) == plan
+
+
+def test_a_search_with_fitted_cells_keeps_and_reads_their_numbers(tmp_path):
+    """Rows of the menu, of the additive table, and of plans found; resumed from files without fitting anew."""
+    samples = samples_of("one image", "two images")
+    objective = Objective(tiny_loaded(), samples, position="last", progress=False)
+    fits, plain = fitter(tiny_loaded(), samples), Menu(LAYERS, rows=ROWS[:3], shares=(), ranks=())
+    menu = with_fitted(plain, fits, ranks=(1, 4))
+    assert [len(menu.at(layer)) for layer in range(LAYERS)] == [10] * (LAYERS - 1) + [3]  # nothing reads the last
+    measure_additive(objective, menu, progress=False).save(tmp_path / "additive.json")
+    additive = Additive.load(tmp_path / "additive.json")
+    assert plain.having(additive.rows) == menu
+    prices = by_flops(objective.geometry, objective.visual, objective.text)
+    given = {"tasks": ("a",), "budgets": (0.8, 0.6), "kept": prices, "progress": False, "path": tmp_path / "front.json"}
+    front = joint_search(objective, menu, additive, refit=fits.again, proposals=8, **given)
+    chosen = [one for one in front.candidates if one.plan.weights]
+    assert {one.found_by for one in chosen} >= {"joint"}
+    assert [gain.step for gain in front.gains] == ["additive", "methods", "joint", "refitted"] * 2
+    read = Front.load(tmp_path / "front.json")
+    assert read == front
+    assert all(weights.is_bound for one in read.candidates for weights in one.plan.weights)
+    evaluations = objective.evaluations
+    joint_search(objective, menu, additive, refit=fits.again, proposals=8, **given)
+    assert objective.evaluations == evaluations
+    (tmp_path / ARCHIVE).unlink()
+    with pytest.raises(PlanError, match=f"of a fitted cell in .*additive.json are not in {ARCHIVE}"):
+        Additive.load(tmp_path / "additive.json")
 
 
 def test_dead_work_stays_skipped_and_the_plan_says_what_it_saw():
