@@ -98,8 +98,13 @@ class Bench:
 
     @cached_property
     def fitter(self) -> Fitter:
-        items = tuple(item for part in self.parts[0] for item in part)
+        """Of the first half of the calibration samples; what single changes risk is of the other."""
+        items = tuple(item for part in self.parts[0] for item in part.items[: self.half])
         return Fitter(self.loaded, Samples("calibration", items), progress=False)
+
+    @property
+    def half(self) -> int:
+        return max(1, self.args.calibration // 2)
 
     @cached_property
     def menu(self) -> Menu:
@@ -124,7 +129,8 @@ class Bench:
         path = self.path("additive")
         if not path.exists():
             menu = self.menu if self.args.plain else with_fitted(self.menu, self.fitter)
-            measure_additive(self.single, menu).save(path)
+            held = [Samples(part.name, part.items[self.half :] or part.items) for part in self.parts[0]]
+            measure_additive(Objective(self.loaded, held, position="answer"), menu).save(path)
         return Additive.load(path)
 
     @cached_property
@@ -374,10 +380,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("optimize-benchmark"))
     parser.add_argument("--by", choices=("flops", "time"), default="flops")
     parser.add_argument("--questions", type=int, default=25, help="of each task, to test on")
-    parser.add_argument("--calibration", type=int, default=2, help="samples of each task for single changes")
+    parser.add_argument("--calibration", type=int, default=4, help="samples of each task for single changes")
     parser.add_argument("--tuning", type=int, default=8, help="samples of each task that the search sees")
     parser.add_argument("--selection", type=int, default=16, help="samples of each task that its best are compared on")
-    parser.add_argument("--proposals", type=int, default=120, help="of the joint search at each budget")
+    parser.add_argument("--proposals", type=int, default=250, help="of the joint search at each budget")
     parser.add_argument("--plain", action="store_true", help="no fitted cells on the menu")
     parser.add_argument("--gsop", action="store_true", help="also search GSOP's order: as long as all else")
     compare(parser.parse_args())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import product
 from statistics import fmean
 
@@ -63,6 +63,13 @@ class Additive(SearchResult):
         """Of ``row`` alone in ``layer``; None if it was not measured."""
         known = dict(zip(self.rows[layer], self.risks[layer], strict=True))
         return known.get(row)
+
+    def among(self, rows: Collection[LayerPlan]) -> Additive:
+        """Of the choices that are ``rows`` alone."""
+        kept = [[i for i, row in enumerate(layer) if row in rows] for layer in self.rows]
+        tables = ("rows", self.rows), ("risks", self.risks)
+        chosen = {n: tuple(tuple(t[layer][i] for i in some) for layer, some in enumerate(kept)) for n, t in tables}
+        return self.model_copy(update=chosen)
 
     def plan(self, budget: float, pricing: Pricing, full: Plan) -> tuple[Plan, float] | None:
         """The plan of the least summed risk whose price is at most ``budget``, and that sum.

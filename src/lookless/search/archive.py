@@ -123,6 +123,11 @@ class Archive:
         cheap = [one for one in self.candidates.values() if one.price(self.price) <= budget + SLACK]
         return sorted(cheap, key=lambda one: (one.risk, one.price(self.price)))[:count]
 
+    def best_above(self, budget: float, most: float, count: int) -> list[Candidate]:
+        """The ``count`` plans of the lowest risk that cost more than ``budget``, and at most ``most``."""
+        dear = [one for one in self.candidates.values() if budget + SLACK < one.price(self.price) <= most]
+        return sorted(dear, key=lambda one: one.risk)[:count]
+
     def has_run(self, plan: Plan) -> bool:
         """Whether a plan of the same live work was run on all samples."""
         return plan.live().layers in self.candidates

@@ -113,10 +113,12 @@ def _refitted(archive: Archive, refit: Refit, budget: float) -> None:
 def _additive(archive: Archive, additive: Additive, budget: float) -> None:
     if archive.has("additive", budget):
         return
-    before = archive.evaluations
-    choice = additive.plan(budget, archive.pricing, Plan.full(archive.objective.geometry))
-    if choice is not None:
-        archive.add(choice[0], "additive")
+    before, full = archive.evaluations, Plan.full(archive.objective.geometry)
+    tables = [additive, additive.among(archive.menu.rows)] if archive.menu.special else [additive]
+    for table in tables:  # a fitted cell's risk alone promises more than it holds among others
+        choice = table.plan(budget, archive.pricing, full)
+        if choice is not None:
+            archive.add(choice[0], "additive")
     archive.gained("additive", budget, archive.evaluations - before)
 
 

@@ -27,7 +27,9 @@ NOISE = 0.7  #: standard deviation of the logarithm that multiplies each additiv
 TRIES = 10  #: changes tried for a proposal
 PROPOSED = 16  #: proposals of which one is run
 BLIND = 0.15  #: how often the first of them is run, whatever is expected of it
-PARENTS = 5  #: plans that proposals change
+PARENTS = 5  #: plans within the budget that proposals change
+MILDER = 2  #: plans that cost a little more, and are made cheaper
+ABOVE = 0.15  #: so much more, as a share of the stock model's price
 BEST = 0.7  #: how often that is the best one
 ENOUGH = 1e-5  #: a risk below which nothing is left to gain
 
@@ -83,7 +85,7 @@ def _promising(
     archive: Archive, maker: Proposals, budget: float, tried: set[tuple[LayerPlan, ...]], rng: random.Random
 ) -> Plan | None:
     """Of some proposals not run so far the one of the lowest guess, now and then another; None if there is none."""
-    parents = archive.best_of(budget, PARENTS)
+    parents = [*archive.best_of(budget, PARENTS), *archive.best_above(budget, budget + ABOVE, MILDER)]
     made: dict[tuple[LayerPlan, ...], Plan] = {}
     for _ in range(PROPOSED):
         parent = parents[0] if rng.random() < BEST else rng.choice(parents)
