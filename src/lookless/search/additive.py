@@ -92,8 +92,9 @@ def frame_prices(rows: Sequence[Sequence[LayerPlan]], frame: Frame, pricing: Pri
     empty = framed([FULL] * len(rows), frame)
     alive = pricing.alive(empty)
     last = next((layer for layer, keep in frame if keep.withdraws), len(rows)) - 1
+    keeps = {layer: {"keep": keep} for layer, keep in frame}
     return [
-        [pricing.cell(row, alive[layer], is_read=layer != last) for row in choices]
+        [pricing.cell(row.model_copy(update=keeps.get(layer)), alive[layer], is_read=layer != last) for row in choices]
         for layer, choices in enumerate(rows)
     ]
 
