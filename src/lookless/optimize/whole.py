@@ -41,7 +41,8 @@ def complete(optimization: Optimization) -> Result:
     chain = optimization.chain()
     certificate = certified(optimization, chain)
     chosen = _chosen(certificate, chain)
-    plan = optimization.named(optimization.full if chosen is None else chain.points[chosen].plan)
+    found = optimization.full if chosen is None else chain.points[chosen].plan
+    plan = optimization.certifiable(found)
     plan.save_pretrained(optimization.folder.plan)
     optimization.save(chosen=chosen, lines=lines(optimization.run, chain, certificate, chosen))
     return Result(optimization.run, chain, certificate, plan, command(optimization.run, optimization.folder, plan))
