@@ -123,9 +123,7 @@ def spread(command: Command) -> Command:
         group = groups[parameter.name]
         inner = get_type_hints(group, include_extras=True)
         for field in fields(group):
-            yield Parameter(
-                field.name, Parameter.KEYWORD_ONLY, annotation=inner[field.name], default=_default(field)
-            )
+            yield Parameter(field.name, Parameter.KEYWORD_ONLY, annotation=inner[field.name], default=_default(field))
 
     @functools.wraps(command)
     def run(**given: Any) -> None:

@@ -20,7 +20,7 @@ Tau = Annotated[
     float | None,
     typer.Option(
         help="With --method operator-skipping: a layer is silent if skipping both its operators risks at most so many "
-        "nats (default 0.01).",
+        "nats (default 0.001).",
         min=0,
     ),
 ]

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from time import perf_counter
 from typing import Any, Literal
 
 from ..cells import Neurons, Skip, Window
@@ -23,7 +22,7 @@ from ..search.depthwise import RATIOS, dop_depths
 from ..search.greedy import SLACK, GreedyOrder, gsop_order, redundancylens_order
 from ..search.interactions import repair as repaired
 from ..search.operators import TAU, operator_choice
-from ..search.price import by_flops
+from ..search.price import Pricing, by_flops
 from ..serving.settings import check_plan
 from .run import Optimization
 
@@ -53,12 +52,13 @@ class Found:
     Attributes:
         plan: within the budget.
         lines: how it was found, in words.
-        evaluations: plans run.
+        evaluations, seconds: plans run, and what that took, those before an interruption too.
     """
 
     plan: Plan
     lines: tuple[str, ...]
     evaluations: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,7 @@ class Outcome:
         folder: where the plan is.
         kept, time: the shares of the stock prefill's FLOPs and milliseconds that run; no time without a latency table.
         distance: nats; ``risk`` and ``fidelity`` are those of :class:`lookless.search.Candidate`.
-        evaluations, seconds: plans run, and what it took, this time.
-        lines: how it was found, in words.
+        evaluations, seconds, lines: of :class:`Found`.
     """
 
     method: str
@@ -115,7 +114,7 @@ class Outcome:
         """What it came to, in words."""
         time = "" if self.time is None else f" and about {self.time:.1%} of the time"
         return (
-            f"It keeps {self.kept:.1%} of the prefill's FLOPs{time}. {self.evaluations} plans were run, in "
+            f"It keeps {self.kept:.1%} of the prefill's FLOPs{time}. Plans run: {self.evaluations}, in "
             f"{self.seconds:.0f} s.",
             f"On the samples that chose it {self.fidelity:.0%} of the answers stay the same ({self.distance:.4f} nats, "
             f"risk {self.risk:.4f}); on others expect less.",
@@ -128,26 +127,25 @@ def search_by_name(run: Optimization, name: str, *, plan: Plan | None = None, ta
     Raises:
         PlanError: no plan of the search is within the budget; or one to repair is for another model, or costs more.
     """
-    search, place, started = SEARCHES[name], run.folder.search(name), perf_counter()
+    place = run.folder.search(name)
     if plan is not None:
         plan.check(run.geometry)
         if run.run.engine == "vllm":
             check_plan(plan)
-    found = search.find(run, Given(place, plan, tau))
-    seconds = perf_counter() - started
+    found = SEARCHES[name].find(run, Given(place, plan, tau))
     found.plan.save_pretrained(place / "plan")
     tasks = list(run.tuning.per_task(found.plan))
     return Outcome(
         method=name,
         plan=found.plan,
         folder=place / "plan",
-        kept=by_flops(run.geometry, run.tuning.visual, run.tuning.text).share(found.plan.layers),
+        kept=_pricing(run).share(found.plan.layers),
         time=run.latency().pricing.share(found.plan.layers) if run.folder.latency.exists() else None,
         distance=run.tuning(found.plan),
         risk=risk_of(run.tuning, found.plan),
         fidelity=fmean(fmean(not effect.changed for effect in task) for task in tasks),
         evaluations=found.evaluations,
-        seconds=round(seconds, 2),
+        seconds=round(found.seconds, 2),
         lines=found.lines,
     )
 
@@ -163,7 +161,9 @@ def _joint(run: Optimization, given: Given) -> Found:
         for gain in front.gains
         if gain.budget == target.value
     )
-    return Found(run.named(best.plan, "joint", SCORED, {"found_by": best.found_by}), lines, front.evaluations)
+    return Found(
+        run.named(best.plan, "joint", SCORED, {"found_by": best.found_by}), lines, front.evaluations, front.seconds
+    )
 
 
 def _gsop(run: Optimization, given: Given) -> Found:
@@ -175,7 +175,7 @@ def _gsop(run: Optimization, given: Given) -> Found:
     plan = order.within(budget, visual=objective.visual, text=objective.text)
     steps = int(plan.provenance.knobs["steps"])
     lines = (f"the first {steps} of {len(order.candidates)} operations: {order.distances[steps - 1]:.4f} nats",)
-    return Found(run.named(plan, "gsop", SEARCHED, {"steps": steps}), lines, order.evaluations)
+    return Found(run.named(plan, "gsop", SEARCHED, {"steps": steps}), lines, order.evaluations, order.seconds)
 
 
 def _redundancylens(run: Optimization, given: Given) -> Found:
@@ -201,20 +201,30 @@ def _redundancylens(run: Optimization, given: Given) -> Found:
     plan = orders[0].plan(count) | orders[1].plan(count)
     knobs = {"attention_layers": count, "ffn_layers": count, "window": window}
     lines = (f"attention and FFN reduced in {count} of {layers} layers each",)
-    return Found(run.named(plan, "redundancylens", SEARCHED, knobs), lines, sum(one.evaluations for one in orders))
+    plan = run.named(plan, "redundancylens", SEARCHED, knobs)
+    return Found(plan, lines, sum(one.evaluations for one in orders), sum(one.seconds for one in orders))
 
 
 def _reach(run: Optimization, name: str, row: LayerPlan) -> int:
-    """In how many layers ``row`` is within the budget. Raises: PlanError: in all is not enough."""
-    budget, layers = run.run.target.value, range(run.geometry.layers + 1)
-    kept = [run.tuning.kept(run.full.at(range(count), **row.planned)) for count in layers]
-    enough = next((count for count in layers if kept[count] <= budget + SLACK), None)
+    """In how many layers, from the last one backwards, ``row`` is within the budget.
+
+    Raises:
+        PlanError: in all is not enough.
+    """
+    budget, layers = run.run.target.value, run.geometry.layers
+    plans = [run.full.at(range(layers - count, layers), **row.planned) for count in range(layers + 1)]
+    kept = [_pricing(run).share(plan.layers) for plan in plans]
+    enough = next((count for count, share in enumerate(kept) if share <= budget + SLACK), None)
     if enough is None:
         raise PlanError(
-            f"{name} keeps {kept[-1]:.1%} of the FLOPs if it changes all {layers[-1]} layers, and {budget:.1%} were "
-            f"asked for: give more."
+            f"{name} keeps {kept[-1]:.2%} of the FLOPs if it changes all {layers} layers, and {budget:.2%} were asked "
+            f"for: give more."
         )
     return enough
+
+
+def _pricing(run: Optimization) -> Pricing:
+    return by_flops(run.geometry, run.tuning.visual, run.tuning.text)
 
 
 def _dop(run: Optimization, given: Given) -> Found:
@@ -228,10 +238,10 @@ def _dop(run: Optimization, given: Given) -> Found:
     choice.save(given.place / "result.json")
     knobs = {"attention": choice.attention_depth, "ffn": choice.ffn_depth, "keep": choice.ratio, "rank": choice.rank}
     lines = (
-        f"attention up to layer {choice.attention_depth}, FFN up to layer {choice.ffn_depth}, {choice.ratio:.0%} of the "
-        f"tokens: {choice.joint:.4f} nats, {choice.additive:.4f} by the sum of single changes",
+        f"attention up to layer {choice.attention_depth}, FFN up to layer {choice.ffn_depth}, {choice.ratio:.0%} of "
+        f"the tokens: {choice.joint:.4f} nats, {choice.additive:.4f} by the sum of single changes",
     )
-    return Found(run.named(choice.plan, "dop", SEARCHED, knobs), lines, choice.evaluations)
+    return Found(run.named(choice.plan, "dop", SEARCHED, knobs), lines, choice.evaluations, choice.seconds)
 
 
 def _operator_skipping(run: Optimization, given: Given) -> Found:
@@ -239,7 +249,8 @@ def _operator_skipping(run: Optimization, given: Given) -> Found:
     choice = operator_choice(run.tuning, run.scores(), kept=budget, tau=given.tau)
     choice.save(given.place / "result.json")
     plan = run.named(choice.plan, "operator-skipping", SCORED, {"save": 1 - budget})
-    return Found(plan, (str(choice), f"all changes together: {choice.joint:.4f} nats"), additive.evaluations + 1)
+    lines = (str(choice), f"all changes together: {choice.joint:.4f} nats")
+    return Found(plan, lines, additive.evaluations + choice.evaluations, additive.seconds + choice.seconds)
 
 
 def _repair(run: Optimization, given: Given) -> Found:
@@ -254,7 +265,8 @@ def _repair(run: Optimization, given: Given) -> Found:
     seen = (*(made.sample_hashes or ()), *(plan.provenance.sample_hashes or ()))
     changed = " ".join(spans(fixed.changed)) or "none"
     lines = (f"{fixed.before:.4f} nats before, {fixed.after:.4f} after; layers changed: {changed}",)
-    return Found(plan.made_by(sample_hashes=tuple(dict.fromkeys(seen))), lines, fixed.evaluations)
+    plan = plan.made_by(sample_hashes=tuple(dict.fromkeys(seen)))
+    return Found(plan, lines, fixed.evaluations, fixed.seconds)
 
 
 SEARCHES = {
