@@ -114,7 +114,7 @@ def spread(command: Command) -> Command:
     """``command``, whose parameter of a dataclass is as many options: what several commands take is declared once, as
     the fields of the class."""
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
 
     def parts(parameter: Parameter) -> Iterator[Parameter]:
         if parameter.name not in groups:

@@ -236,10 +236,11 @@ def _dop(run: Optimization, given: Given) -> Found:
         choice = dop_depths(objective, kept=budget, ratios=ratios, every=every, progress=run.progress)
         objective.save()
     choice.save(given.place / "result.json")
-    knobs = {"attention": choice.attention_depth, "ffn": choice.ffn_depth, "keep": choice.ratio, "rank": choice.rank}
+    depths = {"attention": choice.attention_depth, "ffn": choice.ffn_depth}
+    knobs: dict[str, int | float | str] = {**depths, "keep": choice.ratio, "rank": choice.rank}
     lines = (
-        f"attention up to layer {choice.attention_depth}, FFN up to layer {choice.ffn_depth}, {choice.ratio:.0%} of "
-        f"the tokens: {choice.joint:.4f} nats, {choice.additive:.4f} by the sum of single changes",
+        f"attention in the first {choice.attention_depth} layers, FFN in the first {choice.ffn_depth}, "
+        f"{choice.ratio:.0%} of the tokens: {choice.joint:.4f} nats, {choice.additive:.4f} by the sum of single changes",
     )
     return Found(run.named(choice.plan, "dop", SEARCHED, knobs), lines, choice.evaluations, choice.seconds)
 
