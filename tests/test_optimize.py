@@ -16,7 +16,8 @@ from lookless.optimize.split import PARTS, Sizes, split
 from lookless.runtime.families import geometry_of
 from lookless.search import Front
 
-SMALL = ("--samples", 1, "--tuning", 2, "--selection", 2, "--proposals", 2, "--engine", "vllm")
+SIZES = ("--samples", 1, "--tuning", 2, "--selection", 2, "--engine", "vllm")
+SMALL = (*SIZES, "--proposals", 2)
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +140,16 @@ def test_several_tasks_within_a_time(tmp_path, mine, monkeypatch):
     other = mine.parent / "other.jsonl"
     other.write_text("\n".join(json.dumps(line | {"question": f"{line['question']} now"}) for line in blind))
     out = tmp_path / "run"
-    words = ("optimize", "reference", "--data", mine, "--data", other, "--out", out, *SMALL, "--latency", 0.7)
+    what = ("reference", "--data", mine, "--data", other, "--out", out)
+    begun = run("search", *what, *SIZES, "--flops", 0.7, "--method", "operator-skipping")
+    assert begun.exit_code == 0, begun.output
+    assert "silent: " in begun.stdout
+    assert f"lookless eval reference --data {mine} --plan {out}/searches/operator-skipping/plan" in begun.stdout
+    calibrated = (out / "additive.json").read_bytes()
+    words = ("optimize", *what, *SMALL, "--latency", 0.7)
     result = run(*words)
     assert result.exit_code == 0, result.output
+    assert (out / "additive.json").read_bytes() == calibrated  # it goes on from the search
     record, folder, chain = Run.load(out), Folder(out), Chain.load(out)
     assert record.tasks == ("mine", "other")
     assert record.loss == "changed"
