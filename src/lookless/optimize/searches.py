@@ -240,7 +240,7 @@ def _dop(run: Optimization, given: Given) -> Found:
     knobs: dict[str, int | float | str] = {**depths, "keep": choice.ratio, "rank": choice.rank}
     lines = (
         f"attention in the first {choice.attention_depth} layers, FFN in the first {choice.ffn_depth}, "
-        f"{choice.ratio:.0%} of the tokens: {choice.joint:.4f} nats, {choice.additive:.4f} by the sum of single changes",
+        f"{choice.ratio:.0%} of the tokens: {choice.joint:.4f} nats, {choice.additive:.4f} as a sum of three",
     )
     return Found(run.named(choice.plan, "dop", SEARCHED, knobs), lines, choice.evaluations, choice.seconds)
 

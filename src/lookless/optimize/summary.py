@@ -27,8 +27,8 @@ def lines(
     where = ", ".join(data.data for data in run.data)
     if certificate is None and run.target.kind != "retention":
         return (
-            f"{run.model} on {where}: no plan was found within {run.target.value:.0%} of {_price(run)}, so the full model "
-            f"stays. The cheapest that was run takes {cheapest:.0%}.",
+            f"{run.model} on {where}: no plan was found within {run.target.value:.0%} of {_price(run)}, so the full "
+            f"model stays. The cheapest that was run takes {cheapest:.0%}.",
         )
     if certificate is None or chosen is None:
         return (f"{run.model} on {where}: no plan is certified, so the full model stays.", *_why(run, certificate))
