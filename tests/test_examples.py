@@ -32,7 +32,8 @@ SHORTER = {
     "refit": "--samples 2",
     "certify": "--limit 6 --retention 0.2",
     "optimize": "--samples 1 --tuning 1 --selection 1 --certification 4 --proposals 0 --engine vllm",
-    "search": "--samples 1 --tuning 1 --proposals 0 --engine vllm",
+    "search": "--samples 1 --tuning 1 --engine vllm --proposals 0",
+    "search --method": "--samples 1 --tuning 1 --engine vllm",
 }
 SMALL = Geometry(model_type="llava", layers=32, hidden=64, intermediate=96, heads=4, kv_heads=4, head_dim=16)
 
@@ -62,7 +63,8 @@ def test_every_command_has_one():
 
 @pytest.mark.parametrize(("path", "line"), EXAMPLES)
 def test_it_runs(path, line, tmp_path, monkeypatch):
-    words = [*shlex.split(line)[1:], *shlex.split(SHORTER.get(path[0], ""))]
+    kind = f"{path[0]} --method" if path[0] == "search" and "--method" in line else path[0]
+    words = [*shlex.split(line)[1:], *shlex.split(SHORTER.get(kind, ""))]
     assert tuple(words[: len(path)]) == path
     monkeypatch.chdir(tmp_path)
     prepare(monkeypatch)

@@ -81,9 +81,11 @@ def test_prices_are_a_sum_over_layers():
     """For every cell and rank, and for random plans, as the formula prices what runs."""
     geometry = Geometry.preset("LLaVA-1.5-7B").model_copy(update={"layers": LAYERS})
     prices = by_flops(geometry, 576.0, 66.0)
-    for plan in (*PLANS.values(), *random_plans(60, static=True), Plan.full(LAYERS)):
+    few = Plan.full(LAYERS).at([1], ffn=Neurons(0.5))
+    halves = [few.at([0], keep=Keep(0.5, rank="random")), few.at([0], keep=Keep(count=288, rank="random"))]
+    for plan in (*PLANS.values(), *random_plans(60, static=True), *halves, Plan.full(LAYERS)):
         exact = share_kept(plan.as_run, geometry, 576.0, 66.0)
-        assert prices.share(plan.layers) == pytest.approx(exact, rel=2e-3), str(plan)  # counts are rounded to tokens
+        assert prices.share(plan.layers) == pytest.approx(exact, rel=1e-9), str(plan)
 
 
 def test_prices_in_a_frame_are_those_of_the_plan():
@@ -268,7 +270,10 @@ def test_latency_of_synthetic_times():
     found = LatencyTable(**blank, stock_ms=stock, terms=fit_terms(fitted, shares, geometry, 144.0, 30.0, stock))
     for name, plan in {**fitted, **_mixed(geometry, menu, random.Random(1))}.items():
         assert found.share(plan) == pytest.approx(real.share(plan), rel=0.02), name
-    assert found.share(Plan.full(geometry)) == 1
+    full = Plan.full(geometry)
+    assert found.share(full) == 1
+    ranked, random_ones = (full.at([2], keep=Keep(0.5, rank=rank)) for rank in ("diversity", "random"))
+    assert real.share(ranked) - real.share(random_ones) == pytest.approx(true["ranked"] * 0.144 / stock)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -8,16 +8,19 @@ from types import SimpleNamespace
 import pytest
 
 from helpers.cli import fails, run
-from lookless import Plan, Skip, load_data, reference
+from lookless import LayerPlan, Plan, Skip, load_data, reference
+from lookless.bench.latency import TERMS, LatencyTable, Timed, layer_terms
 from lookless.bench.timing import Timing
 from lookless.certification.certificate import Certificate
 from lookless.errors import DataError
 from lookless.optimize.folder import Chain, Folder, Run, task_names
 from lookless.optimize.split import PARTS, Sizes, split
 from lookless.optimize.timed import timed
+from lookless.runtime.families import geometry_of
 from lookless.search import Candidate, Front
 
-SMALL = ("--samples", 1, "--tuning", 2, "--selection", 2, "--proposals", 2, "--engine", "vllm")
+SIZES = ("--samples", 1, "--tuning", 2, "--selection", 2, "--engine", "vllm")
+SMALL = (*SIZES, "--proposals", 2)
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +132,61 @@ def test_a_run_and_its_resumption(tmp_path, mine, monkeypatch):
     assert Chain.load(out).points[-1].kept <= 0.7
     other = ("optimize", "reference", "--data", "reference:chart", "--out", out, *SMALL)
     assert "holds a run on" in fails(*other, "--certification", 5, "--flops", 0.7)
+
+
+@pytest.mark.long
+def test_several_tasks_within_a_time(tmp_path, mine, monkeypatch):
+    """Two files, one without answers: every part of the run has both tasks, and what is promised is on each."""
+    monkeypatch.setattr("lookless.search.seeds.STEPS", 3)
+    monkeypatch.setattr("lookless.optimize.run.measure_latency", _known_latency)
+    blind = [json.loads(line) | {"answer": ""} for line in mine.read_text().splitlines()]
+    other = mine.parent / "other.jsonl"
+    other.write_text("\n".join(json.dumps(line | {"question": f"{line['question']} now"}) for line in blind))
+    out = tmp_path / "run"
+    what = ("reference", "--data", mine, "--data", other, "--out", out)
+    begun = run("search", *what, *SIZES, "--flops", 0.7, "--method", "operator-skipping")
+    assert begun.exit_code == 0, begun.output
+    assert "silent: " in begun.stdout
+    assert f"lookless eval reference --data {mine} --plan {out}/searches/operator-skipping/plan" in begun.stdout
+    calibrated = (out / "additive.json").read_bytes()
+    words = ("optimize", *what, *SMALL, "--latency", 0.7)
+    result = run(*words)
+    assert result.exit_code == 0, result.output
+    assert (out / "additive.json").read_bytes() == calibrated  # it goes on from the search
+    record, folder, chain = Run.load(out), Folder(out), Chain.load(out)
+    assert record.tasks == ("mine", "other")
+    assert record.loss == "changed"
+    assert chain.price == "time"
+    assert chain.points[-1].time <= 0.7
+    assert set(chain.points[-1].by_task) == {"mine", "other"}
+    chosen = folder.evaluations(record.chosen, record.tasks)
+    certificate = Certificate.load(folder.certificate)
+    assert [(task.task, task.n) for task in certificate.tests[-1].tasks] == [
+        (evaluation.data, len(evaluation.answers)) for evaluation in chosen.values()
+    ]
+    changed = [sum(answer.dense != answer.plan for answer in one.answers) for one in chosen.values()]
+    asked = sum(len(one.answers) for one in chosen.values())
+    assert f"Tested on {asked} questions that nothing was chosen by: {sum(changed)} answers changed" in record.lines[1]
+    assert f"The worst of 2 tasks is {certificate.tests[-1].worst.task}: {max(changed)} of" in record.lines[2]
+    assert len(list((out / "scores").iterdir())) == 6
+    assert "other" in folder.report.read_text()
+    assert run(*words).stdout == result.stdout
+    none = run(*words[:-1], 0.02)
+    assert none.exit_code == 0, none.output
+    assert "no plan was found within 2% of the time on this machine, so the full model stays" in none.stdout
+    assert Plan.from_pretrained(folder.plan).is_full
+
+
+def _known_latency(loaded, samples, menu, **settings):
+    """A table that was not timed: the time is that of the FLOPs, and a constant for a layer."""
+    geometry = geometry_of(loaded.model)
+    terms = dict.fromkeys(TERMS, 0.0) | dict.fromkeys(("query", "key", "pairs", "ffn"), 1.0) | {"layer": 0.001}
+    stock = sum(terms[name] * x for name, x in layer_terms(LayerPlan(), geometry, 144.0, 12.0).items())
+    return LatencyTable(
+        model=loaded.name, geometry=geometry, visual=144.0, text=12.0, batch=1, dtype="", device="", machine="",
+        threads=1, stock_ms=stock * geometry.layers, terms=terms, fitted=(),
+        checked=(Timed(name="any", measured=0.5, predicted=0.5),), data_hash=settings["data_hash"],
+    )  # fmt: skip
 
 
 def _lose(folder):

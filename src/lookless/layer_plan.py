@@ -145,6 +145,11 @@ class LayerPlan(BaseModel):
         return (self.keep, self.attention, self.ffn, self.visible, self.decode)
 
     @property
+    def planned(self) -> dict[str, Cell]:
+        """The cells that are not full, by column."""
+        return {column: cell for column, cell in self if not cell.is_full}
+
+    @property
     def is_full(self) -> bool:
         """Whether nothing is planned."""
         return all(cell.is_full for cell in self.cells)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import os
 import sys
@@ -10,8 +11,10 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import MISSING, Field, fields, is_dataclass
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 import typer
 from rich.console import Console
@@ -105,6 +108,36 @@ def one_sentence(command: Command) -> Command:
             command(*args, **kwargs)
 
     return run  # type: ignore[return-value]
+
+
+def spread(command: Command) -> Command:
+    """``command``, whose parameter of a dataclass is as many options: what several commands take is declared once, as
+    the fields of the class."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+
+    def parts(parameter: Parameter) -> Iterator[Parameter]:
+        if parameter.name not in groups:
+            yield parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[parameter.name])
+            return
+        group = groups[parameter.name]
+        inner = get_type_hints(group, include_extras=True)
+        for field in fields(group):
+            yield Parameter(field.name, Parameter.KEYWORD_ONLY, annotation=inner[field.name], default=_default(field))
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        made = {name: group(**{f.name: given.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
+        command(**given, **made)
+
+    parameters = [part for parameter in inspect.signature(command).parameters.values() for part in parts(parameter)]
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run  # type: ignore[return-value]
+
+
+def _default(field: Field[Any]) -> Any:
+    return Parameter.empty if field.default is MISSING else field.default
 
 
 def print_whole(table: Table) -> None:

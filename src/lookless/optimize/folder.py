@@ -4,6 +4,7 @@
 run.json                    :class:`Run`: model, data, splits, target, machine, seconds, and what was chosen
 scores/TASK.MEASURE.json    :class:`lookless.Scores` of one task, on its calibration samples
 additive.json               :class:`lookless.search.additive.Additive`: what every single change risks
+effects.json                what of that is measured so far, while it is
 latency.json                :class:`lookless.bench.latency.LatencyTable`, measured here
 front.json                  :class:`lookless.search.Front`: every plan that was run on the tuning samples
 chain.json                  :class:`Chain`: the plans to be tested, from mild to aggressive
@@ -11,6 +12,7 @@ points/N/TASK.json          :class:`lookless.Evaluation` of the chain's N-th pla
 certificate.json            :class:`lookless.certification.Certificate`
 plan/lookless_plan.json     the :class:`lookless.Plan` to serve
 report.html                 one page on all of it
+searches/NAME/              of ``lookless search --method NAME``: ``plan/``, and the result in a file or two
 ==========================  =======================================================================================
 
 Every file but run.json may be missing: a run that was interrupted goes on from what is there.
@@ -197,6 +199,10 @@ class Folder:
         return self.root / "additive.json"
 
     @property
+    def effects(self) -> Path:
+        return self.root / "effects.json"
+
+    @property
     def chain(self) -> Path:
         return self.root / "chain.json"
 
@@ -211,6 +217,9 @@ class Folder:
     @property
     def report(self) -> Path:
         return self.root / "report.html"
+
+    def search(self, name: str) -> Path:
+        return self.root / "searches" / name
 
     def scores(self, task: str, measure: str) -> Path:
         return self.root / "scores" / f"{task}.{measure}.json"

@@ -8,7 +8,6 @@ the tests are saved task by task, so that a run that is killed loses little.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,11 +15,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import torch
-
 from .. import files
 from ..bench.latency import LatencyTable, measure_latency
-from ..bench.prefill import processor
 from ..cells import Skip
 from ..data import Sample, Samples
 from ..errors import PlanError
@@ -29,7 +25,7 @@ from ..geometry import Geometry
 from ..layer_plan import LayerPlan
 from ..loading import Loaded
 from ..plan import Plan
-from ..runtime.families import geometry_of, locate
+from ..runtime.families import locate
 from ..scores import Scores
 from ..search.additive import Additive, measure_additive
 from ..search.depthwise import dop_depths
@@ -38,10 +34,10 @@ from ..search.joint import PROPOSALS, joint_search
 from ..search.menu import Menu
 from ..search.objective import Objective
 from ..search.price import by_flops
-from ..version import __version__
+from ..search.recorded import Recorded
 from .chain import chain_of, compared, finalists
 from .folder import Chain, Folder, Run, Target
-from .split import Task
+from .split import PARTS, Task
 from .timed import timed
 
 #: Budgets at which plans are searched for a retention.
@@ -68,6 +64,7 @@ class Optimization:
         batch: questions answered together.
         timed: prompts in a call that is timed.
         proposals: plans tried at each budget; None: as many as the target is worth.
+        record: what run.json says of a run that is there, if this one only uses what it has measured; None: ``run``.
         progress: show bars on standard error.
         log: is called with each stage, in words, as it begins.
     """
@@ -79,6 +76,7 @@ class Optimization:
     batch: int = 25
     timed: int = 1
     proposals: int | None = None
+    record: Run | None = None
     progress: bool = True
     log: Callable[[str], None] = lambda _: None
     _tuning: Objective | None = field(default=None, init=False)
@@ -94,7 +92,9 @@ class Optimization:
     def save(self, **fields: Any) -> None:
         """Write run.json with ``fields`` set."""
         self.run = self.run.model_copy(update=fields)
-        files.write_text(self.folder.run, files.dump(self.run))
+        if self.record is not None:
+            self.record = self.record.model_copy(update=fields)
+        files.write_text(self.folder.run, files.dump(self.record or self.run))
 
     @contextmanager
     def stage(self, name: str, what: str) -> Iterator[None]:
@@ -116,24 +116,26 @@ class Optimization:
         hashes = tuple(one for task in self.tasks for one in task.calibration.hashes)
         if self.folder.additive.exists():
             found = Additive.load(self.folder.additive)
-            check_same(self.folder.additive, found.provenance.sample_hashes == hashes)
+            _check_same(self.folder.additive, found.provenance.sample_hashes == hashes)
             return found
         with self.stage("calibrate", f"measuring what single changes risk, on {len(hashes)} samples"):
-            objective = self._objective([task.calibration for task in self.tasks])
+            objective = self.recorded([task.calibration for task in self.tasks], self.folder.effects)
             made = measure_additive(objective, self.menu(objective.visual), progress=self.progress)
             for task, samples in zip(self.tasks, objective.tasks, strict=True):
                 for measure, row in MEASURES.items():
                     self._scores(objective, task, samples, measure, row).save(self.folder.scores(task.name, measure))
+            made = made.model_copy(update={"seconds": made.seconds + objective.earlier})
             made.save(self.folder.additive)
+            self.folder.effects.unlink(missing_ok=True)
         return made
 
-    def _objective(self, samples: Sequence[Samples]) -> Objective:
-        return Objective(self.loaded, samples, position=self.run.position, progress=self.progress)
+    def recorded(self, samples: Sequence[Samples], path: Path) -> Recorded:
+        """Measures plans on ``samples``, and writes what it measures to ``path`` as it goes."""
+        return Recorded(self.loaded, samples, path, position=self.run.position, progress=self.progress)
 
     def _scores(self, objective: Objective, task: Task, samples: range, measure: str, row: LayerPlan) -> Scores:
         """Of ``row``, which the additive stage has run in every layer."""
-        cells = {name: cell for name, cell in row if not cell.is_full}
-        plans = [self.full.at([layer], **cells) for layer in range(self.geometry.layers)]
+        plans = [self.full.at([layer], **row.planned) for layer in range(self.geometry.layers)]
         columns = [[effect.distance for effect in objective.effects(plan, samples)] for plan in plans]
         return Scores(
             name=measure,
@@ -167,7 +169,7 @@ class Optimization:
         if self.folder.latency.exists():
             found = LatencyTable.load(self.folder.latency)
             is_same = (found.data_hash, found.model, found.geometry) == (data_hash, self.run.model, self.geometry)
-            check_same(self.folder.latency, is_same)
+            _check_same(self.folder.latency, is_same)
             return found
         with self.stage("time", "timing this machine"):
             table = measure_latency(
@@ -191,8 +193,14 @@ class Optimization:
     def tuning(self) -> Objective:
         """Measures plans on the tuning samples; its full runs are made once."""
         if self._tuning is None:
-            self._tuning = self._objective([task.tuning for task in self.tasks])
+            samples = [task.tuning for task in self.tasks]
+            self._tuning = Objective(self.loaded, samples, position=self.run.position, progress=self.progress)
         return self._tuning
+
+    def record_tuning(self, path: Path) -> Recorded:
+        """:attr:`tuning`, which writes what it measures to ``path`` from now on."""
+        self._tuning = made = self.recorded([task.tuning for task in self.tasks], path)
+        return made
 
     def search(self) -> Front:
         """Every plan tried, on the tuning samples."""
@@ -256,7 +264,7 @@ class Optimization:
 
     def evaluated(self, chain: Chain, index: int) -> dict[str, Evaluation]:
         """The chain's plan number ``index`` on the certification samples, by task."""
-        plan = self.named(chain.points[index].plan)
+        plan = self.certifiable(chain.points[index].plan)
         found = self.folder.evaluations(index, self.run.tasks)
         for task in self.tasks:
             if task.name in found and _is_of(found[task.name], task, plan):
@@ -281,16 +289,22 @@ class Optimization:
                 return [answer.dense for answer in one.answers]
         return None
 
-    def named(self, plan: Plan) -> Plan:
-        """``plan`` with its provenance: how it was found, and every prompt that a choice was made by."""
-        seen = [part for task in self.tasks for part in (task.calibration, task.tuning, task.selection)]
+    def certifiable(self, plan: Plan) -> Plan:
+        """``plan`` with the provenance of the whole run."""
+        return self.named(plan, knobs={"confidence": self.run.confidence})
+
+    def named(
+        self,
+        plan: Plan,
+        method: str = "optimize",
+        parts: Sequence[str] = PARTS[:-1],
+        knobs: Mapping[str, int | float | str] | None = None,
+    ) -> Plan:
+        """``plan`` with its provenance: how it was found, and every prompt of the ``parts`` that chose it."""
+        seen = [getattr(task, part) for task in self.tasks for part in parts]
         return plan.made_by(
-            method="optimize",
-            knobs={
-                self.run.target.kind: self.run.target.value,
-                "confidence": self.run.confidence,
-                "seed": self.run.seed,
-            },
+            method=method,
+            knobs={self.run.target.kind: self.run.target.value, **(knobs or {}), "seed": self.run.seed},
             model=self.run.model,
             revision=self.run.revision,
             data=" + ".join(task.tuning.name for task in self.tasks),
@@ -312,88 +326,16 @@ def _key(front: Front, target: Target, parts: Sequence[Samples]) -> str:
     return digest.hexdigest()[:16]
 
 
-def start(
-    loaded: Loaded,
-    tasks: Sequence[Task],
-    out: Path,
-    target: Target,
-    *,
-    confidence: float = 0.95,
-    loss: str | None = None,
-    engine: str = "transformers",
-    seed: int = 0,
-    **settings: Any,
-) -> Optimization:
-    """A run in the folder ``out``: a new one, or the one that is there.
-
-    Args:
-        loaded: the model, without a plan on it.
-        tasks: of :func:`lookless.optimize.split.split`.
-        out: the run's folder.
-        target, confidence: what the plan has to hold, and how sure that has to be.
-        loss: ``lost`` or ``changed``; by default ``changed`` where some data have no answers.
-        engine: ``transformers``, or ``vllm`` for plans that it can serve.
-        seed: of the draw from files, and of the search.
-        settings: the other fields of :class:`Optimization`.
-
-    Raises:
-        PlanError: the folder holds a run of another model or of other data.
-    """
-    if loss is None:
-        loss = "lost" if all(any(sample.answer for sample in task.certification) for task in tasks) else "changed"
-    parameter = next(loaded.model.parameters())
-    run = Run(
-        model=loaded.name,
-        revision=loaded.revision,
-        geometry=geometry_of(loaded.model),
-        data=tuple(task.record for task in tasks),
-        target=target,
-        confidence=confidence,
-        loss=loss,  # type: ignore[arg-type]
-        engine=engine,  # type: ignore[arg-type]
-        seed=seed,
-        machine=processor(),
-        dtype=str(parameter.dtype).removeprefix("torch."),
-        device=str(parameter.device),
-        threads=torch.get_num_threads(),
-        versions={"lookless": __version__, **{p: importlib.metadata.version(p) for p in ("torch", "transformers")}},
-    )
-    folder = Folder(out)
-    if folder.run.exists():
-        run = _resumed(Run.load(out), run, out)
-    optimization = Optimization(loaded, tasks, folder, run, **settings)
-    optimization.save()
-    return optimization
-
-
-def _resumed(old: Run, new: Run, out: Path) -> Run:
-    """``new`` with what ``old`` has measured. Raises: PlanError: it is of another model or of other data."""
-    for name in ("model", "geometry", "engine", "dtype"):
-        if getattr(old, name) != getattr(new, name):
-            raise PlanError(
-                f"{out} holds a run with {name} {getattr(old, name)}, and this one is with {getattr(new, name)}: give "
-                f"another folder."
-            )
-    parts = [[(d.data, d.calibration, d.tuning, d.selection) for d in run.data] for run in (old, new)]
-    if parts[0] != parts[1]:
-        names = [" and ".join(f"{d.data}" for d in run.data) for run in (old, new)]
-        raise PlanError(
-            f"{out} holds a run on {names[0]}, and this one is on {names[1]} or on other samples of it: give another "
-            f"folder, or the data, seed and sizes of before."
-        )
-    return new.model_copy(update={"seconds": old.seconds})
-
-
-def check_same(path: Path, is_same: bool) -> None:
-    """Raises: PlanError: what is at ``path`` is of another model or of other samples."""
-    if not is_same:
-        raise PlanError(
-            f"{path} is of another model or of other samples than this run: give another folder, or remove the file."
-        )
-
-
 def budgets_of(target: Target) -> tuple[float, ...]:
     """The ladder for a retention; else the budget, and a few milder ones."""
     if target.kind == "retention":
         return LADDER
     return (*(budget for budget in (0.9, 0.75, 0.6, 0.45, 0.3) if budget > target.value + 0.05), target.value)
+
+
+def _check_same(path: Path, is_same: bool) -> None:
+    """Raises: PlanError: what is at ``path`` is of another model or of other samples."""
+    if not is_same:
+        raise PlanError(
+            f"{path} is of another model or of other samples than this run: give another folder, or remove the file."
+        )

@@ -13,15 +13,23 @@ WHAT = {"lost": "right answers", "changed": "answers"}
 DONE = {"lost": "lost", "changed": "changed"}
 
 
-def lines(run: Run, chain: Chain, certificate: Certificate | None, chosen: int | None) -> tuple[str, ...]:
+def lines(
+    run: Run, chain: Chain, certificate: Certificate | None, chosen: int | None, cheapest: float = 1.0
+) -> tuple[str, ...]:
     """What was found, for somebody who has not read a paper.
 
     Args:
         run, chain: what was to be done, and the plans tested.
         certificate: of the tests; None where there was no plan to test.
         chosen: the chain's plan that is the result; None: not one.
+        cheapest: the price of the cheapest plan that the search ran.
     """
     where = ", ".join(data.data for data in run.data)
+    if certificate is None and run.target.kind != "retention":
+        return (
+            f"{run.model} on {where}: no plan was found within {run.target.value:.0%} of {_price(run)}, so the full "
+            f"model stays. The cheapest that was run takes {cheapest:.0%}.",
+        )
     if certificate is None or chosen is None:
         return (f"{run.model} on {where}: no plan is certified, so the full model stays.", *_why(run, certificate))
     test = certificate.tests[-1] if not certificate.asked else certificate.tests[chosen]
@@ -34,6 +42,10 @@ def lines(run: Run, chain: Chain, certificate: Certificate | None, chosen: int |
         _next(run, chain, certificate, chosen),
     )
     return found if len(run.data) == 1 else (*found[:2], _worst(run, test), *found[2:])
+
+
+def _price(run: Run) -> str:
+    return "the time on this machine" if run.target.price == "time" else "the FLOPs"
 
 
 def _tested(run: Run, test: PlanTest) -> str:

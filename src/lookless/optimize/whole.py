@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..certification.certificate import Certificate
 from ..certification.sequence import Tried, bound, certify
 from ..plan import Plan
+from ..search.front import Front
 from .folder import Chain, Run
 from .run import Optimization
 from .summary import command, lines
@@ -41,9 +42,11 @@ def complete(optimization: Optimization) -> Result:
     chain = optimization.chain()
     certificate = certified(optimization, chain)
     chosen = _chosen(certificate, chain)
-    plan = optimization.named(optimization.full if chosen is None else chain.points[chosen].plan)
+    found = optimization.full if chosen is None else chain.points[chosen].plan
+    plan = optimization.certifiable(found)
     plan.save_pretrained(optimization.folder.plan)
-    optimization.save(chosen=chosen, lines=lines(optimization.run, chain, certificate, chosen))
+    prices = [one.price(chain.price) for one in Front.load(optimization.folder.front).candidates]
+    optimization.save(chosen=chosen, lines=lines(optimization.run, chain, certificate, chosen, min(prices)))
     return Result(optimization.run, chain, certificate, plan, command(optimization.run, optimization.folder, plan))
 
 

@@ -163,7 +163,8 @@ def read_run(root: Path) -> Material:
     front = _present(folder.front, Front)
     points = _points(folder, run, chain, front)
     chosen = run.chosen if run.chosen is not None and run.chosen < len(points) and chain is not None else None
-    plan_path = folder.plan / FILE_NAME
+    plan_dir = folder.plan if folder.plan.is_dir() else folder.search("joint") / "plan"  # a search certifies nothing
+    plan_path = plan_dir / FILE_NAME
     return Material(
         name=str(root),
         run=run,
@@ -172,7 +173,7 @@ def read_run(root: Path) -> Material:
         candidates=front.candidates if front else (),
         chosen=chosen,
         plan=_present(plan_path, Plan),
-        plan_path=str(folder.plan) if plan_path.exists() else None,
+        plan_path=str(plan_dir) if plan_path.exists() else None,
         evaluations=points[chosen].evaluations if chosen is not None else {},
         latency=_present(folder.latency, LatencyTable),
         certificate=_present(folder.certificate, Certificate),

@@ -109,33 +109,36 @@ def frame_prices(rows: Sequence[Sequence[LayerPlan]], frame: Frame, pricing: Pri
     empty = framed([FULL] * len(rows), frame)
     alive = pricing.alive(empty)
     last = next((layer for layer, keep in frame if keep.withdraws), len(rows)) - 1
+    keeps = {layer: {"keep": keep} for layer, keep in frame}
     return [
-        [pricing.cell(row, alive[layer], is_read=layer != last) for row in choices]
+        [pricing.cell(row.model_copy(update=keeps.get(layer)), alive[layer], is_read=layer != last) for row in choices]
         for layer, choices in enumerate(rows)
     ]
 
 
 def measure_additive(objective: Objective, menu: Menu, *, progress: bool = True) -> Additive:
     """Run every single change of ``menu`` on the samples of ``objective``."""
-    started, evaluations = time.perf_counter(), objective.evaluations
-    full = Plan.full(objective.geometry)
+    started, full = time.perf_counter(), Plan.full(objective.geometry)
+    run: set[tuple[LayerPlan, ...]] = {full.live().layers}
+
+    def risk(plan: Plan) -> float:
+        run.add(plan.live().layers)
+        return risk_of(objective, plan)
+
     rows = tuple(menu.at(layer) for layer in range(menu.layers))
     pairs = [(layer, row) for layer, choices in enumerate(rows) for row in choices]
-    found = {pair: risk_of(objective, _one(full, *pair)) for pair in track(pairs, "single changes", progress)}
+    found = {pair: risk(_one(full, *pair)) for pair in track(pairs, "single changes", progress)}
     risks = tuple(tuple(found[layer, row] for row in choices) for layer, choices in enumerate(rows))
 
     def measured(frames: Sequence[Frame], what: str) -> tuple[FrameRisk, ...]:
-        plans = {
-            frame: full.model_copy(update={"layers": framed(full.layers, frame)})
-            for frame in track(frames, what, progress)
-        }
+        plans = {frame: full.model_copy(update={"layers": framed(full.layers, frame)}) for frame in frames}
         return tuple(
             FrameRisk(
                 layers=tuple(layer for layer, _ in frame),
                 keeps=tuple(keep for _, keep in frame),
-                risk=risk_of(objective, plan),
+                risk=risk(plan),
             )
-            for frame, plan in plans.items()
+            for frame, plan in track(plans.items(), what, progress)
         )
 
     return Additive(
@@ -144,7 +147,7 @@ def measure_additive(objective: Objective, menu: Menu, *, progress: bool = True)
         risks=risks,
         prunings=measured([(), *menu.prunings()], "prunings"),
         withdrawals=measured(list(menu.withdrawals()), "withdrawals"),
-        evaluations=objective.evaluations - evaluations,
+        evaluations=len(run) - 1,  # those that an earlier process has run, too
         seconds=time.perf_counter() - started,
     )
 

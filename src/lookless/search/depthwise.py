@@ -21,6 +21,7 @@ from ..progress import track
 from .greedy import SLACK, SearchResult
 from .objective import Objective
 
+RATIOS = (1.0, 0.75, 0.5, 0.25, 0.1)  #: of visual tokens kept, to choose from
 #: (attention depth, FFN depth, ratio of visual tokens kept)
 _Point = tuple[int, int, float]
 
@@ -58,7 +59,7 @@ def dop_depths(
     objective: Objective,
     *,
     kept: float,
-    ratios: Sequence[float] = (1.0, 0.75, 0.5, 0.25, 0.1),
+    ratios: Sequence[float] = RATIOS,
     rank: str = "diversity",
     every: int = 1,
     brute: int = 0,

@@ -7,12 +7,18 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
+from ..layer_plan import LayerPlan
 from ..plan import Plan
 from ..weights import Weights
 from .greedy import SLACK, SearchResult
 
 #: What a plan is priced by: its share of the stock prefill's FLOPs, or of its milliseconds.
 Price = Literal["kept", "time"]
+
+
+def written(rows: Iterable[LayerPlan]) -> list[dict[str, Any]]:
+    """``rows`` as JSON, without their full cells."""
+    return [{column: cell.model_dump(mode="json") for column, cell in row.planned.items()} for row in rows]
 
 
 class Candidate(BaseModel):
@@ -54,9 +60,8 @@ class Candidate(BaseModel):
 
     @field_serializer("plan")
     def _written(self, plan: Plan) -> dict[str, Any]:
-        rows = [{name: cell for name, cell in row if not cell.is_full} for row in plan.layers]
         return {
-            "layers": [{name: cell.model_dump(mode="json") for name, cell in row.items()} for row in rows],
+            "layers": written(plan.layers),
             "geometry": None if plan.geometry is None else plan.geometry.model_dump(mode="json"),
         }
 

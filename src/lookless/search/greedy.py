@@ -16,9 +16,9 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from .. import files
-from ..cells import Cell, Full, Neurons, Skip, Window
+from ..cells import Cell, Neurons, Skip, Window
 from ..errors import PlanError
-from ..layer_plan import COLUMNS, LayerPlan
+from ..layer_plan import LayerPlan
 from ..plan import Plan, Provenance
 from ..progress import track
 from ..weights import Weights, found, store
@@ -78,7 +78,7 @@ class Step(BaseModel):
 
     @property
     def set(self) -> dict[str, Cell]:
-        return {column: cell for column in COLUMNS if (cell := getattr(self.cells, column)) != Full()}
+        return self.cells.planned
 
     def on(self, plan: Plan) -> Plan:
         """``plan`` with this change made."""
@@ -164,6 +164,7 @@ def greedy_order(
     start: Plan | None = None,
     steps: int | None = None,
     limit: float | None = None,
+    kept: float | None = None,
     penalty: float = 1.0,
     stride: float | None = None,
     path: str | Path | None = None,
@@ -179,6 +180,7 @@ def greedy_order(
         start: the plan to begin from, full by default.
         steps: the largest number of steps, ``first`` included; all by default.
         limit: stop before the step that takes the distance above this many nats.
+        kept: stop as soon as the plan keeps at most this share of FLOPs.
         penalty: a sample whose distance rises by a step counts this many times one whose distance falls by as much.
         stride: follow one ranking of the candidates until the distance is this many nats above where it was ranked,
             then rank again (GSOP's reuse of rankings). At 0, steps that cost nothing are taken together. None ranks
@@ -200,6 +202,8 @@ def greedy_order(
         order = _resumed(Path(path), order)
     wanted = len(order.candidates) if steps is None else min(steps, len(order.candidates))
     for _ in track(range(len(order.taken), wanted), f"{method} order", progress):
+        if kept is not None and objective.kept(order.plan()) <= kept + SLACK:
+            break
         started, evaluations = time.perf_counter(), objective.evaluations
         after = _extended(objective, order, penalty, stride)
         if limit is not None and after.distances[-1] > limit:
@@ -272,6 +276,7 @@ def gsop_order(
     *,
     steps: int | None = None,
     limit: float | None = None,
+    kept: float | None = None,
     stride: float | None = None,
     path: str | Path | None = None,
     progress: bool = True,
@@ -285,13 +290,21 @@ def gsop_order(
 
     Args:
         objective: measures plans.
-        steps, limit, stride, path, progress: as in :func:`greedy_order`.
+        steps, limit, kept, stride, path, progress: as in :func:`greedy_order`.
     """
     operations = (LayerPlan(visible=Skip()), LayerPlan(attention=Skip()), LayerPlan(ffn=Skip()))
     layers = range(objective.geometry.layers)
     candidates = [Step(layer=layer, cells=cells) for layer, cells in product(layers, operations)]
     return greedy_order(
-        objective, candidates, method="gsop", steps=steps, limit=limit, stride=stride, path=path, progress=progress
+        objective,
+        candidates,
+        method="gsop",
+        steps=steps,
+        limit=limit,
+        kept=kept,
+        stride=stride,
+        path=path,
+        progress=progress,
     )
 
 

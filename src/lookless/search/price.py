@@ -36,16 +36,14 @@ class Pricing:
     of_layer: LayerPrice
     stock: float
     fixed: float = 0.0
-    _known: dict[tuple[LayerPlan, float, bool], float] = field(default_factory=dict, compare=False)
+    _known: dict[tuple[LayerPlan, float, type, bool], float] = field(default_factory=dict, compare=False)
 
     def cell(self, row: LayerPlan, alive: float, *, is_read: bool = True) -> float:
         """The share of one layer with ``row``, in which ``alive`` visual tokens are alive; ``is_read``: some row of a
-        later layer reads one of them."""
-        key = (row, alive, is_read)
+        later layer reads one of them. Of the row's own ``keep`` the rank is priced alone."""
+        key = (row, alive, type(alive), is_read)  # 8 tokens are not a mean of 8.0: whole tokens are probed of them
         if key not in self._known:
-            keep = (
-                Keep(0) if not alive else Full() if alive >= self.visual else Keep(alive / self.visual, rank="random")
-            )
+            keep = kept_alive(alive, self.visual, row.keep.ranks_by)
             cells = {"keep": keep} if is_read else {"keep": keep, "attention": Skip(), "ffn": Skip()}
             self._known[key] = self.of_layer(alone(LayerPlan(**{**dict(row), **cells}))) / self.stock
         return self._known[key]
@@ -74,7 +72,7 @@ class Pricing:
 
 def kept_alive(alive: float, visual: float, rank: str | None) -> Full | Keep:
     """The ``keep`` of a plan of one layer in which ``alive`` of ``visual`` tokens are alive; ``rank`` is computed at
-    its input, None for none."""
+    its input, None for none. A whole number is every prompt's, a float a mean over prompts, as in ``alive_after``."""
     if not alive:
         return Keep(0)
     if alive >= visual:
