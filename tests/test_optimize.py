@@ -18,6 +18,8 @@ from lookless.optimize.split import PARTS, Sizes, split
 from lookless.optimize.timed import timed
 from lookless.runtime.families import geometry_of
 from lookless.search import Candidate, Front
+from lookless.search.additive import Additive
+from lookless.search.fitting import Choices
 
 SIZES = ("--samples", 1, "--tuning", 2, "--selection", 2, "--engine", "vllm")
 SMALL = (*SIZES, "--proposals", 2)
@@ -139,6 +141,7 @@ def test_several_tasks_within_a_time(tmp_path, mine, monkeypatch):
     """Two files, one without answers: every part of the run has both tasks, and what is promised is on each."""
     monkeypatch.setattr("lookless.search.seeds.STEPS", 3)
     monkeypatch.setattr("lookless.optimize.run.measure_latency", _known_latency)
+    monkeypatch.setattr("lookless.optimize.run.timed", lambda loaded, samples, plans, **_: plans)
     blind = [json.loads(line) | {"answer": ""} for line in mine.read_text().splitlines()]
     other = mine.parent / "other.jsonl"
     other.write_text("\n".join(json.dumps(line | {"question": f"{line['question']} now"}) for line in blind))
@@ -221,3 +224,37 @@ def test_a_reference_task_has_as_many_as_are_wanted():
     [task] = split("reference", ["reference:chart"], Sizes(2, 2, 2, 130))
     assert len(task.certification) == 130
     assert set(task.certification.hashes).isdisjoint(load_data("reference:chart", split="calibration", limit=6).hashes)
+
+
+@pytest.mark.long
+def test_a_run_with_fitted_cells(tmp_path, mine, monkeypatch):
+    """Maps are fitted on samples that their risk is not measured on, end in the plan with their numbers, and are not
+    fitted anew by a run that goes on."""
+    monkeypatch.setattr("lookless.search.seeds.STEPS", 2)
+    monkeypatch.setattr("lookless.bench.latency.CHECKED", 1)
+    monkeypatch.setattr("lookless.search.fitting.RANKS", (4,))
+    monkeypatch.setattr("lookless.optimize.run.budgets_of", lambda target: (target.value,))
+    few = mine.parent / "few-fitted.jsonl"
+    few.write_text("\n".join(mine.read_text().splitlines()))
+    out = tmp_path / "run"
+    sizes = ("--samples", 2, "--tuning", 1, "--selection", 2, "--certification", 3, "--proposals", 2)
+    begin = ("optimize", "reference", "--data", few, "--out", out, *sizes, "--flops", 0.3)
+    result = run(*begin)
+    assert result.exit_code == 0, result.output
+    folder, record = Folder(out), Run.load(out)
+    assert record.fitted
+    fitted, additive = Choices.load(folder.fitted), Additive.load(folder.additive)
+    assert fitted.weights
+    assert set(fitted.provenance.sample_hashes).isdisjoint(additive.provenance.sample_hashes)
+    [data] = record.data
+    both = {*fitted.provenance.sample_hashes, *additive.provenance.sample_hashes}
+    assert both == set(data.calibration.sample_hashes)
+    front = Front.load(folder.front)
+    assert any(one.plan.weights for one in front.candidates)
+    assert [gain.step for gain in front.gains] == ["additive", "methods", "joint", "refitted"]
+    before = folder.fitted.stat().st_mtime_ns
+    folder.additive.unlink()
+    folder.chain.unlink()
+    assert run(*begin).exit_code == 0
+    assert folder.fitted.stat().st_mtime_ns == before
+    assert "fitted True, and this one is with False" in fails(*begin, "--no-fitted")

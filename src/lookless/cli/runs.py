@@ -35,11 +35,18 @@ Latency = Annotated[
     typer.Option(help="The least loss at this share of its time on this machine, such as 0.7.", min=0.01, max=0.99),
 ]
 Engine = Annotated[str, typer.Option(help="transformers, or vllm: only plans that vLLM can serve.")]
+Fitted = Annotated[
+    bool,
+    typer.Option(
+        "--fitted/--no-fitted",
+        help="Maps of low rank in place of what is skipped, too; fitting takes the memory of a backward pass.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of the draw from a file, and of the search.")]
 Samples = Annotated[
     int | None,
     typer.Option(
-        help="Calibration samples of each task (default 8, shared by the tasks).", min=1, rich_help_panel=SIZES
+        help="Calibration samples of each task (default 16, shared by the tasks).", min=1, rich_help_panel=SIZES
     ),
 ]
 Tuning = Annotated[
@@ -86,6 +93,7 @@ class RunOptions:
     flops: Flops = None
     latency: Latency = None
     engine: Engine = "transformers"
+    fitted: Fitted = True
     seed: Seed = 0
     samples: Samples = None
     tuning: Tuning = None
@@ -115,8 +123,10 @@ class RunOptions:
         writable(self.out_dir, folder=True)
         tasks = sum(len(reference.tasks_of(self.model)) if one == "reference" else 1 for one in self.data)
         parts = split(self.model, self.data, self._sizes(tasks, target, confidence), seed=self.seed)
+        fitted = self.fitted and self.engine == "transformers" and all(len(part.calibration) > 1 for part in parts)
         loaded = load_model(self.model, dtype=self.dtype, device=self.device, revision=self.revision)
         settings |= {"timed": self.timed or 1, "proposals": self.proposals, "engine": self.engine, "seed": self.seed}
+        settings |= {"fitted": fitted}
         return start(
             loaded,
             parts,
@@ -140,7 +150,7 @@ class RunOptions:
         if target.kind == "retention":
             wanted = math.ceil(1.6 * (exact_least(1 - target.value, confidence)))
         return Sizes(
-            calibration=self.samples or max(3, math.ceil(8 / tasks)),
+            calibration=self.samples or max(4, math.ceil(16 / tasks)),
             tuning=self.tuning or max(6, math.ceil(32 / tasks)),
             selection=self.selection or max(12, math.ceil(128 / tasks)),
             certification=self.certification or wanted,

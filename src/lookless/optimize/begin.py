@@ -28,6 +28,7 @@ def start(
     confidence: float = 0.95,
     loss: str | None = None,
     engine: str = "transformers",
+    fitted: bool = False,
     seed: int = 0,
     **settings: Any,
 ) -> Optimization:
@@ -40,6 +41,7 @@ def start(
         target, confidence: what the plan has to hold, and how sure that has to be.
         loss: ``lost`` or ``changed``; by default ``changed`` where some data have no answers.
         engine: ``transformers``, or ``vllm`` for plans that it can serve.
+        fitted: fit maps of low rank, which layers may be given in place of what they skip.
         seed: of the draw from files, and of the search.
         settings: the other fields of :class:`Optimization`.
 
@@ -58,6 +60,7 @@ def start(
         confidence=confidence,
         loss=loss,  # type: ignore[arg-type]
         engine=engine,  # type: ignore[arg-type]
+        fitted=fitted,
         seed=seed,
         machine=processor(),
         dtype=str(parameter.dtype).removeprefix("torch."),
@@ -82,7 +85,7 @@ def visit(loaded: Loaded, tasks: Sequence[Task], out: Path, target: Target, **se
 
 def _resumed(old: Run, new: Run, out: Path) -> Run:
     """``new`` with what ``old`` has measured. Raises: PlanError: it is of another model or of other data."""
-    for name in ("model", "geometry", "engine", "dtype"):
+    for name in ("model", "geometry", "engine", "fitted", "dtype"):
         if getattr(old, name) != getattr(new, name):
             raise PlanError(
                 f"{out} holds a run with {name} {getattr(old, name)}, and this one is with {getattr(new, name)}: give "

@@ -3,6 +3,7 @@
 ==========================  =======================================================================================
 run.json                    :class:`Run`: model, data, splits, target, machine, seconds, and what was chosen
 scores/TASK.MEASURE.json    :class:`lookless.Scores` of one task, on its calibration samples
+fitted.json                 :class:`lookless.search.fitting.Choices`: what layers may be given, with fitted cells
 additive.json               :class:`lookless.search.additive.Additive`: what every single change risks
 effects.json                what of that is measured so far, while it is
 latency.json                :class:`lookless.bench.latency.LatencyTable`, measured here
@@ -27,12 +28,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .. import files
+from .. import files, weights
 from ..calibration.replay import Position
 from ..errors import PlanError
 from ..evaluation import Evaluation
 from ..geometry import Geometry
-from ..search.front import Candidate, Price
+from ..search.front import Candidate, Price, bound
 
 SCHEMA_VERSION = 1
 
@@ -110,6 +111,7 @@ class Run(BaseModel):
         loss: what counts as a loss in the certificate: ``lost``, a right answer of the dense model that is now wrong,
             or ``changed``, where the data have no labels.
         engine: ``vllm``: of plans that it can serve alone.
+        fitted: whether maps of low rank are among what layers may be given.
         position: where distributions were compared.
         seed: of the draw from files.
         machine, dtype, device, threads, versions: on what it ran.
@@ -129,6 +131,7 @@ class Run(BaseModel):
     confidence: float = Field(default=0.95, gt=0, lt=1)
     loss: Literal["lost", "changed"] = "lost"
     engine: Literal["transformers", "vllm"] = "transformers"
+    fitted: bool = False
     position: Position = "answer"
     seed: int = 0
     machine: str = ""
@@ -169,7 +172,15 @@ class Chain(BaseModel):
     @classmethod
     def load(cls, folder: str | Path) -> Chain:
         """Raises: PlanError: there is none in the folder, or it cannot be read."""
-        return files.load(Folder(Path(folder)).chain, cls, PlanError, SCHEMA_VERSION)
+        path = Folder(Path(folder)).chain
+        read = files.load(path, cls, PlanError, SCHEMA_VERSION)
+        held = weights.found(path, (each for one in read.points for each in one.plan.weights))
+        return read.model_copy(update={"points": bound(read.points, held)}) if held else read
+
+    def save(self, folder: Path) -> None:
+        """Write it, and the numbers of fitted cells before it."""
+        weights.store(folder, (each for one in self.points for each in one.plan.weights))
+        files.write_text(Folder(folder).chain, files.dump(self))
 
 
 class Folder:
@@ -197,6 +208,10 @@ class Folder:
     @property
     def additive(self) -> Path:
         return self.root / "additive.json"
+
+    @property
+    def fitted(self) -> Path:
+        return self.root / "fitted.json"
 
     @property
     def effects(self) -> Path:

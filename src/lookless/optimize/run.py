@@ -10,13 +10,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import torch
+
 from .. import files
 from ..bench.latency import LatencyTable, measure_latency
+from ..calibration.affine import Fitter
 from ..cells import Skip
 from ..data import Sample, Samples
 from ..errors import PlanError
@@ -24,11 +28,12 @@ from ..evaluation import Evaluation, evaluate
 from ..geometry import Geometry
 from ..layer_plan import LayerPlan
 from ..loading import Loaded
-from ..plan import Plan
+from ..plan import Plan, Provenance
 from ..runtime.families import locate
 from ..scores import Scores
 from ..search.additive import Additive, measure_additive
 from ..search.depthwise import dop_depths
+from ..search.fitting import Choices, with_fitted
 from ..search.front import Front
 from ..search.joint import PROPOSALS, joint_search
 from ..search.menu import Menu
@@ -105,7 +110,40 @@ class Optimization:
         seconds = self.run.seconds.get(name, 0.0) + perf_counter() - started
         self.save(seconds={**self.run.seconds, name: round(seconds, 2)})
 
+    @cached_property
+    def measured(self) -> list[Samples]:
+        """Of each task the calibration samples on which single changes are measured: nothing is fitted on them."""
+        return [halves(task.calibration)[1] if self.run.fitted else task.calibration for task in self.tasks]
+
+    @cached_property
+    def fitter(self) -> Fitter:
+        """Fits maps on the other half of the calibration samples."""
+        items = tuple(item for task in self.tasks for item in halves(task.calibration)[0])
+        return Fitter(self.loaded, Samples("calibration", items), position=self.run.position, progress=self.progress)
+
+    def choices(self, visual: float) -> Menu:
+        """What layers may be given, with maps of low rank where they are wanted."""
+        menu, path = self.menu(visual), self.folder.fitted
+        if not self.run.fitted:
+            return menu
+        made_on = tuple(one for task in self.tasks for one in halves(task.calibration)[0].hashes)
+        if path.exists():
+            found = Choices.load(path)
+            _check_same(path, found.provenance.sample_hashes == made_on)
+            return menu.having(found.rows)
+        with self.stage("fit", f"fitting maps of low rank, on {len(made_on)} samples"):
+            try:
+                menu = with_fitted(menu, self.fitter)
+            except torch.OutOfMemoryError as problem:
+                raise PlanError(
+                    "fitting maps of low rank needs the memory of a backward pass, which is not there: add --no-fitted."
+                ) from problem
+            made = Provenance(method="fitted", model=self.run.model, sample_hashes=made_on)
+            Choices(provenance=made, rows=tuple(map(menu.at, range(menu.layers)))).save(path)
+        return menu
+
     def menu(self, visual: float) -> Menu:
+        """What layers may be given without fitting."""
         layers = self.geometry.layers
         if self.run.engine == "vllm":
             return Menu.served(layers)
@@ -113,17 +151,19 @@ class Optimization:
 
     def additive(self) -> Additive:
         """What every single change risks on the calibration samples, and the scores that methods need."""
-        hashes = tuple(one for task in self.tasks for one in task.calibration.hashes)
+        hashes = tuple(one for samples in self.measured for one in samples.hashes)
         if self.folder.additive.exists():
             found = Additive.load(self.folder.additive)
             _check_same(self.folder.additive, found.provenance.sample_hashes == hashes)
             return found
+        objective = self.recorded(self.measured, self.folder.effects)
+        menu = self.choices(objective.visual)
         with self.stage("calibrate", f"measuring what single changes risk, on {len(hashes)} samples"):
-            objective = self.recorded([task.calibration for task in self.tasks], self.folder.effects)
-            made = measure_additive(objective, self.menu(objective.visual), progress=self.progress)
-            for task, samples in zip(self.tasks, objective.tasks, strict=True):
+            made = measure_additive(objective, menu, progress=self.progress)
+            for task, samples, places in zip(self.tasks, self.measured, objective.tasks, strict=True):
                 for measure, row in MEASURES.items():
-                    self._scores(objective, task, samples, measure, row).save(self.folder.scores(task.name, measure))
+                    scores = self._scores(objective, samples, places, measure, row)
+                    scores.save(self.folder.scores(task.name, measure))
             made = made.model_copy(update={"seconds": made.seconds + objective.earlier})
             made.save(self.folder.additive)
             self.folder.effects.unlink(missing_ok=True)
@@ -133,10 +173,10 @@ class Optimization:
         """Measures plans on ``samples``, and writes what it measures to ``path`` as it goes."""
         return Recorded(self.loaded, samples, path, position=self.run.position, progress=self.progress)
 
-    def _scores(self, objective: Objective, task: Task, samples: range, measure: str, row: LayerPlan) -> Scores:
-        """Of ``row``, which the additive stage has run in every layer."""
+    def _scores(self, objective: Objective, samples: Samples, places: range, measure: str, row: LayerPlan) -> Scores:
+        """Of ``row``, which the additive stage has run in every layer; ``places`` are those of ``samples``."""
         plans = [self.full.at([layer], **row.planned) for layer in range(self.geometry.layers)]
-        columns = [[effect.distance for effect in objective.effects(plan, samples)] for plan in plans]
+        columns = [[effect.distance for effect in objective.effects(plan, places)] for plan in plans]
         return Scores(
             name=measure,
             position=self.run.position,
@@ -144,12 +184,12 @@ class Optimization:
             geometry=self.geometry,
             model=self.loaded.name,
             revision=self.loaded.revision,
-            data=task.calibration.name,
-            data_hash=task.calibration.hash,
+            data=samples.name,
+            data_hash=samples.hash,
             visual=objective.visual,
             text=objective.text,
-            sample_hashes=task.calibration.hashes,
-            seed=task.calibration.seed,
+            sample_hashes=samples.hashes,
+            seed=samples.seed,
         )
 
     def scores(self) -> dict[str, Scores]:
@@ -210,7 +250,7 @@ class Optimization:
             searched = {"dop": self._dop} if self.run.engine == "transformers" and target.price == "kept" else {}
             return joint_search(
                 objective,
-                self.menu(objective.visual),
+                self.menu(objective.visual).having(additive.rows),
                 additive,
                 tasks=self.run.tasks,
                 budgets=budgets_of(target),
@@ -220,6 +260,7 @@ class Optimization:
                 scores=self.scores(),
                 searched=searched,
                 proposals=self._proposals(),
+                refit=(lambda plan: self.fitter.again(plan)) if self.run.fitted else None,
                 seed=self.run.seed,
                 path=self.folder.front,
                 progress=self.progress,
@@ -250,7 +291,7 @@ class Optimization:
             found = compared(self.loaded, parts, plans, position=self.run.position, progress=self.progress)
             chain = chain_of(found, self.run.target).model_copy(update={"made_from": key})
         self._forget()
-        files.write_text(self.folder.chain, files.dump(chain))
+        chain.save(self.folder.root)
         return chain
 
     def _forget(self) -> None:
@@ -311,6 +352,12 @@ class Optimization:
             sample_hashes=tuple(dict.fromkeys(one for part in seen for one in part.hashes)),
             samples=sum(len(part) for part in seen),
         )
+
+
+def halves(samples: Samples) -> tuple[Samples, Samples]:
+    """To fit on, and to measure on; of one sample none to fit on."""
+    half = len(samples) // 2
+    return replace(samples, items=samples.items[:half]), replace(samples, items=samples.items[half:])
 
 
 def _is_of(evaluation: Evaluation, task: Task, plan: Plan | None = None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import product
 from statistics import fmean
 
@@ -14,8 +14,8 @@ from ..cells import Keep
 from ..layer_plan import LayerPlan
 from ..plan import Plan
 from ..progress import track
-from ..weights import Weights
-from .greedy import SLACK, SearchResult
+from .fitting import Choices
+from .greedy import SLACK
 from .knapsack import knapsack, lower_bound
 from .menu import FULL, Frame, Menu, framed
 from .objective import Objective
@@ -36,7 +36,7 @@ class FrameRisk(BaseModel):
         return tuple(zip(self.layers, self.keeps, strict=True))
 
 
-class Additive(SearchResult):
+class Additive(Choices):
     """The risk of every single change, each measured alone.
 
     Attributes:
@@ -45,19 +45,9 @@ class Additive(SearchResult):
         prunings, withdrawals: the frames measured, the empty one first.
     """
 
-    rows: tuple[tuple[LayerPlan, ...], ...]
     risks: tuple[tuple[float, ...], ...]
     prunings: tuple[FrameRisk, ...]
     withdrawals: tuple[FrameRisk, ...]
-
-    @property
-    def weights(self) -> tuple[Weights, ...]:
-        every = (cell.affine for layer in self.rows for row in layer for _, cell in row)
-        return tuple(dict.fromkeys(affine.weights for affine in every if affine is not None))
-
-    def bound(self, weights: Mapping[str, Weights]) -> Additive:
-        rows = tuple(tuple(row.bound(weights) for row in layer) for layer in self.rows)
-        return self.model_copy(update={"rows": rows})
 
     def risk(self, layer: int, row: LayerPlan) -> float | None:
         """Of ``row`` alone in ``layer``; None if it was not measured."""
@@ -153,13 +143,17 @@ def measure_additive(objective: Objective, menu: Menu, *, progress: bool = True)
 
 
 def risk_of(objective: Objective, plan: Plan) -> float:
-    """What a search minimises: half the mean over tasks, half the worst task's, of the samples' risks."""
+    """What a search minimises, of the samples' risks: :func:`blend`."""
     return blend([fmean(effect.risk for effect in task) for task in objective.per_task(plan)])
 
 
 def blend(tasks: Sequence[float]) -> float:
-    """Half the mean, half the worst."""
-    return (fmean(tasks) + max(tasks)) / 2
+    """Half the mean of the tasks' risks, half ``1 - (1 - worst)^2`` of the worst.
+
+    The worst task counts most while it can be kept, and no more when it is lost: else what is left of one hopeless task
+    would outweigh what happens to all others.
+    """
+    return (fmean(tasks) + 1 - (1 - min(1.0, max(tasks))) ** 2) / 2
 
 
 def _one(full: Plan, layer: int, row: LayerPlan) -> Plan:

@@ -46,7 +46,8 @@ class Race:
         """A plan of ``risk``, with its effects on the samples of each task."""
         each = [[effect.risk for effect in task] for task in tasks]
         worst = max(range(len(each)), key=lambda i: fmean(each[i]))
-        shares = [(1 / len(each) + (i == worst)) / 2 / len(task) for i, task in enumerate(each)]
+        steep = 2 * (1 - fmean(each[worst]))  # the derivative of what blend makes of the worst
+        shares = [(1 / len(each) + (i == worst) * steep) / 2 / len(task) for i, task in enumerate(each)]
         weights = tuple(share for share, task in zip(shares, each, strict=True) for _ in task)
         return cls(risk, tuple(one for task in each for one in task), weights, max(FEW, len(each)))
 
@@ -95,11 +96,17 @@ class Archive:
     seconds: float = 0.0
     _started: float = field(default_factory=perf_counter)
     _saved: float = field(default_factory=perf_counter)
-    _sums: dict[int, float] = field(default_factory=dict)
     surrogate: Surrogate = field(init=False)
 
     def __post_init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """At the begin of a step guesses are of the plans that were run on all samples: what a search that goes on
+        knows, too."""
         self.surrogate = Surrogate(self.menu, self.pricing)
+        for one in self.candidates.values():
+            self.surrogate.learn(one.plan.layers, one.risk)
 
     @property
     def pricing(self) -> Pricing:
@@ -146,12 +153,10 @@ class Archive:
             return self.candidates[live]
         race = None if against is None else Race.against(against.risk, self.objective.per_task(against.plan))
         effects: dict[int, Effect] = {}
-        for index in self._order():
+        for index in self._order(race):
             [effects[index]] = self.objective.effects(plan, [index])
             if race is not None and (self._least(effects) > race.risk + SLACK or race.is_lost(effects)):
                 break
-        for index, effect in effects.items():
-            self._sums[index] = self._sums.get(index, 0.0) + effect.risk
         if len(effects) < len(self.objective):
             assert race is not None
             self.surrogate.learn(plan.layers, max(self._least(effects), race.risk + race.behind(effects)))
@@ -163,13 +168,13 @@ class Archive:
             self.save()
         return made
 
-    def _order(self) -> list[int]:
-        """Samples, one of each task in turn, and of a task those first that plans so far have changed most."""
+    def _order(self, race: Race | None) -> list[int]:
+        """Samples, one of each task in turn, and of a task those first on which the plan to be beaten loses most."""
+        risks = [0.0] * len(self.objective) if race is None else race.risks
         places: dict[int, int] = {}
         for task in self.objective.tasks:
-            told = sorted(task, key=lambda index: -self._sums.get(index, 0.0))
-            places |= {index: place for place, index in enumerate(told)}
-        return sorted(places, key=lambda index: (places[index], -self._sums.get(index, 0.0)))
+            places |= {index: place for place, index in enumerate(sorted(task, key=lambda index: -risks[index]))}
+        return sorted(places, key=lambda index: (places[index], -risks[index]))
 
     def _least(self, effects: dict[int, Effect]) -> float:
         """The least that the risk can be, given those of some samples."""
@@ -200,6 +205,7 @@ class Archive:
                 distance=best.distance,
                 found_by=best.found_by,
                 evaluations=evaluations,
+                plans=len(self.candidates),
             )
             self.gains.append(gain)
         self.save()
@@ -227,13 +233,18 @@ class Archive:
         return front
 
     def resume(self, front: Front, *, is_same: bool) -> None:
-        """Take over plans that were run on the same samples, at this search's prices; and the steps of the same
-        search."""
-        for one in front.candidates:
+        """Take over plans that were run on the same samples, at this search's prices.
+
+        Of the same search take over its steps, too, and the plans up to the last of them: a step that was not finished
+        is taken again, from where it began, and so finds what it would have found.
+        """
+        candidates = front.candidates
+        if is_same:
+            candidates = candidates[: front.gains[-1].plans] if front.gains else ()
+        for one in candidates:
             rows = one.plan.layers
             time = None if self.time is None else self.time.share(rows)
             priced = one.model_copy(update={"kept": self.kept.share(rows), "time": time})
             self.candidates[one.plan.live().layers] = priced
-            self.surrogate.learn(rows, one.risk)
         self.spent, self.seconds = front.evaluations, front.seconds
         self.gains = list(front.gains) if is_same else []

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..calibration.affine import Fitted, Fitter, Place
 from ..cells import Skip
 from ..layer_plan import LayerPlan
+from ..weights import Weights
+from .greedy import SearchResult
 from .menu import Menu
 
 #: Of the maps. What rank 8 cannot say, 32 often can; beyond, a map costs as much as what it replaces.
 RANKS = (8, 32)
 SKIP = Skip()
+
+
+class Choices(SearchResult):
+    """What each layer may be given, fitted cells among it.
+
+    Attributes:
+        rows: of each layer.
+    """
+
+    rows: tuple[tuple[LayerPlan, ...], ...]
+
+    @property
+    def weights(self) -> tuple[Weights, ...]:
+        every = (cell.affine for layer in self.rows for row in layer for _, cell in row)
+        return tuple(dict.fromkeys(affine.weights for affine in every if affine is not None))
+
+    def bound(self, weights: Mapping[str, Weights]) -> Choices:
+        rows = tuple(tuple(row.bound(weights) for row in layer) for layer in self.rows)
+        return self.model_copy(update={"rows": rows})
 
 
 def with_fitted(menu: Menu, fitter: Fitter, *, ranks: Sequence[int] = RANKS) -> Menu:

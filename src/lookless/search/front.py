@@ -30,7 +30,7 @@ class Candidate(BaseModel):
         time: the share of its prefill milliseconds, by a latency table; None without one.
         distance: KL from the full model's answers, in nats, all changes together; the mean over tasks.
         by_task: the same of each task, the mean over its samples.
-        risk: what the search minimises, from 0 to 1: half the mean over tasks, half the worst task's, of
+        risk: what the search minimises, from 0 to 1: :func:`lookless.search.additive.blend` of each task's mean of
             :attr:`lookless.search.objective.Effect.risk`.
         fidelity: the share of the samples whose greedy answer stays the full model's; the mean over tasks.
         found_by: the step of the search, or the method whose plan it is.
@@ -75,6 +75,7 @@ class Gain(BaseModel):
         risk, distance: of the plan of the lowest risk found up to and with this step.
         found_by: of that plan.
         evaluations: plans run in this step, for this budget.
+        plans: how many of the front's candidates were known at its end: where a search that was stopped goes on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -85,6 +86,7 @@ class Gain(BaseModel):
     distance: float
     found_by: str
     evaluations: int
+    plans: int | None = None
 
 
 class Front(SearchResult):

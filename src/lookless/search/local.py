@@ -63,6 +63,7 @@ def improve(
     Returns:
         The best plan; never one of a higher risk than before. None if no plan within the budget is known.
     """
+    archive.begin()
     maker = Proposals(archive, menu, additive, budget, rng)
     tried: set[tuple[LayerPlan, ...]] = set()
     stale = 0
