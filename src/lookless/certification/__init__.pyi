@@ -5,9 +5,13 @@ from .independent import one_per_image as one_per_image
 from .losses import Loss as Loss
 from .losses import drop as drop
 from .losses import loss_named as loss_named
+from .paired import ComparisonWarning as ComparisonWarning
+from .paired import NonInferiority as NonInferiority
 from .paired import Paired as Paired
 from .paired import compare as compare
 from .paired import holm as holm
 from .sequence import Tried as Tried
 from .sequence import bound as bound
 from .sequence import certify as certify
+from .sides import Scored as Scored
+from .sides import scored as scored

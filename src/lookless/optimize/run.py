@@ -8,7 +8,6 @@ the tests are saved task by task, so that a run that is killed loses little.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,7 +37,7 @@ from ..search.joint import PROPOSALS, joint_search
 from ..search.menu import Menu
 from ..search.objective import Objective
 from ..search.price import by_flops
-from ..version import __version__
+from ..version import installed
 from .chain import chain_of, compared, finalists
 from .folder import Chain, Folder, Run, Target
 from .split import Task
@@ -347,7 +346,7 @@ def start(
         dtype=str(parameter.dtype).removeprefix("torch."),
         device=str(parameter.device),
         threads=torch.get_num_threads(),
-        versions={"lookless": __version__, **{p: importlib.metadata.version(p) for p in ("torch", "transformers")}},
+        versions=installed(),
     )
     folder = Folder(out)
     if folder.run.exists():
