@@ -37,7 +37,9 @@ def result(right, task="chart", plan=True, images=None, **more):
 
 def graded(scores, images=None, measure="anls", task="doc"):
     names = None if images is None else tuple(frozenset([str(one)]) for one in images)
-    return Scored(task, measure, Side(name=task), tuple(range(len(scores))), np.array(scores, float), names)
+    return Scored(
+        task, measure, Side(name=task), tuple((i,) for i in range(len(scores))), np.array(scores, float), names
+    )
 
 
 def test_mcnemar_counts_what_one_alone_has_right():
@@ -81,10 +83,7 @@ def test_permutations_are_counted(images):
         a[:5] = b[:5]  # what does not differ needs no choice
     groups = range(12) if images is None else images
     sums = [sum(a[i] - b[i] for i in range(12) if groups[i] == g) for g in sorted(set(groups))]
-    every = [
-        abs(sum(s * d for s, d in zip(signs, sums, strict=True)))
-        for signs in itertools.product((1, -1), repeat=len(sums))
-    ]
+    every = [abs(np.dot(signs, sums)) for signs in itertools.product((1, -1), repeat=len(sums))]
     by_hand = np.mean([one >= abs(sum(sums)) - 1e-9 for one in every])
     [found] = compare([graded(a, images)], [graded(b, images)])
     assert found.test == f"permutation by {'question' if images is None else 'image'}"
@@ -108,10 +107,8 @@ def test_intervals_draw_whole_images():
     assert (twice.difference, twice.retention, twice.p_value) == (once.difference, once.retention, once.p_value)
     assert once.difference.value == pytest.approx(b.mean() - a.mean())
     assert once.retention.value == pytest.approx(b.mean() / a.mean())
-    draws = [
-        np.concatenate([np.flatnonzero(images == g) for g in rng.choice(np.unique(images), len(set(images)))])
-        for _ in range(4000)
-    ]
+    known = [np.flatnonzero(images == one) for one in np.unique(images)]
+    draws = [np.concatenate([known[i] for i in rng.integers(0, len(known), len(known))]) for _ in range(4000)]
     for estimate, slow in (
         (once.difference, [b[i].mean() - a[i].mean() for i in draws]),
         (once.retention, [b[i].mean() / a[i].mean() for i in draws]),
@@ -180,7 +177,9 @@ def test_the_command(tmp_path):
     told = json.loads(run("compare", one, tmp_path / "b" / "chart.json", "--json").stdout)
     assert told["tasks"][0]["better_a"] == 9
     assert "results of chart, text and" in fails("compare", tmp_path / "a", one)
-    assert "not to the same 10 samples" in fails("compare", one, _shorter(tmp_path))
+    assert "not hold the same questions (10 and 9, the first to differ is '9')" in fails(
+        "compare", one, _shorter(tmp_path)
+    )
     assert "alpha of 2.0" in fails("compare", one, one, "--alpha", 2)
     assert "--score and --image are for samples of lmms-eval" in fails("compare", one, one, "--score", "acc")
     assert "does not exist" in fails("compare", one, tmp_path / "none.json")
@@ -194,14 +193,11 @@ def test_the_command_says_what_a_margin_needs(tmp_path):
     a, b, c = (tmp_path / f"{name}.json" for name in "abc")
     shown = run("compare", a, b, "--margin", 0.05).stdout
     assert "less than 0.05?" in shown
-    assert "on every task is shown (p = 0.0" in shown
+    assert "on every task is shown (p = 0.04" in shown
     told = run("compare", a, b, "--margin", 0.01).stdout
     assert "about 299 questions would do" in told
     assert "on every task is not shown" in told
-    [task] = (
-        json.loads(run("compare", a, c, "--margin", 0.01, "--json").stdout)["tasks"]
-        and json.loads(run("compare", a, c, "--margin", 0.3, "--json").stdout)["tasks"]
-    )
+    [task] = json.loads(run("compare", a, c, "--margin", 0.3, "--json").stdout)["tasks"]
     assert task["non_inferiority"]["needed"] is None
     assert task["non_inferiority"]["upper"] > 0.5
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -181,9 +182,12 @@ def _non_inferiority(
 def _check(mine: Scored, other: Scored) -> None:
     """Raises: LooklessError: they are of other questions, or other scores."""
     if mine.questions != other.questions:
+        pairs = zip_longest(mine.questions, other.questions)
+        first = next(one or another for one, another in pairs if one != another)
         raise LooklessError(
-            f"the answers to {mine.side.name} and to {other.side.name} are not to the same {len(mine.questions)} "
-            f"samples in the same order: evaluate both on the same ones (--include-seen leaves no line out)."
+            f"{mine.side.name} and {other.side.name} do not hold the same questions ({len(mine.questions)} and "
+            f"{len(other.questions)}, the first to differ is {str(first[0])[:60]!r}): answer the same ones with both "
+            f"(`lookless eval --include-seen` leaves no line out)."
         )
     if mine.measure != other.measure:
         raise LooklessError(

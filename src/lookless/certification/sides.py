@@ -42,7 +42,7 @@ class Scored:
         task: its name.
         measure: what a score is: ``exact match``, or the name of a field.
         side: where they come from.
-        questions: what is the same of each question on both sides.
+        questions: of each question, what is the same on both sides; first what names it to a reader.
         scores: ``[questions]``; higher is better.
         images: of each question, what names its images; None where that is not known.
         prompts: of each question, if they may differ between the sides.
@@ -51,7 +51,7 @@ class Scored:
     task: str
     measure: str
     side: Side
-    questions: tuple[Hashable, ...]
+    questions: tuple[tuple[Hashable, ...], ...]
     scores: np.ndarray
     images: tuple[frozenset[str], ...] | None = None
     prompts: tuple[str, ...] | None = None
