@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import beta, binom
 
-from .bounds import betting_needed, betting_p_value, exact_least, smallest
+from .bounds import betting_needed, betting_p_value, smallest
 
 #: The share of truths that is left out of the search and added to the p-value.
 LEFT_OUT = 1e-4
@@ -45,10 +45,9 @@ class Counts(NamedTuple):
         return exact_p_value(*self, margin)
 
     def needed(self, margin: float, confidence: float) -> int | None:
-        """Questions that would do if as large shares were lost and won; None if there is no number up to a million."""
-        least = exact_least(margin, confidence)
-        if self.lost - self.won >= margin * self.n:  # so, too, where there are no questions
-            return least if self.n < least else None
+        """Questions that would do if as large shares were lost and won; None if no number up to a million would."""
+        if self.lost - self.won >= margin * self.n:
+            return None
         return smallest(lambda n: self._of(n).p_value(margin, confidence) <= 1 - confidence, self.n)
 
     def _of(self, n: int) -> Counts:
@@ -72,6 +71,8 @@ class Sums(NamedTuple):
 
     def needed(self, margin: float, confidence: float) -> int | None:
         """Questions that would do if images were like these, over and over; None if no number up to a million would."""
+        if self.lost.sum() >= margin * self.sizes.sum():
+            return None
         images = betting_needed(*self._scaled(margin), confidence)
         return None if images is None else math.ceil(images * self.sizes.mean())
 

@@ -23,6 +23,8 @@ REASONS = {
     "permutation by image": "a permutation test of whole images, as questions share images, and the answers about one "
     "are not independent",
 }
+#: Where fewer answers differ, the bootstrap has too little to draw from.
+FEW = 10
 UNKNOWN = (
     "The files do not say which questions share an image, so all were taken to be independent. If some do share one, "
     "p-values are too small."
@@ -96,8 +98,8 @@ def compare(
 def _differences(found: Sequence[Paired], alpha: float) -> Table:
     from rich.table import Table
 
-    heads = ("task", "score", "questions", "images", "A", "B", "A better", "B better", "B - A, points", "retained")
-    table = Table(*heads, "p-value", "with Holm", "")
+    heads = ("task", "score", "questions", "images", "A, B", "better A, B", "B - A, points", "retained", "p-value")
+    table = Table(*heads, "with Holm", "")
     for one in found:
         points = (f"{100 * value:+.1f}" for value in (one.difference.value, one.difference.low, one.difference.high))
         table.add_row(
@@ -105,8 +107,8 @@ def _differences(found: Sequence[Paired], alpha: float) -> Table:
             one.measure,
             str(one.n),
             "?" if one.images is None else str(one.images),
-            *(f"{value:.1%}" for value in (one.score_a, one.score_b)),
-            *(str(count) for count in (one.better_a, one.better_b)),
+            f"{one.score_a:.1%} {one.score_b:.1%}",
+            f"{one.better_a} {one.better_b}",
             "{} [{}, {}]".format(*points),
             "-" if one.retention is None else str(one.retention),
             f"{one.p_value:.2g}",
@@ -131,7 +133,8 @@ def _margins(found: Sequence[Paired], alpha: float, margin: float) -> Table:
         assert tested is not None
         verdict = "yes"
         if tested.adjusted > alpha:
-            verdict = f"not shown: about {tested.needed} questions would do" if tested.needed else "not shown"
+            why = f"about {tested.needed} questions would do" if tested.needed else "the loss seen is not smaller"
+            verdict = f"not shown: {why}"
         numbers = f"{100 * tested.upper:.2f} points", tested.test, f"{tested.p_value:.2g}", f"{tested.adjusted:.2g}"
         table.add_row(one.task, *numbers, verdict)
     return table
@@ -146,6 +149,9 @@ def _notes(found: Sequence[Paired], alpha: float, margin: float | None) -> list[
     if any(one.images is None for one in found):
         notes.append(UNKNOWN)
     notes.append("In brackets: 95 % bootstrap intervals, in which whole images are drawn.")
+    few = [one.task for one in found if one.better_a + one.better_b < FEW]
+    if few:
+        notes.append(f"{', '.join(few)}: under {FEW} answers differ, so intervals are rough: go by the p-value.")
     if margin is not None:
         largest = max(one.non_inferiority.p_value for one in found if one.non_inferiority)
         shown = "is shown" if largest <= alpha else "is not shown"
