@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from ..configs import shape_named
-from ..data import load_data
+from ..data import Sample, load_data
 from ..errors import DataError, ModelError
 from ..geometry import Geometry
 from ..loading import DTYPES, check_device, load_model
@@ -86,8 +86,8 @@ def subject_of_model(
         sizes: of images, in pixels of the longer side, each a length to time: that of the middle sample.
 
     Raises:
-        ModelError: it cannot be loaded; or several sizes give the same number of visual tokens, as of a vision tower
-            that takes one size.
+        ModelError: it cannot be loaded; or several sizes give the same number of visual tokens, as where a processor
+            or a vision tower takes one size.
         DataError: there is no such data, or no image in it.
     """
     _dtype(dtype)
@@ -116,7 +116,7 @@ def subject_of_model(
         if len(lengths) < len(set(sizes)):
             raise ModelError(
                 f"images of {', '.join(map(str, sorted(sizes)))} pixels have {', '.join(map(str, sorted(lengths)))} "
-                f"visual tokens of {name}: give sizes that differ in that, and one where its vision tower takes one."
+                f"visual tokens of {name}, whose processor or vision tower brings them to one size: give other sizes."
             )
         for length in sorted(lengths):
             yield loaded.inputs(lengths[length])

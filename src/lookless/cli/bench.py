@@ -99,8 +99,8 @@ Answer = Annotated[int, typer.Option(help="With vLLM: output tokens of a request
 ImageSize = Annotated[
     list[int] | None,
     typer.Option(
-        help="With MODEL: the longer side that its prompts' images are scaled to, in pixels; repeat it for a sweep. With "
-        "vLLM: width and height of the random images (default: by model).",
+        help="With MODEL: the longer side that its prompts' images are scaled to, in pixels; repeat it for a sweep. "
+        "With vLLM: width and height of the random images (default: by model).",
         min=1,
         max=MOST_PIXELS,
     ),
@@ -168,8 +168,6 @@ def bench(
     Example: lookless bench --geometry LLaVA-1.5-7B --layers 4 --method v-skip --method shortv
 
     On prompts of yours: lookless bench reference --data mine.jsonl --method v-skip
-
-    Over image sizes: lookless bench reference-qwen3-vl --image-size 192 --image-size 384 --method v-skip
 
     Under traffic: lookless bench reference --engine vllm --plan my-plan --concurrency 1 --concurrency 16
     """
