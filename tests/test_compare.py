@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
 import json
 import math
@@ -11,7 +12,7 @@ import pytest
 from scipy.stats import binomtest
 
 from helpers.cli import fails, run
-from lookless import Evaluation, LooklessError
+from lookless import Evaluation, LooklessError, evaluate, load_data
 from lookless.certification import ComparisonWarning, Scored, compare, holm, scored
 from lookless.certification.differences import Pairs
 from lookless.certification.independent import image_groups
@@ -215,6 +216,26 @@ def test_one_result_has_two_sides(tmp_path):
     assert "do not say which questions share an image" in run("compare", tmp_path / "a.json").stdout
     (tmp_path / "dense.json").write_text(result([1, 0], plan=False).model_dump_json())
     assert "answers of one model alone" in fails("compare", tmp_path / "dense.json")
+
+
+def test_results_say_what_they_are_of(reference, tmp_path):
+    """Two questions about each of two images, one of which lies in two files: what is evaluated can be compared."""
+    samples = load_data("reference:chart", limit=2).items
+    lines = []
+    for i, sample in enumerate((*samples, samples[0])):
+        sample.images[0].save(tmp_path / f"{i}.png")
+        for question in (sample.question, "how many bars?"):
+            lines.append(json.dumps({"image": f"{i}.png", "question": question, "answer": sample.answer}))
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines[:5]))
+    found = evaluate(reference, load_data(str(tmp_path / "mine.jsonl")), max_new_tokens=2, progress=False)
+    assert [one.image_hashes for one in found.answers] == [
+        load_data(str(tmp_path / "mine.jsonl")).items[i].image_hashes for i in range(5)
+    ]
+    again = Evaluation.model_validate_json(found.model_dump_json())
+    assert again.versions == {name: importlib.metadata.version(name) for name in ("lookless", "torch", "transformers")}
+    [one] = compare([scored(again)], [scored(again)], margin=0.5)
+    assert (one.n, one.images, one.test, one.p_value) == (5, 2, "permutation by image", 1)
+    assert one.a.data_hash == found.data_hash
 
 
 def test_shared_images_change_the_test(tmp_path):

@@ -2,6 +2,7 @@ from .certificate import Certificate as Certificate
 from .certificate import PlanTest as PlanTest
 from .certificate import TaskTest as TaskTest
 from .independent import one_per_image as one_per_image
+from .logged import read_logged as read_logged
 from .losses import Loss as Loss
 from .losses import drop as drop
 from .losses import loss_named as loss_named
