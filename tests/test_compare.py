@@ -16,6 +16,7 @@ from lookless import Evaluation, LooklessError, evaluate, load_data
 from lookless.certification import ComparisonWarning, Scored, compare, holm, scored
 from lookless.certification.differences import Pairs
 from lookless.certification.independent import image_groups
+from lookless.certification.margin import exact_p_value
 from lookless.certification.sides import Side
 from lookless.evaluation import Answer, Estimate
 
@@ -201,6 +202,19 @@ def test_the_command_says_what_a_margin_needs(tmp_path):
     [task] = json.loads(run("compare", a, c, "--margin", 0.3, "--json").stdout)["tasks"]
     assert task["non_inferiority"]["needed"] is None
     assert task["non_inferiority"]["upper"] > 0.5
+
+
+def test_margins_of_several_tasks_are_holms():
+    """Each task's p-value is its own test's, adjusted over tasks; what is needed passes at the strictest level."""
+    sizes, margin = (65, 80, 60), 0.05
+    sides = [scored(result([1] * n, f"task {n}")) for n in sizes]
+    found = [one.non_inferiority for one in compare(sides, sides, margin=margin)]
+    own = [exact_p_value(0, 0, n, margin) for n in sizes]
+    assert [one.p_value for one in found] == own
+    assert [one.adjusted for one in found] == holm(own)
+    assert max(own) < 0.05 < min(holm(own)) < max(holm(own)), "each alone would pass"
+    [needed] = {one.needed for one in found}
+    assert exact_p_value(0, 0, needed, margin) <= 0.05 / 3 < exact_p_value(0, 0, needed - 1, margin)
 
 
 def test_one_result_has_two_sides(tmp_path):
