@@ -15,4 +15,5 @@ from .sequence import Tried as Tried
 from .sequence import bound as bound
 from .sequence import certify as certify
 from .sides import Scored as Scored
+from .sides import Side as Side
 from .sides import scored as scored

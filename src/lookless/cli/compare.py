@@ -44,7 +44,7 @@ def compare(
     second: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[B]", help="The same of another plan, on the same questions. Without it: A's stock model and plan."
+            metavar="B", help="The same of another plan, on the same questions. Without it: A's stock model and plan."
         ),
     ] = None,
     margin: Annotated[
