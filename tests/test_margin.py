@@ -148,3 +148,4 @@ def test_betting_with_many_images_shows_a_small_loss():
     lost = sizes * rng.choice([0, 0.25, -0.2], 1500, p=[0.9, 0.05, 0.05])
     assert Sums(lost, sizes).p_value(0.05, 0.95) < 0.01
     assert Sums(lost + 0.06 * sizes, sizes).p_value(0.05, 0.95) > 0.05
+    assert Sums(np.full(600, 0.1), np.tile([1.0, 4.0], 300)).p_value(0.1, 0.95) < 0.05  # 0.04 of a question
