@@ -54,6 +54,10 @@ def test_mcnemar_counts_what_one_alone_has_right():
     assert found.p_value == found.adjusted == pytest.approx(by_hand)
     [same] = compare([scored(result(a))], [scored(result(a))])
     assert same.p_value == 1.0
+    right, wrong = ([scored(result([one] * n)) for n in (9, 6)] for one in (1, 0))
+    two = compare(right, wrong)
+    assert [one.p_value for one in two] == [2 / 2**9, 2 / 2**6]
+    assert [one.adjusted for one in two] == [2 * 2 / 2**9, 2 / 2**6]
 
 
 def test_holm_is_the_closure_of_bonferroni():
