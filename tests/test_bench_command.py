@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from lookless.cli.main import app
 from lookless.errors import ModelError
 from lookless.flops import prefill
 from lookless.methods import METHODS
+from lookless.reference import NAMES
 
 
 def test_the_command(tmp_path, monkeypatch):
@@ -120,6 +122,33 @@ def test_prompts_of_ones_own(tmp_path):
     refused = CliRunner().invoke(app, ["bench", "reference", "--data", str(tmp_path / "words.jsonl")])
     assert refused.exit_code == 2
     assert "no sample of" in refused.stderr
+
+
+def test_images_of_several_sizes(tmp_path):
+    """Of the middle prompt, scaled as it is, where the model's processor leaves it so."""
+    free = shutil.copytree(NAMES["reference-qwen3-vl"], tmp_path / "free")
+    settings = json.loads((free / "processor_config.json").read_text())
+    settings["image_processor"]["size"] = {"shortest_edge": 64, "longest_edge": 40_000}
+    (free / "processor_config.json").write_text(json.dumps(settings))
+    image = load_data("reference:chart", limit=1).items[0].images[0]
+    for side in (96, 48):
+        image.resize((96, side)).save(tmp_path / f"{side}.png")
+    lines = [{"image": f"{side}.png", "question": "which?", "answer": ""} for side in (96, 48, 48)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    sizes = ("--image-size", 96, "--image-size", 48)
+    sweep = timed(free, "--data", tmp_path / "mine.jsonl", *sizes, "--method", "v-skip")
+    assert [report.visual for report in sweep.reports] == [6 * 3, 12 * 6]
+    assert {b.along for b in sweep.break_even} == {"visual"}
+    [alone] = timed(free, "--image-size", 48, "--method", "v-skip").reports
+    assert alone.visual == 6 * 6
+    for words, told in (
+        (["reference", "--image-size", "96", "--image-size", "192"], "images of 96, 192 pixels have 144 visual tokens"),
+        (["--geometry", "LLaVA-1.5-7B", "--image-size", "96"], "--image-size is for a MODEL"),
+        (["reference", "--engine", "vllm", "--image-size", "9", "--image-size", "8"], "2 image sizes are named"),
+    ):
+        done = CliRunner().invoke(app, ["bench", *words, "--method", "v-skip"])
+        assert done.exit_code == 2, done.output
+        assert told in done.output
 
 
 def test_what_cannot_be_timed_is_one_sentence(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -231,6 +232,16 @@ def test_what_a_plan_has_seen_is_said(tmp_path, reference):
     old = plan.made_by(sample_hashes=None)
     with pytest.warns(SeenWarning, match="does not say on which lines"):
         assert evaluate(reference, load_data(path), old, **words).seen is None
+
+
+def test_hashes_are_of_pixels_and_words():
+    """Those of prompts are in plans' files, so they may not change; those of images say which are the same."""
+    red, blue = (Image.new("RGB", (3, 2), color) for color in ("red", "blue"))
+    red_bytes, blue_bytes = (b"(3, 2)" + image.tobytes() for image in (red, blue))
+    sample = Sample((red, blue), "which?", "a")
+    assert sample.hash == hashlib.sha256(red_bytes + blue_bytes + b"'which?'").hexdigest()[:16]
+    assert sample.image_hashes == tuple(hashlib.sha256(one).hexdigest()[:16] for one in (red_bytes, blue_bytes))
+    assert Sample((), "which?", "a").image_hashes == ()
 
 
 def test_hash_sees_every_pixel_and_word():

@@ -85,6 +85,9 @@ def prepare(monkeypatch):
     found = Evaluation(data="chart", model="m", samples=4, accuracy_dense=sure, accuracy_plan=sure, answers=answers)
     for name in ("mild.json", "bold.json"):
         Path(name).write_text(found.model_dump_json())
+    for folder in ("logs/stock", "logs/plan"):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "20260806_123456_samples_gqa.jsonl").write_text('{"doc_id": 0, "target": "a", "exact_match": 1.0}')
     load_data("reference:chart", limit=1).items[0].images[0].save("photo.png")
     Path("mine.jsonl").write_text('{"image": "photo.png", "question": "which bar is the tallest?", "answer": "red"}')
     monkeypatch.setitem(PRESETS, "LLaVA-1.5-7B", SMALL)

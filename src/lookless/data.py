@@ -69,18 +69,30 @@ class Sample:
         """
         return [image.open() if isinstance(image, ImageFile) else image for image in self.images]
 
-    @cached_property
+    @property
     def hash(self) -> str:
         """sha256 of all pixels and of the question, 16 hex digits: samples with equal hashes are the same prompt.
 
         The answer is not part of it: calibration does not use answers, so the same prompt with another answer has been
         seen too.
         """
-        digest = hashlib.sha256()
+        return self._hashes[0]
+
+    @property
+    def image_hashes(self) -> tuple[str, ...]:
+        """sha256 of the pixels of each image, 16 hex digits: it tells which questions are about the same image."""
+        return self._hashes[1]
+
+    @cached_property
+    def _hashes(self) -> tuple[str, tuple[str, ...]]:
+        """Both, so that no image is opened twice."""
+        digest, images = hashlib.sha256(), []
         for image in self.opened():
-            digest.update(repr(image.size).encode() + image.tobytes())
+            content = repr(image.size).encode() + image.tobytes()
+            digest.update(content)
+            images.append(hashlib.sha256(content).hexdigest()[:16])
         digest.update(repr(self.question).encode())
-        return digest.hexdigest()[:16]
+        return digest.hexdigest()[:16], tuple(images)
 
 
 @dataclass(frozen=True)

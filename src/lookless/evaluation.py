@@ -14,6 +14,7 @@ from .loading import Loaded
 from .plan import Plan, Provenance
 from .progress import track
 from .runtime.patching import applied
+from .version import installed
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -27,6 +28,7 @@ class Answer(BaseModel):
         dense: the dense model's answer.
         plan: the answer under the plan; None if no plan was evaluated.
         sample_hash: :attr:`lookless.Sample.hash` of the prompt.
+        image_hashes: :attr:`lookless.Sample.image_hashes`; None in files of an older lookless.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,6 +38,7 @@ class Answer(BaseModel):
     dense: str
     plan: str | None = None
     sample_hash: str | None = None
+    image_hashes: tuple[str, ...] | None = None
 
 
 class Estimate(BaseModel):
@@ -64,6 +67,7 @@ class Evaluation(BaseModel):
         seen: how many of the samples the plan was calibrated on; None if the plan does not name them.
         left_out: how many lines of the data were left out because the plan was calibrated on them.
         plan_hash: :attr:`lookless.Plan.hash`; None without a plan, and under a plan set.
+        versions: of lookless, torch and transformers; empty in files of an older lookless.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -81,6 +85,7 @@ class Evaluation(BaseModel):
     seen: int | None = 0
     left_out: int = 0
     plan_hash: str | None = None
+    versions: dict[str, str] = {}
 
 
 def normal(answer: str) -> str:
@@ -167,6 +172,7 @@ def _of_dense(model: str, samples: Samples, dense: Sequence[str], planned: Seque
         answers=_side_by_side(samples, dense, planned),
         data_hash=samples.hash,
         left_out=samples.left_out,
+        versions=installed(),
     )
 
 
@@ -177,7 +183,7 @@ def _expected(samples: Samples) -> list[str]:
 def _side_by_side(samples: Samples, dense: Sequence[str], planned: Sequence[str] | None) -> tuple[Answer, ...]:
     plans: Sequence[str | None] = [None] * len(dense) if planned is None else planned
     return tuple(
-        Answer(question=s.question, expected=s.answer, dense=d, plan=p, sample_hash=s.hash)
+        Answer(question=s.question, expected=s.answer, dense=d, plan=p, sample_hash=s.hash, image_hashes=s.image_hashes)
         for s, d, p in zip(samples, dense, plans, strict=True)
     )
 

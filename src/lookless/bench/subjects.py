@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 
 from ..configs import shape_named
-from ..data import load_data
+from ..data import Sample, load_data
 from ..errors import DataError, ModelError
 from ..geometry import Geometry
 from ..loading import DTYPES, check_device, load_model
@@ -70,14 +71,23 @@ CHARTS = "reference:chart"
 MOST_SAMPLES = 64  #: of a data file that are read
 
 
-def subject_of_model(name: str, *, dtype: str, device: str, data: str | None = None) -> Subject:
+def subject_of_model(
+    name: str, *, dtype: str, device: str, data: str | None = None, sizes: Sequence[int] = ()
+) -> Subject:
     """A loaded model, on images and questions of ``data``, or of a shipped task.
 
     The first :data:`MOST_SAMPLES` samples of ``data`` are sorted by their visual tokens, those without an image left
     out; the shortest, the middle and the longest are timed.
 
+    Args:
+        name: as for :func:`lookless.load_model`.
+        dtype, device: of the weights.
+        data: as for :func:`lookless.load_data`.
+        sizes: of images, in pixels of the longer side, each a length to time: that of the middle sample.
+
     Raises:
-        ModelError: it cannot be loaded.
+        ModelError: it cannot be loaded; or several sizes give the same number of visual tokens, as where a processor
+            or a vision tower takes one size.
         DataError: there is no such data, or no image in it.
     """
     _dtype(dtype)
@@ -87,19 +97,40 @@ def subject_of_model(name: str, *, dtype: str, device: str, data: str | None = N
         raise DataError(f"no sample of {data} has an image, and without one no plan does anything.")
     loaded = load_model(name, dtype=dtype, device=device)
     located = locate(loaded.model)
-    counts = [0] * len(samples)
-    if data is not None:
-        counts = [int(located.visual(loaded.inputs([sample])["input_ids"]).sum()) for sample in samples]
+
+    def visual(group: Sequence[Sample]) -> int:
+        return int(located.visual(loaded.inputs(group)["input_ids"]).sum())
+
+    counts = [visual([sample]) if data is not None else 0 for sample in samples]
     order = sorted(range(len(samples)), key=counts.__getitem__)
+
+    def group(start: int, batch: int) -> list[Sample]:
+        return [samples[order[(start + i) % len(order)]] for i in range(batch)]
 
     def prompts(batch: int) -> Iterator[dict[str, Any]]:
         last = max(0, len(order) - batch)
-        groups = [[order[(start + i) % len(order)] for i in range(batch)] for start in (0, last // 2, last)]
-        lengths = {sum(counts[i] for i in group): group for group in reversed(groups)}  # one of each length
+        groups = [group(start, batch) for start in (last, last // 2, 0)]
+        if sizes:
+            groups = [[_resized(sample, size) for sample in group(last // 2, batch)] for size in sizes]
+        lengths = {visual(one): one for one in groups}  # one of each length
+        if len(lengths) < len(set(sizes)):
+            raise ModelError(
+                f"images of {', '.join(map(str, sorted(sizes)))} pixels have {', '.join(map(str, sorted(lengths)))} "
+                f"visual tokens of {name}, whose processor or vision tower brings them to one size: give other sizes."
+            )
         for length in sorted(lengths):
-            yield loaded.inputs([samples[i] for i in lengths[length]])
+            yield loaded.inputs(lengths[length])
 
     return Subject(name, loaded.model, located.geometry, prompts, given.name)
+
+
+def _resized(sample: Sample, longer: int) -> Sample:
+    """``sample`` with images of so many pixels at the longer side, and of the shape that they have."""
+    images = []
+    for image in sample.opened():
+        share = longer / max(image.size)
+        images.append(image.resize([max(1, round(share * side)) for side in image.size], Image.Resampling.BICUBIC))
+    return replace(sample, images=tuple(images))
 
 
 def _dtype(name: str) -> torch.dtype:

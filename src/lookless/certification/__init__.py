@@ -1,4 +1,4 @@
-"""A promise on the answers that a plan loses, tested on questions that chose nothing.
+"""A promise on the answers that a plan loses, tested on questions that chose nothing; and two results compared.
 
 The public names are listed in ``__init__.pyi``; each is imported when it is first used.
 """

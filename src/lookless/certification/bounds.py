@@ -86,13 +86,13 @@ def betting_upper(losses: np.ndarray, confidence: float) -> float:
 def betting_needed(losses: np.ndarray, level: float, confidence: float) -> int | None:
     """About how many questions would pass: these, over and over; None if there is no number up to a million."""
     seen = losses if len(losses) and losses.mean() < level else np.zeros(1)
-    least = _smallest(lambda n: betting_p_value(np.zeros(n), level, confidence) <= 1 - confidence, 1)
+    least = smallest(lambda n: betting_p_value(np.zeros(n), level, confidence) <= 1 - confidence, 1)
     if seen is not losses:
         return least if least is not None and len(losses) < least else None
-    return _smallest(lambda n: betting_p_value(np.resize(losses, n), level, confidence) <= 1 - confidence, len(losses))
+    return smallest(lambda n: betting_p_value(np.resize(losses, n), level, confidence) <= 1 - confidence, len(losses))
 
 
-def _smallest(passes: Callable[[int], bool], start: int) -> int | None:
+def smallest(passes: Callable[[int], bool], start: int) -> int | None:
     """By doubling ``start`` and halving the interval, as if whatever passes with n passes with more."""
     high = start
     while not passes(high):

@@ -1,61 +1,123 @@
-"""Two sets of answers to the same questions: does one have more right than the other?
+"""Two sets of answers to the same questions, task by task: does one do better, or at least not much worse?
 
-Only questions that one has right and the other wrong tell. If both were equally good, each of these would be as likely
-to be of the one kind as of the other, so how many are of the rarer kind is binomial (McNemar's test, exact). Over
-several tasks the p-values are Holm's: with a probability of at least 1 - alpha every task called different is.
+Over several tasks the p-values are Holm's: with a probability of at least 1 - alpha every task called different is, and
+likewise every task called not inferior. That *all* tasks are not inferior needs no correction: the largest p-value
+tests it (Berger 1982), as one task that is inferior would have to pass.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
-from scipy.stats import binomtest
 
 from ..errors import LooklessError
-from ..evaluation import Answer, Evaluation, normal
+from ..evaluation import Estimate
+from .differences import Pairs, Test
+from .margin import Counts, least_margin
+from .sides import Scored, Side
+
+
+class ComparisonWarning(UserWarning):
+    """Two results differ in more than what is compared."""
+
+
+class NonInferiority(BaseModel):
+    """Whether B's mean score is lower than A's by less than a margin.
+
+    Attributes:
+        margin: the largest loss that does not matter, in the unit of scores, in (0, 1).
+        test: ``exact``, or ``betting`` where scores are graded or questions share images.
+        p_value: of the hypothesis that the true loss is at least the margin, for this task alone.
+        adjusted: the same for the family of tasks, by Holm: not inferior where it is at most alpha.
+        upper: upper confidence bound on the true loss at 1 - alpha, for this task alone.
+        needed: how many questions would do if the scores stayed as they are here, whatever the other tasks' p-values;
+            None where the test passed, and where no number would do.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    margin: float
+    test: str
+    p_value: float
+    adjusted: float
+    upper: float
+    needed: int | None = None
 
 
 class Paired(BaseModel):
-    """Two sets of answers to the questions of one task.
+    """Two sets of answers, A and B, to the questions of one task.
 
     Attributes:
-        task: the name of the data.
+        task: its name.
+        measure: what a score is: ``exact match``, or a field of the file.
+        a, b: where they come from.
         n: questions.
-        right, other_right: how many each has right.
-        only, only_other: how many one has right and the other wrong.
-        p_value: of the hypothesis that both are equally good, two-sided, for this task alone.
-        adjusted: the same for a family of tasks, by Holm: different where it is at most alpha.
+        images: groups of questions that share no image with any other; None where it is not known which do.
+        score_a, score_b: mean scores.
+        better_a, better_b: questions to which the one's answer scores higher.
+        difference: B's mean score less A's, with its 95 % interval.
+        retention: B's mean score as a share of A's, with its 95 % interval; None if A's is zero.
+        test: of the hypothesis that both are equally good.
+        p_value: of that, two-sided, for this task alone.
+        adjusted: the same for the family of tasks, by Holm: different where it is at most alpha.
+        non_inferiority: None where no margin was given.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str
+    measure: str
+    a: Side
+    b: Side
     n: int
-    right: int
-    other_right: int
-    only: int
-    only_other: int
+    images: int | None
+    score_a: float
+    score_b: float
+    better_a: int
+    better_b: int
+    difference: Estimate
+    retention: Estimate | None
+    test: Test
     p_value: float
     adjusted: float
+    non_inferiority: NonInferiority | None = None
 
 
-def compare(evaluations: Sequence[Evaluation], others: Sequence[Evaluation]) -> tuple[Paired, ...]:
-    """Task by task; of each evaluation the plan's answers, or the dense model's where it has no plan.
+def compare(
+    results: Sequence[Scored], others: Sequence[Scored], *, margin: float | None = None, alpha: float = 0.05
+) -> tuple[Paired, ...]:
+    """Task by task.
 
     Args:
-        evaluations: of one model or plan, one for each task.
-        others: of another, of the same tasks in the same order, and of the same samples.
+        results: A's, one for each task.
+        others: B's, of the same tasks in the same order, and of the same questions.
+        margin: the loss of mean score that does not matter; it must not be chosen by the results.
+        alpha: the probability that any task is called different, or any not inferior, by chance.
 
     Raises:
-        LooklessError: there is none, or they are of different samples.
+        LooklessError: there is none, they are of different questions or scores, or a margin is given for scores that
+            are not in [0, 1].
+
+    Warns:
+        ComparisonWarning: the two were made with other versions, or other prompts.
     """
-    if not evaluations or len(evaluations) != len(others):
-        raise LooklessError(f"{len(evaluations)} tasks cannot be compared with {len(others)}: give the same ones.")
-    found = [_paired(mine, other) for mine, other in zip(evaluations, others, strict=True)]
-    adjusted = holm([one.p_value for one in found])
-    return tuple(one.model_copy(update={"adjusted": p}) for one, p in zip(found, adjusted, strict=True))
+    if not results or len(results) != len(others):
+        raise LooklessError(f"{len(results)} tasks cannot be compared with {len(others)}: give the same ones.")
+    for what, share in (("margin", margin), ("alpha", alpha)):
+        if share is not None and not 0 < share < 1:
+            raise LooklessError(f"{'an' if what == 'alpha' else 'a'} {what} of {share} is not between 0 and 1.")
+    for mine, other in zip(results, others, strict=True):
+        _check(mine, other)
+    _warn_of_differences(results, others)
+    pairs = [Pairs.of(mine, other) for mine, other in zip(results, others, strict=True)]
+    p_values = [one.p_value() for one in pairs]
+    tested = [None] * len(pairs) if margin is None else _non_inferiority(results, pairs, margin, alpha)
+    each = zip(results, others, pairs, p_values, holm(p_values), tested, strict=True)
+    return tuple(_paired(*one) for one in each)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -68,31 +130,83 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(one) for one in adjusted]
 
 
-def _paired(mine: Evaluation, other: Evaluation) -> Paired:
-    if [_prompt(answer) for answer in mine.answers] != [_prompt(answer) for answer in other.answers]:
-        raise LooklessError(
-            f"the answers to {mine.data} and to {other.data} are not to the same {mine.samples} samples in the same "
-            f"order: evaluate both on the same ones (--include-seen leaves no line out)."
-        )
-    right, other_right = _right(mine), _right(other)
-    only, only_other = int((right & ~other_right).sum()), int((other_right & ~right).sum())
-    p_value = float(binomtest(only, only + only_other).pvalue) if only + only_other else 1.0
+def _paired(
+    mine: Scored, other: Scored, pairs: Pairs, p_value: float, adjusted: float, tested: NonInferiority | None
+) -> Paired:
+    better_a, better_b = pairs.better
     return Paired(
-        task=mine.data,
-        n=len(right),
-        right=int(right.sum()),
-        other_right=int(other_right.sum()),
-        only=only,
-        only_other=only_other,
+        task=mine.task,
+        measure=mine.measure,
+        a=mine.side,
+        b=other.side,
+        n=len(mine.scores),
+        images=None if pairs.groups is None else len(pairs.sums[0]),
+        score_a=float(mine.scores.mean()),
+        score_b=float(other.scores.mean()),
+        better_a=better_a,
+        better_b=better_b,
+        difference=pairs.difference(),
+        retention=pairs.retention(),
+        test=pairs.test,
         p_value=p_value,
-        adjusted=p_value,
+        adjusted=adjusted,
+        non_inferiority=tested,
     )
 
 
-def _prompt(answer: Answer) -> tuple[str, str, str | None]:
-    return answer.question, answer.expected, answer.sample_hash
+def _non_inferiority(
+    results: Sequence[Scored], pairs: Sequence[Pairs], margin: float, alpha: float
+) -> list[NonInferiority | None]:
+    for one, pair in zip(results, pairs, strict=True):
+        if not pair.is_share:
+            raise LooklessError(
+                f"{one.measure} of {one.task} is not from 0 to 1, as the test of a margin needs: compare without "
+                f"--margin, or by another score."
+            )
+    tests = [pair.margin_test() for pair in pairs]
+    p_values = [test.p_value(margin, 1 - alpha) for test in tests]
+    strictest = 1 - alpha / len(tests)  # Holm is never stricter
+    return [
+        NonInferiority(
+            margin=margin,
+            test="exact" if isinstance(test, Counts) else "betting",
+            p_value=p,
+            adjusted=adjusted,
+            upper=least_margin(lambda at, test=test: test.p_value(at, 1 - alpha), alpha),  # type: ignore[misc]
+            needed=None if adjusted <= alpha else test.needed(margin, strictest),
+        )
+        for test, p, adjusted in zip(tests, p_values, holm(p_values), strict=True)
+    ]
 
 
-def _right(evaluation: Evaluation) -> np.ndarray:
-    given = (answer.dense if answer.plan is None else answer.plan for answer in evaluation.answers)
-    return np.array([normal(a) == normal(b.expected) for a, b in zip(given, evaluation.answers, strict=True)], bool)
+def _check(mine: Scored, other: Scored) -> None:
+    """Raises: LooklessError: they are of other questions, or other scores."""
+    if mine.questions != other.questions:
+        pairs = zip_longest(mine.questions, other.questions)
+        first = next(one or another for one, another in pairs if one != another)
+        raise LooklessError(
+            f"{mine.side.name} and {other.side.name} do not hold the same questions ({len(mine.questions)} and "
+            f"{len(other.questions)}, the first to differ is {str(first[0])[:60]!r}): answer the same ones with both "
+            f"(`lookless eval --include-seen` leaves no line out)."
+        )
+    if mine.measure != other.measure:
+        raise LooklessError(
+            f"{mine.side.name} is scored by {mine.measure} and {other.side.name} by {other.measure}: name a score that "
+            f"both have (--score)."
+        )
+
+
+def _warn_of_differences(results: Sequence[Scored], others: Sequence[Scored]) -> None:
+    said = dict.fromkeys(
+        f"{name} was {version} for A and {b.side.versions[name]} for B"
+        for a, b in zip(results, others, strict=True)
+        for name, version in a.side.versions.items()
+        if b.side.versions.get(name, version) != version
+    )
+    for a, b in zip(results, others, strict=True):
+        if a.prompts is not None and b.prompts is not None:
+            differ = sum(one != other for one, other in zip(a.prompts, b.prompts, strict=True))
+            if differ:
+                said[f"{differ} of {len(a.prompts)} prompts of {a.task} differ in their words"] = None
+    for sentence in said:
+        warnings.warn(f"{sentence}: a difference may be due to that.", ComparisonWarning, stacklevel=3)

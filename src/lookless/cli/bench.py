@@ -14,6 +14,7 @@ import typer
 
 from ..errors import LooklessError
 from .common import (
+    MOST_PIXELS,
     MOST_PROMPTS,
     MOST_TOKENS,
     Device,
@@ -41,7 +42,7 @@ METHODS = ("v-skip", "shortv", "vtw", "fastv")  #: timed where none is named
 #: Options that are for one engine alone.
 ENGINES = {
     "transformers": ("batch", "device", "data"),
-    "vllm": ("concurrency", "requests", "answer", "image_side", "vllm"),
+    "vllm": ("concurrency", "requests", "answer", "vllm"),
 }
 
 Name = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="`reference`, a folder, or a hub id.")]
@@ -95,9 +96,14 @@ Concurrency = Annotated[
 ]
 Requests = Annotated[int, typer.Option(help="With vLLM: requests in a round, at each concurrency.", min=1)]
 Answer = Annotated[int, typer.Option(help="With vLLM: output tokens of a request.", min=2)]
-ImageSide = Annotated[
-    int | None,
-    typer.Option(help="With vLLM: width and height of the random images, in pixels (default: by model).", min=1),
+ImageSize = Annotated[
+    list[int] | None,
+    typer.Option(
+        help="With MODEL: the longer side that its prompts' images are scaled to, in pixels; repeat it for a sweep. "
+        "With vLLM: width and height of the random images (default: by model).",
+        min=1,
+        max=MOST_PIXELS,
+    ),
 ]
 Vllm = Annotated[
     str,
@@ -124,11 +130,12 @@ class _Choice:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Of prompts: visual tokens, text tokens, batch sizes."""
+    """Of prompts: visual tokens, text tokens, batch sizes, and pixels of images."""
 
     visual: list[int]
     text: int
     batch: list[int]
+    images: list[int]
 
 
 @app.command()
@@ -149,7 +156,7 @@ def bench(
     concurrency: Concurrency = None,
     requests: Requests = 32,
     answer: Answer = 16,
-    image_side: ImageSide = None,
+    image_size: ImageSize = None,
     vllm: Vllm = "",
     out_dir: OutDir = None,
     device: Device = "cpu",
@@ -168,12 +175,14 @@ def bench(
         writable(out_dir, folder=True)
     choice = _Choice(model, geometry, layers, plan_dirs or (), methods or (), dtype)
     _check_options(choice, visual=visual, text=None if engine == "vllm" else text, data=data)
+    _check_image_size(choice, engine, image_size or ())
     _check_engine(ctx, engine)
     if engine == "vllm":
-        traffic = _traffic(concurrency, requests, rounds, text or TEXT, answer, image_side)
+        traffic = _traffic(concurrency, requests, rounds, text or TEXT, answer, *(image_size or ()))
         _print_traffic(_time_traffic(choice, traffic, visual or [VISUAL], vllm, out_dir), out_dir, as_json)
     else:
-        sizes = _Sizes(sorted({*(visual or [VISUAL])}), text or TEXT, sorted({*(batch or [1])}))
+        images = sorted({*(image_size or ())})
+        sizes = _Sizes(sorted({*(visual or [VISUAL])}), text or TEXT, sorted({*(batch or [1])}), images)
         sweep = _time_prefill(choice, sizes, data=data, device=device, rounds=rounds or REPEATS, quiet=as_json)
         _print_sweep(sweep, out_dir, as_json)
 
@@ -191,6 +200,14 @@ def _check_options(choice: _Choice, *, visual: list[int] | None, text: int | Non
         raise LooklessError("--text is for a --geometry: a model's own questions say how much text there is.")
     if geometry is not None and data is not None:
         raise LooklessError("--data is for a MODEL: a geometry has no processor, so its prompts are random.")
+
+
+def _check_image_size(choice: _Choice, engine: str, sizes: Sequence[int]) -> None:
+    """Raises: LooklessError: sizes are given for a geometry that has no images, or several where one is served."""
+    if engine == "transformers" and sizes and choice.geometry is not None:
+        raise LooklessError("--image-size is for a MODEL: of a --geometry give the number of --visual tokens.")
+    if engine == "vllm" and len(sizes) > 1:
+        raise LooklessError(f"{len(sizes)} image sizes are named: --engine vllm sends one, so give --image-size once.")
 
 
 def _check_engine(ctx: typer.Context, engine: str) -> None:
@@ -233,7 +250,9 @@ def _subject(
     plans = {path: Plan.from_pretrained(path) for path in choice.plans}
     if choice.geometry is not None:
         return _dummy(choice, choice.geometry, plans, methods, sizes, device)
-    subject = subjects.subject_of_model(str(choice.model), dtype=choice.dtype, device=device, data=data)
+    subject = subjects.subject_of_model(
+        str(choice.model), dtype=choice.dtype, device=device, data=data, sizes=sizes.images
+    )
     return subject, plans | {name: method.sample(subject.geometry) for name, method in methods.items()}, None
 
 
@@ -274,7 +293,7 @@ def _print_sweep(sweep: PrefillSeries, out_dir: Path | None, as_json: bool) -> N
 
 
 def _traffic(
-    concurrency: list[int] | None, requests: int, rounds: int | None, text: int, answer: int, side: int | None
+    concurrency: list[int] | None, requests: int, rounds: int | None, text: int, answer: int, side: int | None = None
 ) -> Traffic:
     from ..bench.traffic_client import Traffic
 

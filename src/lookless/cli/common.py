@@ -68,7 +68,7 @@ Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, ..."
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
 #: What is more is a slip, and would fail in torch's own words.
-MOST_TOKENS, MOST_PROMPTS = 10_000_000, 100_000
+MOST_TOKENS, MOST_PROMPTS, MOST_PIXELS = 10_000_000, 100_000, 100_000
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ from .common import Device, Dtype, app, one_sentence, out, writable
 if TYPE_CHECKING:
     from ..comparison.results import Results
     from ..methods import Method
+    from ..plan import Plan
 
 Models = Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="Default: the shipped models.")]
 OutPath = Annotated[
@@ -42,6 +44,10 @@ Steps = Annotated[
     ),
 ]
 Only = Annotated[list[str] | None, typer.Option("--method", help="Only this method, beside the controls; repeatable.")]
+Plans = Annotated[
+    list[str] | None,
+    typer.Option("--plan", help="A plan of yours as one more row; repeatable. Of several models it is for its own."),
+]
 Tasks = Annotated[list[str] | None, typer.Option(help="Tasks, as for eval (default: what a shipped model knows).")]
 
 
@@ -54,6 +60,7 @@ def table(
     budget: Budget = None,
     time: Time = None,
     only: Only = None,
+    plan_dirs: Plans = None,
     data: Tasks = None,
     questions: Annotated[int, typer.Option(help="Questions of each task.", min=2)] = 60,
     samples: Annotated[int, typer.Option(help="Calibration samples of each task.", min=1)] = 20,
@@ -77,6 +84,7 @@ def table(
     figure = writable(out_path.parent / "images" / f"{out_path.stem}.png", folder=False)
     writable(out_path, folder=False)
     names = models or reference.NAMES
+    plans = _plans([*names], plan_dirs or ())
     folders = {model: writable(work / model.replace("/", "-"), folder=True) for model in names}
     settings: dict[str, Any] = {
         "budgets": budget or [0.6],
@@ -93,11 +101,13 @@ def table(
             chosen,
             folder,
             tasks=data or [f"reference:{task}" for task in reference.tasks_of(model)],
+            plans=plans[model],
             **settings,
         )
         for model, folder in folders.items()
     ]
-    _write(out_path, figure, results)
+    given = {name: plan for some in plans.values() for name, plan in some.items()}
+    _write(out_path, figure, results, given)
     out.print(f"written: {out_path} and {figure}; outcomes, question by question, are in {work}", soft_wrap=True)
 
 
@@ -113,7 +123,26 @@ def _chosen(only: list[str] | None) -> dict[str, Method]:
     return {name: method for name, method in known.items() if not only or name in (*only, RANDOM)}
 
 
-def _write(path: Path, figure: Path, results: list[Results]) -> None:
+def _plans(models: Sequence[str], folders: Sequence[str]) -> dict[str, dict[str, Plan]]:
+    """Of each model the plans that are for it, by name.
+
+    Raises:
+        PlanError: one cannot be read, or is for none of the models.
+    """
+    from ..configs import geometry_named
+    from ..plan import Plan
+
+    plans = {name: Plan.from_pretrained(name) for name in folders}
+    geometries = {model: geometry_named(model) for model in models if plans}
+    for plan in plans.values():
+        if plan.geometry is not None and plan.geometry not in geometries.values():
+            plan.check(geometries[models[0]])
+    return {
+        model: {name: p for name, p in plans.items() if p.geometry in (None, geometries[model])} for model in models
+    }
+
+
+def _write(path: Path, figure: Path, results: list[Results], plans: dict[str, Plan]) -> None:
     """The document and its figure."""
     from .. import figures, files
     from ..comparison.document import document, results_figure
@@ -121,4 +150,4 @@ def _write(path: Path, figure: Path, results: list[Results]) -> None:
 
     figures.save_figure(results_figure(results), figure)
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    files.write_text(path, document(before, results, all_methods(), f"images/{figure.name}"))
+    files.write_text(path, document(before, results, all_methods(), f"images/{figure.name}", plans))

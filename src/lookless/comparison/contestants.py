@@ -1,4 +1,4 @@
-"""Who is compared: methods, those that search for their knobs, and the two that are no paper's method.
+"""Who is compared: methods, those that search for their knobs, the two that are no paper's method, and given plans.
 
 Each says what it runs at its paper's setting, and at a strength from 0 (nothing) to 1 (all it can), which is what a
 comparison at one price turns.
@@ -199,6 +199,20 @@ class Downsampling(Liveness):
         return {strength: work.kept(self.at(work, task, strength)) for strength in by_tokens.values()}
 
 
+class Given(Contestant):
+    """A plan as it is, at every setting; where its price is not near the setting's, it has no row."""
+
+    def __init__(self, name: str, plan: Plan) -> None:
+        self.name, self.plan = name, plan
+        self.is_prefix_cache_safe = plan.is_prefix_cache_safe
+
+    def at_paper(self, work: Workspace, task: str, draw: int = 0) -> Entry:
+        return Entry(self.plan)
+
+    def at(self, work: Workspace, task: str, strength: float, draw: int = 0) -> Entry:
+        return Entry(self.plan)
+
+
 LIVENESS, DOWNSAMPLING = Liveness(), Downsampling()
 #: The plan that keeps at most a share of the FLOPs.
 _SEARCHES: dict[str, Callable[[Workspace, float], Plan]] = {
@@ -209,10 +223,11 @@ _SEARCHES: dict[str, Callable[[Workspace, float], Plan]] = {
 }
 
 
-def contestants_of(methods: Mapping[str, Method]) -> dict[str, Contestant]:
-    """Liveness and down-sampling, which are in every table, and then ``methods``, by name."""
+def contestants_of(methods: Mapping[str, Method], plans: Mapping[str, Plan] | None = None) -> dict[str, Contestant]:
+    """Liveness and down-sampling, which are in every table, then ``methods`` and ``plans``, by name."""
+    given = {name: Given(name, plan) for name, plan in (plans or {}).items()}
     known = {
         name: Searched(method, _SEARCHES[name]) if name in _SEARCHES else Published(method)
         for name, method in methods.items()
     }
-    return {LIVENESS.name: LIVENESS, DOWNSAMPLING.name: DOWNSAMPLING, **known}
+    return {LIVENESS.name: LIVENESS, DOWNSAMPLING.name: DOWNSAMPLING, **known, **given}

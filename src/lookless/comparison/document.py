@@ -11,6 +11,7 @@ import numpy as np
 from ..figures import Retained, retention_figure
 from ..markdown import spliced, wrapped
 from ..methods import Method
+from ..plan import Plan
 from .columns import Row, columns_of
 from .contestants import Contestant, contestants_of
 from .results import Results, method_and_setting
@@ -34,9 +35,15 @@ COLUMNS = (
 )
 
 
-def document(before: str, results: Sequence[Results], methods: Mapping[str, Method], figure: str) -> str:
+def document(
+    before: str,
+    results: Sequence[Results],
+    methods: Mapping[str, Method],
+    figure: str,
+    plans: Mapping[str, Plan] | None = None,
+) -> str:
     """``before``, the file as it was, with new tables; text outside the generated block is kept."""
-    contestants = contestants_of(methods)
+    contestants = contestants_of(methods, plans)
     sections = (markdown_section(r, contestants) for r in results)
     body = "\n\n".join([COLUMNS, f"![Retention by FLOPs kept]({figure})", *sections])
     return spliced(before, BEGIN, END, wrapped(body))

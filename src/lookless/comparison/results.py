@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from ..geometry import Geometry
 from .settings import Setting
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 class Outcome(BaseModel):
@@ -65,6 +65,8 @@ class Results(BaseModel):
         missed: ``method, setting`` to why there is no plan, or how near the setting its nearest plan is.
         notes: ``method, setting`` to a note on the row.
         hashes: by task, of the calibration samples and of the questions, which share no prompt.
+        plans: by name, :attr:`lookless.Plan.hash` of those that were given.
+        versions: of lookless, torch and transformers; empty in files of an older lookless.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,6 +84,8 @@ class Results(BaseModel):
     notes: dict[str, str] = {}
     machine: str = ""
     hashes: dict[str, tuple[str, str]] = {}
+    plans: dict[str, str] = {}
+    versions: dict[str, str] = {}
 
     def of(self, method: str, setting: Setting) -> tuple[Outcome, ...]:
         return tuple(o for o in self.outcomes if (o.method, o.setting) == (method, setting.key))

@@ -15,9 +15,13 @@ from typing import Literal
 from .. import files
 from ..errors import LooklessError, PlanError, first_line
 from ..evaluation import evaluate, normal
+from ..geometry import Geometry
 from ..loading import Loaded
 from ..methods import Method
+from ..plan import Plan
 from ..progress import track
+from ..runtime.families import geometry_of
+from ..version import installed
 from .contestants import LIVENESS, Contestant, contestants_of
 from .entry import Entry
 from .results import SCHEMA_VERSION, Outcome, Results, row_key
@@ -43,6 +47,7 @@ def run_table(
     batch: int = 20,
     machine: str = "",
     step: Step = "all",
+    plans: Mapping[str, Plan] | None = None,
 ) -> Results:
     """Every method, and down-sampling, at its paper's setting, at each budget of FLOPs and at each of time.
 
@@ -58,16 +63,20 @@ def run_table(
         machine: a description, for the document.
         step: ``answers`` times nothing, and ``times`` answers nothing, so that the latter can run while the machine is
             otherwise idle. Rows at an equal time need ``times``, ``answers`` and ``times`` again.
+        plans: more rows, by name: as they are beside the papers' settings, and at the prices that they are near.
 
     Raises:
         PlanError: a budget or a time is not between 0 and 1; the folder holds results of other questions, samples or
-            another model, or of an older lookless.
+            plans, another model or other versions; a plan is called like a method.
+        PlanMismatchError: a plan is for another model.
     """
-    settings = settings_of(budgets, times)
-    work = Workspace(loaded, tasks, folder, questions=questions, samples=samples, batch=batch)
+    settings, plans = settings_of(budgets, times), plans or {}
+    _check_plans(plans, contestants_of(methods), geometry_of(loaded.model))
+    seen = {prompt for plan in plans.values() for prompt in plan.provenance.sample_hashes or ()}
+    work = Workspace(loaded, tasks, folder, questions=questions, samples=samples, batch=batch, seen=seen)
     path = folder / "results.json"
-    results = _resumed(path, work, questions, machine)
-    contestants = contestants_of(methods)
+    results = _resumed(path, work, questions, machine, {name: plan.hash for name, plan in plans.items()})
+    contestants = contestants_of(methods, plans)
     compared = [who for who in contestants.values() if who is not LIVENESS]
     if step != "answers":
         results = choose_rungs(results, work, compared, settings)
@@ -91,11 +100,21 @@ def _is_open(results: Results, who: Contestant, setting: Setting) -> bool:
     return known and key not in results.missed and not results.of(who.name, setting)
 
 
-def _resumed(path: Path, work: Workspace, questions: int, machine: str) -> Results:
-    """The results at ``path``, or none yet.
+def _check_plans(plans: Mapping[str, Plan], others: Mapping[str, Contestant], geometry: Geometry) -> None:
+    """Raises: PlanError: one has another row's name, or one that a row cannot have, or is for another model."""
+    for name, plan in plans.items():
+        if name in others:
+            raise PlanError(f"a plan called {name} would be taken for the method: give it another path, as ./{name}.")
+        if set(name) & set(",|\n"):
+            raise PlanError(f"a row cannot be called {name!r}: move the plan to a path without commas and bars.")
+        plan.check(geometry)
+
+
+def _resumed(path: Path, work: Workspace, questions: int, machine: str, plans: dict[str, str]) -> Results:
+    """The results at ``path``, or none yet; ``plans`` are the hashes of those given now, by name.
 
     Raises:
-        PlanError: they are of another model, or of other samples.
+        PlanError: they are of another model, of other samples or plans, or made with other versions.
     """
     fresh = Results(
         model=work.loaded.name,
@@ -104,6 +123,8 @@ def _resumed(path: Path, work: Workspace, questions: int, machine: str) -> Resul
         samples=work.samples,
         machine=machine,
         hashes={task: (work.calibration[task].hash, work.test[task].hash) for task in work.tasks},
+        plans=plans,
+        versions=installed(),
     )
     if not path.exists():
         return fresh
@@ -114,12 +135,15 @@ def _resumed(path: Path, work: Workspace, questions: int, machine: str) -> Resul
             f"{path} holds results of {results.model} with {results.questions} questions and {results.samples} "
             f"calibration samples, not of {fresh.model} with {questions} and {fresh.samples}: give another folder."
         )
-    changed = [task for task, hashes in fresh.hashes.items() if results.hashes.get(task, hashes) != hashes]
-    if changed:
-        raise PlanError(
-            f"{path} holds results of other samples of {changed[0]} than there are now: give another folder."
-        )
-    return results.model_copy(update={"machine": machine or results.machine})
+    for what, known, now in (
+        ("other samples of", results.hashes, fresh.hashes),
+        ("another plan at", results.plans, fresh.plans),
+        ("another version of", results.versions, fresh.versions),
+    ):
+        changed = next((name for name in now if known.get(name, now[name]) != now[name]), None)
+        if changed is not None:
+            raise PlanError(f"{path} holds results of {what} {changed} than there is now: give another folder.")
+    return results.model_copy(update={"machine": machine or results.machine, "plans": {**results.plans, **plans}})
 
 
 def _with(results: Results, work: Workspace, who: Contestant, setting: Setting) -> Results:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -39,12 +39,21 @@ class Workspace:
     """
 
     def __init__(
-        self, loaded: Loaded, tasks: Sequence[str], folder: Path, *, questions: int, samples: int, batch: int
+        self,
+        loaded: Loaded,
+        tasks: Sequence[str],
+        folder: Path,
+        *,
+        questions: int,
+        samples: int,
+        batch: int,
+        seen: Collection[str] = (),
     ) -> None:
+        """``seen``: :attr:`lookless.Sample.hash` of prompts that given plans were calibrated on; none is a question."""
         self.loaded, self.tasks, self.folder, self.batch = loaded, tuple(tasks), folder, batch
         self.geometry = geometry_of(loaded.model)
         self.calibration = {task: load_data(task, split="calibration", limit=samples) for task in tasks}
-        seen = {prompt for chosen in self.calibration.values() for prompt in chosen.hashes}
+        seen = {*seen, *(prompt for chosen in self.calibration.values() for prompt in chosen.hashes)}
         self.test = {task: load_data(task, split="test", limit=questions, without=seen) for task in tasks}
         self.samples = samples
         self._dense: dict[str, list[str]] = {}

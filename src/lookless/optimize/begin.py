@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from ..bench.prefill import processor
 from ..errors import PlanError
 from ..loading import Loaded
 from ..runtime.families import geometry_of
-from ..version import __version__
+from ..version import installed
 from .folder import Folder, Run, Target
 from .run import Optimization
 from .split import Task
@@ -66,7 +65,7 @@ def start(
         dtype=str(parameter.dtype).removeprefix("torch."),
         device=str(parameter.device),
         threads=torch.get_num_threads(),
-        versions={"lookless": __version__, **{p: importlib.metadata.version(p) for p in ("torch", "transformers")}},
+        versions=installed(),
     )
     folder = Folder(out)
     if folder.run.exists():
