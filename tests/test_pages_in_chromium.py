@@ -6,8 +6,8 @@ import pytest
 
 from helpers import chromium
 from helpers.pages import plans, run_folder
-from lookless.pages.material import read
 from lookless.pages.page import write_page
+from lookless.pages.reading import read
 
 pytestmark = pytest.mark.skipif(chromium.found() is None, reason="no Chromium here: apt-get install chromium")
 WIDTHS = [360, 1280]

@@ -98,8 +98,7 @@ def optimize(
     Example: lookless optimize reference --data reference:chart --retention 0.99 --out my-run
     """
     from ..optimize.whole import complete
-    from ..pages.material import read
-    from ..pages.page import write_page
+    from ..pages.measuring import write_whole_page
 
     target = _target(flops, latency, retention, by)
     sizes = (samples, tuning, selection, certification)
@@ -108,7 +107,7 @@ def optimize(
         batch=batch, timed=timed, proposals=proposals,
     )  # fmt: skip
     result = complete(run)
-    write_page(read([out_dir]), run.folder.report)
+    write_whole_page(out_dir, run.loaded, batch=batch, log=run.log)
     if as_json:
         print_json(result.run)
         return
