@@ -111,8 +111,7 @@ def _stages(prompt: KeptSample, sample: Sample, name: str) -> tuple[Stage, ...]:
 def _words(layer: int, kept: int, visual: int, place: int) -> str:
     if not place:
         return f"{visual} visual tokens"
-    left = f"{kept} are left" if kept > 1 else "1 is left" if kept else "none is left"
-    return f"from layer {layer} on {left}"
+    return f"from layer {layer} on: {kept or 'none'}"
 
 
 def _levels(grids: Iterable[Grid], image: int) -> list[list[Grid]]:

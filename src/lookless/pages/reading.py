@@ -157,9 +157,11 @@ _KINDS: dict[str, type[BaseModel]] = {
 
 
 def _loose(where: Sequence[Path]) -> Material:
-    """Each file by what is in it; a folder by the plan in it. Of several evaluations of one task that of the plan is
-    the plan's, or else the first; the others are other methods, by the names of their files."""
-    material, answers = Material(", ".join(map(str, where))), list[tuple[Path, Evaluation]]()
+    """Each file by what is in it; a folder by the plan in it. Of several plans the first is the plan. Of several
+    evaluations of one task its own is the plan's, or else the first; the others are other methods, by the names of
+    their files."""
+    material = Material(", ".join(map(str, where)))
+    answers, plans = list[tuple[Path, Evaluation]](), dict[Path, Plan]()
     for path in where:
         if path.is_dir() and not (path / FILE_NAME).is_file():
             raise LooklessError(
@@ -168,12 +170,33 @@ def _loose(where: Sequence[Path]) -> Material:
         record = _record(path / FILE_NAME if path.is_dir() else path)
         if isinstance(record, Evaluation):
             answers.append((path, record))
+        elif isinstance(record, Plan):
+            plans[path] = record
         else:
             material = _with(material, path, record)
-    material = replace(material, examined=material.plan)
+    for path, plan in [*plans.items()][:1]:
+        material = replace(material, plan=plan, examined=plan, plan_path=str(path))
     own = None if material.plan is None else material.plan.hash
     for path, evaluation in sorted(answers, key=lambda pair: pair[1].plan_hash != own):
         material = _with_answers(material, path, evaluation)
+    return _with_plans(material, [*plans.items()][1:])
+
+
+def _with_plans(material: Material, plans: Sequence[tuple[Path, Plan]]) -> Material:
+    """``material`` with the plans of its other methods.
+
+    Raises:
+        LooklessError: a plan is of none of them.
+    """
+    for path, plan in plans:
+        known = next((o for o in material.others if plan.hash in {e.plan_hash for e in o.evaluations.values()}), None)
+        if known is None:
+            raise LooklessError(
+                f"{path} is a second plan, and none of these files has its answers: a page shows one, and beside it "
+                f"those that were evaluated, too."
+            )
+        new = material.other(known.name, plan, known.evaluations)
+        material = replace(material, others=tuple(new if one is known else one for one in material.others))
     return material
 
 
@@ -238,9 +261,6 @@ def _with(material: Material, path: Path, record: BaseModel) -> Material:
         best = thinned(record.pareto(record.price), MOST_POINTS)
         points = tuple(Point(f"point {i}", candidate) for i, candidate in enumerate(best))
         return replace(material, candidates=record.candidates, points=points)
-    if isinstance(record, Plan):
-        _once(path, "plan", {"plan": material.plan} if material.plan else {}, "plan")
-        return replace(material, plan=record, plan_path=str(path))
     if isinstance(record, Certificate):
         return replace(material, certificate=record)
     if isinstance(record, KeptTokens):
