@@ -12,7 +12,7 @@ from ..calibration.gradients import diagnose
 from ..calibration.kept_tokens import KeptTokens, drops_tokens, kept_tokens
 from ..calibration.replay import Position
 from ..data import Samples, load_data
-from ..errors import DataError
+from ..errors import DataError, LooklessError, first_line, is_out_of_memory
 from ..evaluation import Answer, Evaluation, evaluate
 from ..loading import Loaded
 from ..optimize.folder import Folder
@@ -45,13 +45,19 @@ def write_whole_page(
 ) -> None:
     """The page of the run in ``root``, with what its model ``loaded`` tells of so many samples of each task.
 
-    It is first written without, so that a run has a page even if the model's memory does not suffice for more.
-
-    Raises: as :func:`measured`.
+    It is first written without: the run is done, and has a page even where the model cannot tell, for lack of memory.
+    What was missing is logged.
     """
     material, page = read_run(root).checked(), Folder(root).report
     write_page(material, page)
-    write_page(measured(material, loaded, samples, root=root, batch=batch, progress=progress, log=log), page)
+    try:
+        material = measured(material, loaded, samples, root=root, batch=batch, progress=progress, log=log)
+    except (LooklessError, MemoryError, RuntimeError) as problem:
+        if not isinstance(problem, LooklessError) and not is_out_of_memory(problem):
+            raise
+        log(f"the page is not whole ({first_line(problem)}): lookless report {root} --samples {samples}")
+    else:
+        write_page(material, page)
 
 
 def measured(
