@@ -8,7 +8,7 @@ import re
 import pytest
 
 from helpers.cli import fails, run
-from helpers.pages import GEOMETRY, LEFT, MODEL, evaluation, parsed, plans, run_folder, scores, told
+from helpers.pages import GEOMETRY, LEFT, MODEL, OTHER, evaluation, parsed, run_folder, scores, told
 from lookless import Keep, Plan, Scores, Skip, files, flops, load_data, load_model, reference
 from lookless.calibration.kept_tokens import kept_tokens
 from lookless.pages import measuring, page
@@ -81,15 +81,14 @@ def test_other_methods_answer_beside_the_plan(tree):
     """Under the plan the first three answers are lost; fastv loses all, the other none."""
     cases = section(tree, "cases")
     rows = {row.one("th").text: [cell.text for cell in row.all("td")] for row in cases.one("tbody").all("tr")}
-    geometry = {"visual": 16, "text": 8}
-    dense = flops.prefill(GEOMETRY, **geometry).total
-    for name, plan in (("the plan", plans()[3]), ("fastv", plans()[2]), ("<b>mine<|b>", plans()[0])):
-        kept = flops.prefill(GEOMETRY, **geometry, plan=plan.live()).total / dense
-        assert rows[name][0] == f"{kept:.1%}"
-    # right, same, lost, gained, wrong to wrong
-    assert rows["the plan"][1:] == ["5", "5", "3", "0", "0"]
-    assert rows["fastv"][1:] == ["0", "0", "8", "0", "0"]
-    assert rows["<b>mine<|b>"][1:] == ["8", "8", "0", "0", "0"]
+    # FLOPs kept as the search has them, or else of a prompt of 16 visual and 8 text tokens
+    dense, left = (flops.prefill(GEOMETRY, visual=16, text=8, plan=plan) for plan in (None, OTHER.live()))
+    assert rows["<b>mine<|b>"][0] == f"{left.total / dense.total:.1%}"
+    assert (rows["the plan"][0], rows["fastv"][0]) == ("30.0%", "50.0%")
+    # time kept, right, same, lost, gained, wrong to wrong
+    assert rows["the plan"][1:] == ["35.0%", "5", "5", "3", "0", "0"]
+    assert rows["fastv"][1:] == ["55.0%", "0", "0", "8", "0", "0"]
+    assert rows["<b>mine<|b>"][1:] == ["-", "8", "8", "0", "0", "0"]
     articles = cases.all("article")
     kinds = [article.one("p", class_="kind").text for article in articles]
     assert kinds == ["lost: dense right, plan wrong"] * 3 + ["same answer; fastv loses it"] * 5

@@ -143,6 +143,8 @@ def run_folder(root: Path, chosen: int | None = 1) -> Path:
     return root
 
 
+#: A plan that no search has tried.
+OTHER = Plan.full(GEOMETRY).at([0, 1], ffn=Skip())
 #: Of 16 visual tokens in 4 rows, those that the last of :func:`plans` leaves alive from layer 2 on.
 LEFT = (0, 1, 5, 6, 7, 10, 12, 15)
 
@@ -167,7 +169,7 @@ def told(root: Path) -> Path:
         for sample, (visual, grids) in zip(samples, layouts, strict=False)
     )
     KeptTokens(model=MODEL, plan_hash=plan.hash, kept={"mine": kept}).save(root / "kept.json")
-    others = {"fastv": (plans()[2], ["wrong"] * 8), "<b>mine</b>": (plans()[0], [s.answer for s in samples])}
+    others = {"fastv": (plans()[2], ["wrong"] * 8), "<b>mine</b>": (OTHER, [s.answer for s in samples])}
     for name, (other, answers) in others.items():
         other.save_pretrained(root / "methods" / name.replace("/", "|"))
         found = evaluation("mine", samples, answers).model_copy(update={"plan_hash": other.hash})

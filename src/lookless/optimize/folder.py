@@ -11,6 +11,9 @@ points/N/TASK.json          :class:`lookless.Evaluation` of the chain's N-th pla
 certificate.json            :class:`lookless.certification.Certificate`
 plan/lookless_plan.json     the :class:`lookless.Plan` to serve
 report.html                 one page on all of it
+attention.json, kept.json   for the page: :class:`lookless.calibration.attention_maps.AttentionProfiles` and
+                            :class:`lookless.calibration.kept_tokens.KeptTokens`
+methods/NAME/               for the page: another method at the price of the plan, and its answers
 ==========================  =======================================================================================
 
 Every file but run.json may be missing: a run that was interrupted goes on from what is there.

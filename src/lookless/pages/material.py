@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from .. import flops
 from ..bench.latency import LatencyTable
 from ..calibration.attention_maps import AttentionProfiles
+from ..calibration.gradients import DIAGNOSTICS
 from ..calibration.kept_tokens import KeptTokens
 from ..certification.certificate import Certificate
 from ..errors import LooklessError
@@ -130,11 +131,21 @@ class Material:
     @property
     def tokens(self) -> tuple[float, float] | None:
         """Visual and text tokens of a prompt, mean over the tasks that were scored."""
-        counts = [(s.visual, s.text) for s in self.all_scores if s.visual is not None and s.text is not None]
+        scored = [s for s in self.all_scores if s.name not in DIAGNOSTICS] or self.all_scores
+        counts = [(s.visual, s.text) for s in scored if s.visual is not None and s.text is not None]
         return (sum(v for v, _ in counts) / len(counts), sum(t for _, t in counts) / len(counts)) if counts else None
 
+    def candidate(self, plan: Plan | None) -> Candidate | None:
+        """What a search knows of ``plan``; None if it did not run it."""
+        known = (*(point.candidate for point in self.points), *self.candidates)
+        return None if plan is None else next((one for one in known if one.plan.hash == plan.hash), None)
+
     def share(self, plan: Plan | None) -> float | None:
-        """The share of the prefill's FLOPs that runs under ``plan``; None if that or the token counts are not known."""
+        """The share of the prefill's FLOPs that runs under ``plan``, as a search has it, or else for the mean prompt;
+        None if that or the token counts are not known."""
+        candidate = self.candidate(plan)
+        if candidate is not None:
+            return candidate.kept
         if self.geometry is None or self.tokens is None or plan is None or not plan.is_static:
             return None
         visual, text = self.tokens
@@ -143,6 +154,9 @@ class Material:
 
     def time(self, plan: Plan | None) -> float | None:
         """The share of the prefill's time under ``plan``, by the latency table; None if it is not known."""
+        candidate = self.candidate(plan)
+        if candidate is not None and candidate.time is not None:
+            return candidate.time
         return None if self.latency is None or plan is None or not plan.is_static else self.latency.share(plan)
 
     def other(self, name: str, plan: Plan, evaluations: Mapping[str, Evaluation]) -> Other:

@@ -86,9 +86,7 @@ def _saving(material: Material) -> str:
         return "none yet"
     if material.plan.is_full:
         return "changes nothing: no plan fulfils the wish, so the model runs as it is"
-    known = (*(point.candidate for point in material.points), *material.candidates)
-    candidate = next((one for one in known if one.plan.hash == material.plan.hash), None)
-    kept = material.share(material.plan) if candidate is None else candidate.kept
+    candidate, kept = material.candidate(material.plan), material.share(material.plan)
     parts = [] if kept is None else [f"runs {percent(kept)} of the prefill's FLOPs"]
     took = milliseconds(material, material.plan, None if candidate is None else candidate.time)
     if took:
