@@ -98,6 +98,23 @@ def test_other_methods_answer_beside_the_plan(tree):
     assert not tree.all("b")
 
 
+def test_data_without_labels_have_answers_that_stay_or_change(tmp_path):
+    """And none that is lost or wrong."""
+    folder = told(run_folder(tmp_path / "run", chosen=3))
+    for path in (folder / "points" / "3" / "mine.json", *folder.glob("methods/*/mine.json")):
+        content = json.loads(path.read_text())
+        content["answers"] = [{**answer, "expected": ""} for answer in content["answers"]]
+        path.write_text(json.dumps(content))
+    cases = section(parsed(page.page(read([folder]))), "cases")
+    assert "8 questions: 5 same, 3 changed." in cases.text
+    heads = [head.text for head in cases.one("thead").all("th")]
+    assert heads == ["method", "FLOPs kept", "time kept", "same", "changed"]
+    rows = {row.one("th").text: [cell.text for cell in row.all("td")][2:] for row in cases.one("tbody").all("tr")}
+    assert rows == {"the plan": ["5", "3"], "fastv": ["0", "8"], "<b>mine<|b>": ["8", "0"]}
+    assert [a.one("p", class_="kind").text for a in cases.all("article")][:3] == ["another answer"] * 3
+    assert "expected" not in cases.text
+
+
 def test_without_a_certified_plan_the_mildest_is_shown(tmp_path):
     tree = parsed(page.page(read([run_folder(tmp_path / "run", chosen=None)])))
     assert "differs under point 0, and some" in section(tree, "cases").text

@@ -63,14 +63,14 @@ class Row:
 
     Attributes:
         kept, time: the shares of the prefill's FLOPs and of its time that are left; None if they are not known.
-        right: answers that are right; None where the data have no labels.
+        right: answers that are right.
         counts: answers by kind.
     """
 
     name: str
     kept: float | None
     time: float | None
-    right: int | None
+    right: int
     counts: Mapping[str, int]
 
 
@@ -93,6 +93,11 @@ class Cases:
     asked: int = 0
     methods: tuple[Row, ...] = ()
     note: str = ""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the data say what is right."""
+        return any(case.answer.expected for case in self.shown)
 
     @property
     def open(self) -> int:
@@ -187,8 +192,7 @@ def _methods(task: str, evaluation: Evaluation, material: Material) -> tuple[int
 
 
 def _row(method: Other, answers: Sequence[Answer]) -> Row:
-    labels = any(one.expected for one in answers)
-    right = sum(normal(one.plan or "") == normal(one.expected) for one in answers) if labels else None
+    right = sum(normal(one.plan or "") == normal(one.expected) for one in answers)
     return Row(method.name, method.kept, method.time, right, _counts(answers))
 
 

@@ -102,7 +102,8 @@ def measured(
     plans = plans_of_methods(material)
     log(f"asking {len(plans)} methods the same questions")
     others = [_asked(material, loaded, album, root / METHODS / name, plan, batch, progress) for name, plan in plans]
-    return replace(material, others=tuple(others))
+    asked = {other.name for other in others}
+    return replace(material, others=(*others, *(one for one in material.others if one.name not in asked)))
 
 
 def _sizes(known: Mapping[str, Scores], loaded: Loaded, some: Samples, progress: bool) -> dict[str, Scores]:
