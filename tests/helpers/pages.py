@@ -164,7 +164,10 @@ def told(root: Path) -> Path:
             sample_hash=sample.hash,
             visual=visual,
             grids=grids,
-            stages=(Stage(layer=2, kept=LEFT), Stage(layer=3, kept=())),
+            stages=(
+                Stage(layer=2, kept=(*LEFT, *(one for one in (17, 21, 24) if one < visual))),
+                Stage(layer=3, kept=()),
+            ),
         )
         for sample, (visual, grids) in zip(samples, layouts, strict=False)
     )
