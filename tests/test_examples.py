@@ -16,8 +16,10 @@ import typer
 from typer.testing import CliRunner
 
 from helpers import fake_vllm
+from helpers.pages import run_folder
 from lookless import Geometry, Plan, Scores, Skip, demo, load_data
 from lookless.cli.main import app
+from lookless.configs import geometry_named
 from lookless.evaluation import Answer, Estimate, Evaluation
 from lookless.geometry import PRESETS
 from lookless.methods import METHODS
@@ -68,6 +70,8 @@ def test_it_runs(path, line, tmp_path, monkeypatch):
     assert tuple(words[: len(path)]) == path
     monkeypatch.chdir(tmp_path)
     prepare(monkeypatch)
+    if path == ("report",):
+        run_folder(Path("my-run"))
     done = CliRunner().invoke(app, words, prog_name="lookless")
     assert done.exit_code == 0, done.output
     assert done.stdout.strip() or path == ("serve",)
@@ -90,6 +94,13 @@ def prepare(monkeypatch):
         Path(folder, "20260806_123456_samples_gqa.jsonl").write_text('{"doc_id": 0, "target": "a", "exact_match": 1.0}')
     load_data("reference:chart", limit=1).items[0].images[0].save("photo.png")
     Path("mine.jsonl").write_text('{"image": "photo.png", "question": "which bar is the tallest?", "answer": "red"}')
+    [line] = load_data("mine.jsonl")
+    asked = Answer(question=line.question, expected="red", dense="red", plan="red", sample_hash=line.hash)
+    mine = found.model_copy(update={"data": "mine.jsonl", "model": "reference", "samples": 1, "answers": (asked,)})
+    Path("answers.json").write_text(mine.model_dump_json())
+    shape = geometry_named("reference")
+    named = {"name": "visual_information_gain", "geometry": shape, "model": "reference", "data": "mine.jsonl"}
+    Scores(per_sample=(tuple(range(12)),), **named).save("scores.json")
     monkeypatch.setitem(PRESETS, "LLaVA-1.5-7B", SMALL)
     monkeypatch.setattr(demo, "tasks_of", lambda model: ["chart"])
     monkeypatch.setattr(demo, "CALIBRATION_SAMPLES", 2)

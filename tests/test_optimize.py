@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from helpers.cli import fails, run
+from helpers.pages import parsed
 from lookless import LayerPlan, Plan, Skip, load_data, reference
 from lookless.bench.latency import TERMS, LatencyTable, Timed, layer_terms
 from lookless.bench.timing import Timing
@@ -123,6 +124,9 @@ def test_a_run_and_its_resumption(tmp_path, mine, monkeypatch):
     else:
         assert plan.layers == chain.points[record.chosen].plan.layers
         assert f"lookless serve reference --plan {folder.plan}" in result.stdout
+    page = parsed(folder.report.read_text(encoding="utf-8"))
+    missing = {section.attributes["id"] for section in page.all("section") if section.all("p", class_="missing")}
+    assert missing <= {"cases", "tokens"}  # where there is no plan to test
     _lose(folder)
     again = run(*begin, "--retention", 0.8, "--by", "flops")
     assert again.stdout == result.stdout

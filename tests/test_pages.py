@@ -16,10 +16,12 @@ from helpers.cli import fails, run
 from helpers.pages import GEOMETRY, HOSTILE, MODEL, evaluation, parsed, plans, run_folder, scores
 from helpers.scores import scored
 from lookless import Plan, Skip, files, load_data
-from lookless.pages import cases, page
-from lookless.pages.material import read
+from lookless.pages import cases, page, pictures
+from lookless.pages.material import Material
+from lookless.pages.pictures import Album
+from lookless.pages.reading import read
 
-SECTIONS = ("plan", "front", "certificate", "cases", "profile", "silence", "attention", "about")
+SECTIONS = ("plan", "front", "certificate", "cases", "tokens", "profile", "silence", "attention", "about")
 
 
 @pytest.fixture(scope="module")
@@ -249,12 +251,18 @@ def test_refusals(folder, tmp_path):
     scored(1.0, 2.0, data="other").save(other)
     assert "different architectures" in fails("report", mine, other, *out)
     assert "is a second scores visual_information_gain of mine" in fails("report", mine, mine, *out)
-    assert "is not TASK=DATA" in fails("report", folder, "--data", "mine", *out)
-    assert "there is no task 'x' here; tasks are mine, <i>other</i>." in fails("report", folder, "--data", "x=y", *out)
+    said = fails("report", folder, "--data", "x=y", *out)
+    assert "--data x=y is of no task here: give TASK=DATA; tasks are mine, <i>other</i>." in said
+    assert "is of no task here" in fails("report", folder, "--data", "other.jsonl", *out)
     broken = shutil.copytree(folder, tmp_path / "broken")
     (broken / "front.json").write_text('{"candidates": [')
     assert "cannot be read as a front" in fails("report", broken, *out)
-    assert "--attention needs a run's folder" in fails("report", mine, "--attention", 1, *out)
+    assert "is no evaluation: beside a run's folder" in fails("report", folder, mine, *out)
+    strange = tmp_path / "strange.json"
+    far = load_data("reference:chart", limit=2)
+    files.write_text(strange, files.dump(evaluation("far", far, ["a", "b"])))
+    assert "has no answers under a plan to questions that the plan of" in fails("report", folder, strange, *out)
+    assert "none of these files names one: give --model" in fails("report", folder / "plan", "--samples", 1, *out)
     assert not (tmp_path / "page.html").exists()
 
 
@@ -262,29 +270,29 @@ def test_every_changed_answer_is_listed_and_images_are_bounded(folder, monkeypat
     """Kinds by a slow rule of its own; bytes and pictures stay within the bounds, text does not suffer."""
     samples = load_data(str(folder / "mine.jsonl"))
     found = evaluation("mine", samples, ["x", samples.items[1].answer.upper() + ".", *(["y"] * 6)])
-    where = {"mine": str(folder / "mine.jsonl")}
-    [shown] = cases.cases_of({"mine": found}, where)
+    material, album = Material("mine", evaluations={"mine": found}), Album({"mine": str(folder / "mine.jsonl")})
+    [shown] = cases.cases_of(material, album)
     assert shown.counts == {"lost": 7, "gained": 0, "changed": 0, "same": 1}
     assert [c.kind for c in shown.shown] == ["lost"] * 7 + ["same"]
     for case, image in ((c, uri) for c in shown.shown for uri in c.images):
         head, body = image.split(",")
         pixels = Image.open(io.BytesIO(base64.b64decode(body)))
         assert head == f"data:image/{pixels.format.lower()};base64", case
-        assert max(pixels.size) == cases.SIDE
+        assert max(pixels.size) == pictures.SIDE
     monkeypatch.setattr(cases, "MOST_IMAGES", 3)
-    [few] = cases.cases_of({"mine": found}, where)
+    [few] = cases.cases_of(material, album)
     assert sum(bool(c.images) for c in few.shown) == 3
     assert len(few.shown) == 8
     assert few.note == "5 images are left out to keep the page small."
     monkeypatch.setattr(cases, "ALL_BYTES", 1)
-    assert not any(c.images for c in cases.cases_of({"mine": found}, where)[0].shown)
+    assert not any(c.images for c in cases.cases_of(material, album)[0].shown)
 
 
 def test_an_image_of_noise_becomes_a_jpeg_and_a_huge_one_none(monkeypatch):
     noise = Image.effect_noise((600, 400), 90).convert("RGB")
-    assert cases._uri(noise).startswith("data:image/jpeg;base64,")
-    monkeypatch.setattr(cases, "MOST_BYTES", 100)
-    assert cases._uri(noise) is None
+    assert pictures.uri(noise).startswith("data:image/jpeg;base64,")
+    monkeypatch.setattr(pictures, "MOST_BYTES", 100)
+    assert pictures.uri(noise) is None
 
 
 def test_a_plan_for_another_model_is_refused(folder, tmp_path):

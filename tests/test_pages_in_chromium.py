@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image
 
 from helpers import chromium
-from helpers.pages import plans, run_folder
-from lookless.pages.material import read
+from helpers.pages import LEFT, plans, run_folder, told
 from lookless.pages.page import write_page
+from lookless.pages.reading import read
 
 pytestmark = pytest.mark.skipif(chromium.found() is None, reason="no Chromium here: apt-get install chromium")
-WIDTHS = [360, 1280]
+WIDTHS = [360, 375, 1280]
 #: The article that shows, and the places that are marked in plots and maps.
 VISIBLE = "[...document.querySelectorAll('[data-place]')].filter(a => a.offsetHeight).map(a => a.dataset.place).join()"
 MARKED = "[...new Set([...document.querySelectorAll('.here')].map(m => m.dataset.point))].join()"
@@ -25,6 +26,14 @@ def page(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Of a run whose plan drops tokens, with all that its model was to tell."""
+    folder = told(run_folder(tmp_path_factory.mktemp("whole"), chosen=3))
+    write_page(read([folder]), folder / "report.html")
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     running = chromium.Chromium(tmp_path_factory.mktemp("profile"))
     yield running
@@ -32,10 +41,15 @@ def browser(tmp_path_factory):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_it_fits_and_is_silent(browser, page, width):
-    """No scrolling aside, no text too small, nothing loaded from anywhere, nothing refused by the page's policy, and
-    nothing of the files has run."""
+@pytest.mark.parametrize("which", ["page", "whole"])
+def test_it_fits_and_is_silent(browser, request, which, width):
+    """No scrolling aside, also of a table in its box, no text too small, nothing loaded from anywhere, nothing refused
+    by the page's policy, and nothing of the files has run."""
+    page = request.getfixturevalue(which)
     browser.open(page, width=width)
+    aside = "[...document.querySelectorAll('.scroll, table')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+    browser.value("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert browser.value(aside) == 0
     assert browser.value("document.documentElement.scrollWidth") <= width
     smallest = """Math.min(...[...document.querySelectorAll('svg text')].filter(t => t.getBoundingClientRect().height)
         .map(t => parseFloat(getComputedStyle(t).fontSize) * t.ownerSVGElement.getBoundingClientRect().width / 360))"""
@@ -44,6 +58,8 @@ def test_it_fits_and_is_silent(browser, page, width):
     assert {address.split(":")[0] for address in browser.asked} <= {"file", "data"}
     assert browser.asked.count(page.resolve().as_uri()) == 1
     assert browser.value("typeof window.hacked") == "undefined"
+    pieces = "[...document.querySelectorAll('svg image, svg use')].every(i => i.getBoundingClientRect().height > 5)"
+    assert browser.value(pieces)
     images = "[...document.images].map(i => i.naturalWidth && i.offsetHeight ? i.src.slice(0, 11) : i.alt)"
     assert set(browser.value(images)) == {"data:image/"}  # and each is drawn
 
@@ -64,6 +80,37 @@ def test_the_slider_by_keyboard_and_the_maps_by_pointer(browser, page, width):
         "document.querySelector('g[data-point=\"0\"]').dispatchEvent(new MouseEvent('click', {bubbles: true}))"
     )
     assert (browser.value(VISIBLE), browser.value("document.getElementById('place').value")) == ("0", "0")
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_dropped_cells_are_grey_and_the_others_the_picture(browser, whole, tmp_path, width, dark):
+    """Pixels of the first prompt's second drawing, at the middle of each cell; the picture is of one colour."""
+    browser.open(whole, width=width, dark=dark)
+    where = """(() => { const r = document.querySelectorAll('.stages')[0].querySelectorAll('svg')[1]
+        .getBoundingClientRect(); return [r.left + scrollX, r.top + scrollY, r.width, r.height]; })()"""
+    left, top, across, down = browser.value(where)
+    browser.screenshot(tmp_path / "page.png")
+    with Image.open(tmp_path / "page.png") as drawn:
+        for cell in range(16):
+            at = (round(left + (cell % 4 + 0.5) * across / 4), round(top + (cell // 4 + 0.5) * down / 4))
+            pixel = drawn.convert("RGB").getpixel(at)
+            if cell in LEFT:
+                assert pixel == pytest.approx((0, 80, 90), abs=6), cell
+            else:
+                assert min(pixel) > 110, cell
+
+
+def test_a_table_on_a_phone_names_its_cells(browser, whole):
+    """What the head of a column says is before each cell, and a screen reader still finds a table."""
+    browser.open(whole, width=375)
+    cell = "document.querySelector('#cases table.blocks tbody td')"
+    assert browser.value(f"getComputedStyle({cell}, '::before').content") == '"FLOPs kept"'
+    assert browser.value(f"{cell}.getAttribute('role')") == "cell"
+    heads = "document.querySelector('#cases table.blocks thead').getBoundingClientRect().width"
+    assert browser.value(heads) <= 1
+    browser.open(whole, width=1280)
+    assert browser.value(f"getComputedStyle({cell}, '::before').content") in ("none", "normal")
 
 
 def test_without_script_every_plan_shows(browser, page):

@@ -12,6 +12,8 @@ from PIL import Image
 
 from lookless import Geometry, Keep, Plan, Scores, Skip, files, load_data
 from lookless.calibration.attention_maps import AttentionProfile, AttentionProfiles
+from lookless.calibration.kept_tokens import KeptSample, KeptTokens, Stage
+from lookless.calibration.token_places import Grid
 from lookless.certification.certificate import Certificate, PlanTest, TaskTest
 from lookless.evaluation import Answer, Estimate, Evaluation
 from lookless.optimize.folder import Chain, Folder, Part, Run, Target, TaskData
@@ -89,8 +91,9 @@ def plans() -> list[Plan]:
     ]
 
 
-def run_folder(root: Path) -> Path:
-    """All that ``lookless optimize`` leaves, of two tasks; the chain's second plan is chosen, and certified."""
+def run_folder(root: Path, chosen: int | None = 1) -> Path:
+    """All that ``lookless optimize`` leaves, of two tasks; the chain's plan of this number is chosen, and two are
+    certified."""
     root.mkdir(parents=True, exist_ok=True)
     folder, data = Folder(root), str(data_file(root))
     samples = load_data(data)
@@ -120,7 +123,7 @@ def run_folder(root: Path) -> Path:
         machine="a <machine>",
         versions={"torch": "2"},
         seconds={"search": 1.5},
-        chosen=1,
+        chosen=chosen,
     )
     files.write_text(folder.run, files.dump(run))
     files.write_text(folder.chain, files.dump(Chain(price="kept", points=tuple(chain))))
@@ -133,10 +136,47 @@ def run_folder(root: Path) -> Path:
     scores("mine", "attention_update_size", 3.0, "||attention(i)|| / ||x(i)||").save(
         folder.scores("mine", "attention_update_size")
     )
-    plans()[1].save_pretrained(folder.plan)
+    (Plan.full(GEOMETRY) if chosen is None else plans()[chosen]).save_pretrained(folder.plan)
     certificate().save(folder.certificate)
     profile = AttentionProfile(data="mine", data_hash="0", mass=((0.5, 0.4, 0.3, 0.2),), similarity=((0.7, 0.8, 0.9),))
     AttentionProfiles(model=MODEL, profiles={"mine": profile}).save(root / "attention.json")
+    return root
+
+
+#: A plan that no search has tried.
+OTHER = Plan.full(GEOMETRY).at([0, 1], ffn=Skip())
+#: Of 16 visual tokens in 4 rows, those that the last of :func:`plans` leaves alive from layer 2 on.
+LEFT = (0, 1, 5, 6, 7, 10, 12, 15)
+
+
+def told(root: Path) -> Path:
+    """``root``, a run whose last plan is chosen, with what its model was to tell: kept tokens of three prompts (the
+    second cut at its sides, the third with an overview, tiles of other tokens and newlines), and two other methods."""
+    samples, plan = load_data(str(root / "mine.jsonl")), plans()[3]
+    whole = Grid(image=0, first=0, rows=4, columns=4, step=4)
+    layouts = [
+        (16, (whole,)),
+        (16, (whole.model_copy(update={"box": (0.4, 0.0, 0.6, 1.0)}),)),
+        (26, (whole, Grid(image=0, level=1, first=16, rows=2, columns=4, step=5))),
+    ]
+    kept = tuple(
+        KeptSample(
+            sample_hash=sample.hash,
+            visual=visual,
+            grids=grids,
+            stages=(
+                Stage(layer=2, kept=(*LEFT, *(one for one in (17, 21, 24) if one < visual))),
+                Stage(layer=3, kept=()),
+            ),
+        )
+        for sample, (visual, grids) in zip(samples, layouts, strict=False)
+    )
+    KeptTokens(model=MODEL, plan_hash=plan.hash, kept={"mine": kept}).save(root / "kept.json")
+    others = {"fastv": (plans()[2], ["wrong"] * 8), "<b>mine</b>": (OTHER, [s.answer for s in samples])}
+    for name, (other, answers) in others.items():
+        other.save_pretrained(root / "methods" / name.replace("/", "|"))
+        found = evaluation("mine", samples, answers).model_copy(update={"plan_hash": other.hash})
+        files.write_text(root / "methods" / name.replace("/", "|") / "mine.json", files.dump(found))
     return root
 
 

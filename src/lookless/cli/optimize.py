@@ -50,15 +50,14 @@ def optimize(
     """
     from ..optimize.begin import start
     from ..optimize.whole import complete
-    from ..pages.material import read
-    from ..pages.page import write_page
+    from ..pages.measuring import write_whole_page
 
     target = _target({"flops": options.flops, "latency": options.latency, "retention": retention}, by)
     if loss not in (None, "lost", "changed"):
         raise LooklessError(f"loss {loss!r} is not one of lost, changed.")
     run = options.begin(start, target, confidence=confidence, loss=loss, batch=batch)
     result = complete(run)
-    write_page(read([options.out_dir]), run.folder.report)
+    write_whole_page(options.out_dir, run.loaded, batch=batch, log=run.log)
     if as_json:
         print_json(result.run)
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import LooklessError
-from .common import Device, Dtype, app, one_sentence, out, writable
+from .common import Device, Dtype, app, err, one_sentence, out, writable
 
 if TYPE_CHECKING:
     from ..pages.material import Material
@@ -17,8 +17,8 @@ What = Annotated[
     list[Path],
     typer.Argument(
         metavar="RUN_DIR | FILE...",
-        help="The folder of `lookless optimize`, or single files: scores, evaluations (`eval --json`), a plan's "
-        "folder, a front, a certificate.",
+        help="The folder of `lookless optimize`, and other evaluations of its questions to be shown beside; or single "
+        "files: scores, evaluations (`eval --json`), a plan's folder, a front, a certificate.",
     ),
 ]
 Page = Annotated[
@@ -26,15 +26,23 @@ Page = Annotated[
 ]
 Where = Annotated[
     list[str] | None,
-    typer.Option("--data", help="Where the images are, if not where the run found them: TASK=DATA; repeatable."),
+    typer.Option(
+        "--data",
+        metavar="[TASK=]DATA",
+        help="Where the images are, if not where the files say; repeatable. Without TASK: of the only task, or of that "
+        "with the file's name.",
+    ),
 ]
-Attention = Annotated[
+Samples = Annotated[
     int | None,
     typer.Option(
-        metavar="SAMPLES",
-        help="First measure where the model attends, on so many samples of each task of the run; loads the model.",
+        help="First run the model on so many samples of each task: where it attends, how far layers move visual "
+        "tokens, and which tokens the plan keeps; of a run also what other methods answer at its price.",
         min=1,
     ),
+]
+ModelName = Annotated[
+    str | None, typer.Option("--model", help="With --samples: the model, if not where the files say.")
 ]
 
 
@@ -44,59 +52,53 @@ def report(
     what: What,
     page: Page = None,
     data: Where = None,
-    attention: Attention = None,
+    samples: Samples = None,
+    model: ModelName = None,
     device: Device = "cpu",
     dtype: Dtype = "auto",
 ) -> None:
-    """Write one HTML page on a run: plans and what they save and cost, the certificate, answers, scores. It is complete
-    in itself and works offline.
+    """Write one HTML page on a run: plans and what they save and cost, the certificate, answers, scores, and the visual
+    tokens that are kept. It is complete in itself and works offline.
 
     A run is a folder of `lookless optimize`; files of scores and answers, and plans, are read by themselves too.
 
-    Example: lookless report my-plan --out page.html
-    """
-    from ..pages.material import read
-    from ..pages.page import write_page
+    Example: lookless report my-run --out page.html
 
-    material = read(what, _places(data))
+    Of single files: lookless report scores.json answers.json my-plan --data mine.jsonl --samples 4
+    """
+    from ..pages.page import write_page
+    from ..pages.reading import read
+
+    material = read(what, data or ())
     path = writable(page or _default(what), folder=False)
-    if attention is not None:
-        material = _measured(material, what[0], attention, device, dtype)
+    if samples is not None:
+        material = _measured(material, what[0], samples, model, device, dtype)
     write_page(material, path)
     out.print(f"written: {path}", soft_wrap=True)
 
 
 def _default(what: list[Path]) -> Path:
     """Beside the run; loose files belong to no folder."""
-    return what[0] / "report.html" if (what[0] / "run.json").is_file() else Path("lookless-report.html")
+    return what[0] / "report.html" if _is_run(what[0]) else Path("lookless-report.html")
 
 
-def _places(data: list[str] | None) -> dict[str, str]:
-    """TASK=DATA by task. Raises: LooklessError: one has no `=`."""
-    for place in data or ():
-        if "=" not in place:
-            raise LooklessError(f"--data {place!r} is not TASK=DATA, for example chart=reference:chart.")
-    return dict(place.split("=", 1) for place in data or ())
+def _is_run(path: Path) -> bool:
+    return (path / "run.json").is_file()
 
 
-def _measured(material: Material, root: Path, samples: int, device: str, dtype: str) -> Material:
-    """``material`` with the attention of its model, which is kept in the run's folder.
+def _measured(material: Material, first: Path, samples: int, model: str | None, device: str, dtype: str) -> Material:
+    """``material`` with what its model tells; a run keeps it in its folder.
 
     Raises:
-        LooklessError: it is no run, so it does not say which model and data.
+        LooklessError: no file names the model.
     """
-    from dataclasses import replace
-
-    from ..calibration.attention_maps import AttentionProfiles, attention_profile
-    from ..data import load_data
     from ..loading import load_model
-    from ..pages.material import ATTENTION
+    from ..pages.measuring import measured
 
-    if material.run is None:
-        raise LooklessError("--attention needs a run's folder, which names the model and the data.")
-    chosen = {task: load_data(data, split="calibration", limit=samples) for task, data in material.data.items()}
-    loaded = load_model(material.run.model, revision=material.run.revision, device=device, dtype=dtype)
-    profiles = {task: attention_profile(loaded, few) for task, few in chosen.items()}
-    measured = AttentionProfiles(model=loaded.name, profiles=profiles)
-    measured.save(root / ATTENTION)
-    return replace(material, attention=measured)
+    name = model or material.model
+    if name is None:
+        raise LooklessError("--samples runs the model, and none of these files names one: give --model.")
+    revision = material.run.revision if material.run and model is None else None
+    loaded = load_model(name, revision=revision, device=device, dtype=dtype)
+    root = first if _is_run(first) else None
+    return measured(material, loaded, samples, root=root, log=lambda what: err.print(what, highlight=False))

@@ -14,6 +14,9 @@ certificate.json            :class:`lookless.certification.Certificate`
 plan/lookless_plan.json     the :class:`lookless.Plan` to serve
 report.html                 one page on all of it
 searches/NAME/              of ``lookless search --method NAME``: ``plan/``, and the result in a file or two
+attention.json, kept.json   for the page: :class:`lookless.calibration.attention_maps.AttentionProfiles` and
+                            :class:`lookless.calibration.kept_tokens.KeptTokens`
+methods/NAME/               for the page: another method at the price of the plan, and its answers
 ==========================  =======================================================================================
 
 Every file but run.json may be missing: a run that was interrupted goes on from what is there.

@@ -17,8 +17,9 @@ from markupsafe import Markup
 
 from .. import files
 from ..version import __version__
-from . import cases, sections, words
+from . import cases, kept, sections, words
 from .material import Material
+from .pictures import Album
 
 #: The sections in their order: their anchors and names.
 CONTENTS = (
@@ -26,6 +27,7 @@ CONTENTS = (
     ("front", "Every plan"),
     ("certificate", "Certificate"),
     ("cases", "Cases"),
+    ("tokens", "Kept tokens"),
     ("profile", "Where to look"),
     ("silence", "Silent updates"),
     ("attention", "Attention"),
@@ -51,6 +53,7 @@ def page(material: Material) -> str:
         loader=PackageLoader("lookless.pages"), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
     )
     environment.filters["clean"] = clean
+    album = Album(material.data)
     style, script = _text("page.css"), _text("page.js")
     return environment.get_template("page.html.j2").render(
         title=material.model or "a model",
@@ -60,9 +63,10 @@ def page(material: Material) -> str:
         plan=sections.plan_view(material),
         front=sections.front_view(material),
         certificate=sections.certificate_view(material),
-        cases=cases.cases_of(material.evaluations, material.data),
+        cases=cases.cases_of(material, album),
+        examined=material.examined_name,
+        tokens=kept.kept_view(material, album),
         kinds=cases.KINDS,
-        unfolded=cases.OPEN,
         profile=sections.profile_views(material),
         silence=sections.silence_view(material),
         attention=sections.attention_view(material),

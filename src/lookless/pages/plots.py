@@ -85,7 +85,7 @@ def silence(task: str, pairs: Sequence[tuple[str, Scores, Scores]]) -> Markup:
     """
     sizes = [value for _, size, _ in pairs for value in size.mean]
     effects = [value for *_, effect in pairs for value in effect.mean]
-    x, y = Axis(0, 1.06 * max(sizes), LEFT, RIGHT), decades(effects, FOOT, TOP, FLOOR)
+    x, y = _spread(sizes), decades(effects, FOOT, TOP, FLOOR)
     marks = []
     for place, (operator, size, effect) in enumerate(pairs):
         for layer, (moved, felt) in enumerate(zip(size.mean, effect.mean, strict=True)):
@@ -114,6 +114,12 @@ def silence(task: str, pairs: Sequence[tuple[str, Scores, Scores]]) -> Markup:
         x_name="update size, relative to the state",
         y_name=f"effect on the answer, {unit}",
     )
+
+
+def _spread(sizes: Sequence[float]) -> Axis:
+    """A logarithmic axis with a little room: the first layers may move tokens ten times as far as the others."""
+    above = [size for size in sizes if size > FLOOR] or [1.0]
+    return Axis(min(above) / 1.25, 1.25 * max(above), LEFT, RIGHT, log=True)
 
 
 def _means(size: Scores, effect: Scores) -> Sequence[tuple[float, float]]:

@@ -86,7 +86,11 @@ class Axis:
         """At most eight round values within the axis."""
         if self.log:
             first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
-            return tuple(10.0**power for power in range(first, last + 1, 1 + (last - first) // 5))
+            powers = range(first, last + 1, 1 + (last - first) // 5)
+            if len(powers) > 1:
+                return tuple(10.0**power for power in powers)
+            finer = (k * 10.0**power for power in (first - 1, first) for k in (1, 2, 5))
+            return tuple(tick for tick in finer if self.low <= tick <= self.high)
         step = _round_step((self.high - self.low) / 7, self.whole)
         first = math.ceil(self.low / step - 1e-9)
         return tuple(step * k for k in range(first, math.floor(self.high / step + 1e-9) + 1))

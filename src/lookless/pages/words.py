@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from .. import flops
 from ..certification.certificate import MEANINGS
 from ..errors import PlanError
 from ..plan import Plan
@@ -87,9 +86,7 @@ def _saving(material: Material) -> str:
         return "none yet"
     if material.plan.is_full:
         return "changes nothing: no plan fulfils the wish, so the model runs as it is"
-    known = (*(point.candidate for point in material.points), *material.candidates)
-    candidate = next((one for one in known if one.plan.hash == material.plan.hash), None)
-    kept = _kept(material) if candidate is None else candidate.kept
+    candidate, kept = material.candidate(material.plan), material.share(material.plan)
     parts = [] if kept is None else [f"runs {percent(kept)} of the prefill's FLOPs"]
     took = milliseconds(material, material.plan, None if candidate is None else candidate.time)
     if took:
@@ -98,16 +95,6 @@ def _saving(material: Material) -> str:
         parts.append(f"takes {percent(candidate.time)} of its time")
     parts += _answers(material)
     return "; ".join(parts) or "its cost is not known without scores"
-
-
-def _kept(material: Material) -> float | None:
-    """The share of the FLOPs that runs under the plan; None if token counts are not known."""
-    geometry, tokens, plan = material.geometry, material.tokens, material.plan
-    if geometry is None or tokens is None or plan is None or not plan.is_static:
-        return None
-    visual, text = tokens
-    dense = flops.prefill(geometry, visual=visual, text=text).total
-    return flops.prefill(geometry, visual=visual, text=text, plan=plan.live()).total / dense
 
 
 def _answers(material: Material) -> list[str]:
@@ -179,14 +166,16 @@ def hints(material: Material) -> dict[str, str]:
     data = shlex.quote(next(iter(material.data.values()), "DATA"))
     evaluate = f"lookless eval {model} --data {data} --plan PLAN_DIR --json > answers.json"
     whole = f"lookless optimize {model} --data {data} --retention 0.99 --out {_folder(material)}"
+    more = f"lookless report {shlex.quote(material.name) if material.run else 'FILES'} --samples 4"
     return {
         "plan": whole if material.run else "lookless plan v-skip --scores scores.json --layers N --out PLAN_DIR",
         "front": whole,
         "certificate": f"lookless certify {_folder(material)}",
         "cases": whole if material.run else evaluate,
+        "tokens": more,
         "scores": whole if material.run else f"lookless calibrate {model} --data {data} --out scores.json",
-        "silence": f"lookless calibrate {model} --data {data} --measure attention_update_size --out sizes.json",
-        "attention": f"lookless report {shlex.quote(material.name) if material.run else 'FILES'} --attention 4",
+        "silence": more,
+        "attention": more,
     }
 
 
