@@ -150,7 +150,7 @@ def check_engine(plan: Plan, vllm_config: Any) -> None:
 
     parallel = vllm_config.parallel_config
     skips_attention = any(row.attention.visual == "none" for row in plan.layers)
-    multimodal = vllm_config.model_config.multimodal_config
+    multimodal, offload = vllm_config.model_config.multimodal_config, vllm_config.offload_config
     refused = {
         f"vLLM {vllm.__version__}; the plug-in is written for {VERSION}*": not vllm.__version__.startswith(VERSION),
         "pipeline parallelism: later stages do not know which tokens are visual": parallel.pipeline_parallel_size > 1,
@@ -161,6 +161,8 @@ def check_engine(plan: Plan, vllm_config: Any) -> None:
         "a KV transfer between engines": vllm_config.kv_transfer_config is not None,
         f"the load format {vllm_config.load_config.load_format!r}": str(vllm_config.load_config.load_format)
         not in LOADERS,
+        "weights offloaded to the CPU: an offloader calls the layers' own forward": offload.uva.cpu_offload_gb > 0
+        or offload.prefetch.offload_group_size > 0,
         "the Transformers modelling backend": vllm_config.model_config.model_impl in ("transformers", "terratorch"),
         "an eight-bit cache of keys and values": str(vllm_config.cache_config.cache_dtype).startswith(("fp8", "int8")),
         "LoRA adapters together with a plan that skips attention": skips_attention and bool(vllm_config.lora_config),
