@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from pathlib import Path
@@ -13,13 +14,16 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from helpers.plans import FULL, HIDDEN, linear, mean
 from lookless import Keep, Plan, Skip, Window
 from lookless.errors import PlanError, ServingError
+from lookless.serving.affine import AffineMap
 from lookless.serving.counters import Collector, Counter, read
 from lookless.serving.launch import command
-from lookless.serving.settings import check_plan, check_request
+from lookless.serving.settings import KEY, Settings, check_plan, check_request, entry
 from lookless.serving.steps import ends_in_text, text_runs
 
+FITTED = FULL.at([1], attention=mean(), ffn=linear(3)).at([3], ffn=linear(2))
 T, V = False, True
 #: visual tokens of each request's scheduled tokens, and how many tokens of it are in the cache already
 STEPS = {
@@ -98,7 +102,7 @@ def test_whose_answer_is_read_from_an_image():
         ),
         ({"visible": Skip()}, r"has visible: .* read by whole blocks"),
         ({"decode": Skip()}, r"has decode: .* holds every token"),
-        ({"attention": Window(4)}, r"has attention: .* Full and Skip alone"),
+        ({"attention": Window(4)}, r"has attention: .* Full, Skip, Mean and Linear alone"),
     ],
     ids=str,
 )
@@ -106,6 +110,59 @@ def test_what_a_paged_engine_cannot_do_is_refused(cells, told):
     with pytest.raises(PlanError, match=told):
         check_plan(Plan.full(4).at([2], **cells))
     check_plan(Plan.full(4).at([0, 1], attention=Skip()).at([1, 2], ffn=Skip()))
+    check_plan(FITTED)
+
+
+def given(plan: Plan) -> SimpleNamespace:
+    """vLLM's configuration as a worker gets it: what is stored in it has to be JSON."""
+    return SimpleNamespace(additional_config=json.loads(json.dumps({KEY: entry(plan, "where")})))
+
+
+def test_numbers_travel_with_the_configuration():
+    settings = Settings.of(given(FITTED))
+    assert settings.plan == FITTED
+    assert not any(weights.is_bound for weights in settings.plan.weights)
+    for got, sent in zip(settings.bound_plan().weights, FITTED.weights, strict=True):
+        assert {part: x.tolist() for part, x in got.parts.items()} == {p: x.tolist() for p, x in sent.parts.items()}
+    assert Settings.of(given(Plan.full(4))) == Settings(Plan.full(4), "")
+    assert Settings.of(given(Plan.full(4))).bound_plan() == Plan.full(4)
+
+    changed = bytearray(base64.b64decode(settings.numbers))
+    changed[-1] ^= 1
+    with pytest.raises(PlanError, match="numbers in what the engine was given are not those that were saved"):
+        Settings(settings.plan, base64.b64encode(changed).decode()).bound_plan()
+    with pytest.raises(PlanError, match="are not beside it"):
+        Settings(settings.plan, entry(FULL.at([1], ffn=mean(7)), "where")["numbers"]).bound_plan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_map_adds(dtype):
+    """Of each row alone, in float64; and no buffer is looked for in a checkpoint."""
+    torch.manual_seed(0)
+    x, rows = torch.randn(9, HIDDEN, dtype=dtype), torch.tensor([1, 2, 5, 8])
+    norm = torch.nn.RMSNorm(HIDDEN, eps=1e-6, dtype=dtype)
+    torch.nn.init.uniform_(norm.weight, 0.5, 2)
+    close = {"rtol": 0, "atol": 1e-5 if dtype == torch.float32 else 0.2}
+    for cell in (linear(3), mean()):
+        parts = {name: part.astype(np.float64) for name, part in cell.weights.parts.items()}
+        made = AffineMap(cell, dtype)
+        assert not made.state_dict()
+        assert all(buffer.dtype == dtype for buffer in made.buffers())
+        for got, taken in ((made(x, rows, norm), norm(x)), (made(x, rows), x)):
+            expected = np.stack(
+                [
+                    parts["constant"] + (parts["up"] @ (parts["down"] @ row) if "up" in parts else 0)
+                    for row in taken.detach().double().numpy()[rows]
+                ]
+            )
+            torch.testing.assert_close(got.double(), torch.from_numpy(expected), **close)
+
+
+def test_a_constant_needs_no_norm():
+    def norm(x):
+        raise AssertionError("a norm was computed for nothing")
+
+    assert AffineMap(mean(), torch.float32)(torch.zeros(4, HIDDEN), torch.tensor([1, 3]), norm).shape == (2, HIDDEN)
 
 
 def test_counts_of_all_workers_are_told(tmp_path):

@@ -333,6 +333,7 @@ class Affine(Cell):
     before the operator. All else is as under a :class:`Skip`. See :mod:`lookless.fitted` for the cells.
     """
 
+    is_served: ClassVar[bool] = True
     weights: Weights
 
     @property

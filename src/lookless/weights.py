@@ -148,36 +148,52 @@ def pack(weights: Iterable[Weights]) -> bytes:
 
 
 def read(path: Path) -> dict[str, Weights]:
-    """What :func:`pack` wrote to ``path``, by name.
+    """What :func:`pack` made and ``path`` holds, by name.
 
     Raises:
         PlanError: there is no such file, it is none of ours, or its numbers are not those that were saved.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as problem:
+        raise _unreadable(str(path), problem.strerror) from problem
+    return unpack(content, str(path))
+
+
+def unpack(content: bytes, source: str) -> dict[str, Weights]:
+    """What :func:`pack` made, by name; ``source`` is where it came from, to be named in errors.
+
+    Raises:
+        PlanError: it is none of ours, or its numbers are not those that were saved.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
     try:
-        held = load(path.read_bytes())
-    except (OSError, SafetensorError) as problem:
-        reason = getattr(problem, "strerror", None) or first_line(problem)
-        raise PlanError(f"{path}, with the numbers of a plan's fitted cells, cannot be read: {reason}.") from problem
+        held = load(content)
+    except SafetensorError as problem:
+        raise _unreadable(source, first_line(problem)) from problem
     found: dict[str, dict[str, ndarray]] = {}
     for key, numbers in held.items():
         name, _, part = key.partition(".")
         if part not in PARTS:
-            raise PlanError(f"{path} holds {key!r}, which is no part of a fitted cell.")
+            raise PlanError(f"{source} holds {key!r}, which is no part of a fitted cell.")
         found.setdefault(name, {})[part] = numbers
-    return {name: _checked(path, name, parts) for name, parts in found.items()}
+    return {name: _checked(source, name, parts) for name, parts in found.items()}
 
 
-def _checked(path: Path, name: str, parts: dict[str, ndarray]) -> Weights:
+def _unreadable(source: str, reason: str | None) -> PlanError:
+    return PlanError(f"{source}, with the numbers of a plan's fitted cells, cannot be read: {reason}.")
+
+
+def _checked(source: str, name: str, parts: dict[str, ndarray]) -> Weights:
     try:
         weights = Weights.of(*(parts.get(part) for part in PARTS))
     except (PlanError, KeyError) as problem:
-        raise PlanError(f"{path} holds numbers of a fitted cell that are none: {problem}") from problem
+        raise PlanError(f"{source} holds numbers of a fitted cell that are none: {problem}") from problem
     if weights.name != name:
         raise PlanError(
-            f"the numbers in {path} are not those that were saved: their sha256 is {weights.name[:12]}... and not "
+            f"the numbers in {source} are not those that were saved: their sha256 is {weights.name[:12]}... and not "
             f"{name[:12]}...; copy the file again."
         )
     return weights

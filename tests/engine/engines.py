@@ -11,11 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
 from checkpoints import WORDS
 from lookless import Plan, Skip
+from lookless.fitted import Linear, Mean
+from lookless.weights import Weights
 from prompts import Prompt
 
 TOKENS = 4
@@ -31,6 +34,31 @@ _HERE = Path(__file__).parent
 def mixed_plan(geometry: Any) -> Plan:
     """FFN alone, attention alone, both, and a layer in between that is whole."""
     return Plan.full(geometry).at([0, 3], ffn=Skip()).at([1, 3], attention=Skip())
+
+
+def linear(hidden: int, rank: int, *, seed: int = 0) -> Linear:
+    """A map that moves a hidden state as far as an operator does."""
+    numbers = np.random.default_rng(seed)
+    down, up = numbers.normal(size=(rank, hidden)) / hidden**0.5, numbers.normal(size=(hidden, rank)) / rank**0.5
+    return Linear(Weights.of(numbers.normal(size=hidden) / 2, down, up))
+
+
+def mean(hidden: int, *, seed: int = 0) -> Mean:
+    return Mean(Weights.of(np.random.default_rng(seed).normal(size=hidden)))
+
+
+def fitted_plan(geometry: Any) -> Plan:
+    """Each fitted cell in each column, beside a whole operator, a skip and one another; in the last layer, too, whose
+    visual rows a prompt that ends in an image is answered from."""
+    hidden = geometry.hidden
+    return (
+        Plan.full(geometry)
+        .at([0], ffn=linear(hidden, 8))
+        .at([1], attention=linear(hidden, 4, seed=1))
+        .at([2], attention=mean(hidden, seed=2), ffn=Skip())
+        .at([3], attention=linear(hidden, 1, seed=3), ffn=mean(hidden, seed=4))
+        .at([4], attention=Skip(), ffn=linear(hidden, 3, seed=5))
+    )
 
 
 def job(

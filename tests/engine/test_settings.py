@@ -138,6 +138,8 @@ REFUSED = {
         {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}},
         r"cannot be served with speculative decoding",
     ),
+    "offloaded": ({"cpu_offload_gb": 1}, r"cannot be served with weights offloaded to the CPU"),
+    "fetched layer by layer": ({"offload_group_size": 2}, r"cannot be served with weights offloaded to the CPU"),
     "another vLLM": ({"version": "0.33.1"}, r"vLLM 0\.33\.1; the plug-in is written for 0\.32\."),
     "tokens are dropped": ({"plan": "keep"}, r"layer 2 of the plan has keep: .*"),
     "another architecture": ({"plan": "other"}, r"the plan has 7 layers and the model has 5"),

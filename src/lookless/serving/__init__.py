@@ -16,6 +16,7 @@ Inside the engine:
 * :mod:`lookless.serving.settings` reads which plan is wanted and refuses what would run wrong;
 * :mod:`lookless.serving.steps` finds, in the flat batch of one step, the text rows and their keys (needs no engine);
 * :mod:`lookless.serving.metadata` writes the attention metadata of these rows alone;
+* :mod:`lookless.serving.affine` is what a fitted cell adds to visual rows;
 * :mod:`lookless.serving.layers` puts the plan on a model that vLLM has built and not yet loaded;
 * :mod:`lookless.serving.counters` counts skipped and computed rows, and reports them on ``/metrics``.
 

@@ -19,6 +19,7 @@ from vllm.model_executor.layers.linear import ColumnParallelLinear, QKVParallelL
 
 from ..errors import ModelError, ServingError
 from ..layer_plan import LayerPlan
+from .affine import AffineMap
 from .counters import KINDS, OPERATORS, Counter, ensure_folder
 from .metadata import text_metadata
 from .settings import BACKENDS, KEY, Settings
@@ -32,13 +33,14 @@ class Step:
     Attributes:
         cells: the plan's row of each layer.
         runs: the runs of text in the flat batch.
-        text: indices of the text rows in the flat batch, on the device, ``[text rows]``.
+        text, visual: indices of the text rows and of the visual rows in the flat batch, on the device, ``[rows]``.
         metadata: the backend's metadata for text rows alone, by the ``id`` of the object it was made from.
     """
 
     cells: tuple[LayerPlan, ...]
     runs: TextRuns
     text: Tensor
+    visual: Tensor
     metadata: dict[int, Any]
 
     def attention_metadata(self, attention: Any) -> Any:
@@ -61,19 +63,25 @@ def install_plan(model: nn.Module, settings: Settings, vllm_config: Any) -> None
 
     Raises:
         ModelError: the decoder layers are not where vLLM's supported models have them.
+        PlanError: the numbers of its fitted cells are not those that were saved.
         ServingError: their number is not the plan's, a layer lacks a part, or its attention backend is not known here.
     """
-    layers = _layers(model)
-    if len(layers) != len(settings.plan.layers):
-        raise ServingError(f"the plan has {len(settings.plan.layers)} layers and vLLM built {len(layers)}.")
-    plan, live = settings.plan.layers, settings.plan.live().layers
+    layers, whole = _layers(model), settings.bound_plan()
+    if len(layers) != len(whole.layers):
+        raise ServingError(f"the plan has {len(whole.layers)} layers and vLLM built {len(layers)}.")
+    plan, live = whole.layers, whole.live().layers
     for index, (layer, row) in enumerate(zip(layers, live, strict=True)):
         _check_layer(layer, index)
-        if row.attention.skips:  # by the plan itself, or because nothing reads the attention output of visual rows
+        # By the plan itself, or because nothing reads the attention output of visual rows.
+        if row.attention.visual == "none":
             attention = layer.self_attn
             attention.qkv_proj = SplitProjection(attention.qkv_proj)
         _mix_in(layer, PlannedLayer)
         layer.lookless_index = index
+        for operator in OPERATORS:
+            cell = getattr(plan[index], operator).affine
+            made = None if cell is None else AffineMap(cell, vllm_config.model_config.dtype)
+            layer.add_module(f"lookless_{operator}", made)
     _mix_in(model, PlannedModel)
     is_first = vllm_config.parallel_config.rank % vllm_config.parallel_config.tensor_parallel_size == 0
     object.__setattr__(model, "lookless", _State(plan, live, Counter(ensure_folder()) if is_first else None))
@@ -139,12 +147,16 @@ class _State:
         runs = text_runs(mask, starts, lengths)
         cells = self.live if ends_in_text(mask, starts) else self.plan
         self._count(cells, int(mask.sum()))
-        return Step(cells, runs, torch.from_numpy(runs.rows).to(metadata.query_start_loc.device), {})
+        text, visual_rows = (
+            torch.from_numpy(rows).to(metadata.query_start_loc.device)
+            for rows in (runs.rows, mask[: starts[-1]].nonzero()[0])
+        )
+        return Step(cells, runs, text, visual_rows, {})
 
     def _count(self, cells: tuple[LayerPlan, ...], visual: int) -> None:
         if self.counter is None:
             return
-        layers = {o: sum(getattr(row, o).skips for row in cells) for o in OPERATORS}
+        layers = {o: sum(getattr(row, o).visual == "none" for row in cells) for o in OPERATORS}
         each = {o: (visual * layers[o], visual * (len(cells) - layers[o])) for o in OPERATORS}
         self.counter.add({o: dict(zip(KINDS, rows, strict=True)) for o, rows in each.items()})
 
@@ -175,28 +187,37 @@ class PlannedLayer:
 
     The residual protocol is vLLM's: a layer takes and returns ``hidden_states`` and ``residual``, ``[tokens, hidden]``
     each, which the next layer adds.
+
+    Visual rows run an operator all or not at all. Where they do not, its map, if it has one, takes its place.
     """
 
     lookless_index: int
+    lookless_attention: AffineMap | None
+    lookless_ffn: AffineMap | None
 
     def forward(
         self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         step = current_step()
         cells = None if step is None else step.cells[self.lookless_index]
-        if step is None or cells is None or not (cells.attention.skips or cells.ffn.skips):
+        if step is None or cells is None or cells.attention.visual == cells.ffn.visual == "all":
             return super().forward(positions, hidden_states, residual, *args, **kwargs)  # type: ignore[misc]
         layer: Any = self
         x = hidden_states if residual is None else hidden_states + residual
-        if cells.attention.skips:
-            x = _attend_from_text(layer.self_attn, step, positions, layer.input_layernorm(x), x)
+        normed = layer.input_layernorm(x)
+        if cells.attention.visual == "all":
+            x = x + layer.self_attn(positions=positions, hidden_states=normed)
         else:
-            x = x + layer.self_attn(positions=positions, hidden_states=layer.input_layernorm(x))
-        if not cells.ffn.skips:
+            x = _attend_from_text(layer.self_attn, step, positions, normed, x)
+            if cells.attention.affine is not None:
+                x = x.index_add(0, step.visual, layer.lookless_attention(normed, step.visual))
+        if cells.ffn.visual == "all":
             return layer.mlp(layer.post_attention_layernorm(x)), x
         update = torch.zeros_like(x)
         if len(step.text):
             update[step.text] = layer.mlp(layer.post_attention_layernorm(x[step.text]))
+        if cells.ffn.affine is not None:
+            update[step.visual] = layer.lookless_ffn(x, step.visual, layer.post_attention_layernorm)
         return update, x
 
 

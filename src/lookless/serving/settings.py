@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from ..errors import PlanError, ServingError
 from ..geometry import Geometry
 from ..plan import Plan
+from ..weights import pack, unpack
 
 KEY = "lookless"
 VERSION = "0.32."
@@ -27,10 +29,12 @@ class Settings:
     """What travels with vLLM's configuration to every process.
 
     Attributes:
-        plan: the plan, as given.
+        plan: the plan, as given; of its fitted cells it has the names of the numbers and not the numbers.
+        numbers: the numbers, as in the file beside the plan, in base64; empty without fitted cells.
     """
 
     plan: Plan
+    numbers: str
 
     @classmethod
     def of(cls, vllm_config: Any) -> Settings | None:
@@ -39,21 +43,31 @@ class Settings:
         found = config.get(KEY) if isinstance(config, dict) else None
         if not isinstance(found, dict) or "table" not in found:
             return None
-        return cls(Plan.model_validate_json(found["table"]))
+        return cls(Plan.model_validate_json(found["table"]), found["numbers"])
+
+    def bound_plan(self) -> Plan:
+        """The plan with the numbers of its fitted cells.
+
+        Raises:
+            PlanError: they are not those that were saved.
+        """
+        if not self.plan.weights:
+            return self.plan
+        return self.plan.bound(unpack(b64decode(self.numbers), "what the engine was given"))
 
 
 def resolve(vllm_config: Any) -> Settings | None:
     """Read the plan that the user or the checkpoint names, check it, and store it in ``vllm_config``.
 
-    The table itself is stored, not its path. So workers on other machines need no file, and vLLM's cache of compiled
-    graphs, whose key includes the configuration, keeps plans apart.
+    The table and the numbers of fitted cells themselves are stored, not their path. So workers on other machines need
+    no file, and vLLM's cache of compiled graphs, whose key is made of the configuration as JSON, keeps plans apart.
 
     Returns:
         the settings; None if no plan is named, or it is stored already.
 
     Raises:
         PlanError: the plan cannot be read, or vLLM cannot serve it.
-        PlanMismatchError: the plan is for another architecture.
+        PlanMismatchError: the plan is for another architecture, or its fitted cells for other hidden states.
         ModelError: the model's family is not supported.
         ServingError: the engine is set up so that the plan would run wrong.
     """
@@ -65,16 +79,22 @@ def resolve(vllm_config: Any) -> Settings | None:
         return None
     plan = Plan.from_pretrained(where)
     check_plan(plan)
+    from ..runtime.affine import check_weights
     from ..runtime.families import family_of
 
     family_of(model.hf_config)
-    plan.check(Geometry.from_config(model.hf_config))
+    geometry = Geometry.from_config(model.hf_config)
+    plan.check(geometry)
+    check_weights(plan, geometry.hidden)
     check_engine(plan, vllm_config)
-    vllm_config.additional_config = {
-        **vllm_config.additional_config,
-        KEY: {"plan": str(where), "table": plan.to_json()},
-    }
+    vllm_config.additional_config = {**vllm_config.additional_config, KEY: entry(plan, where)}
     return Settings.of(vllm_config)
+
+
+def entry(plan: Plan, where: Path | str) -> dict[str, str]:
+    """What :meth:`Settings.of` finds in the configuration, of a plan that was read from ``where``."""
+    numbers = b64encode(pack(plan.weights)).decode() if plan.weights else ""
+    return {"plan": str(where), "table": plan.to_json(), "numbers": numbers}
 
 
 def _plan_path(config: Any, model: Any) -> Path | str | None:
@@ -109,8 +129,8 @@ def check_plan(plan: Plan) -> None:
         for column in ("attention", "ffn"):
             if not getattr(row, column).is_served:
                 raise PlanError(
-                    f"layer {index} of the plan has {column}: {getattr(row, column)}, and vLLM serves Full and Skip "
-                    f"alone: use Skip, or run the plan in transformers."
+                    f"layer {index} of the plan has {column}: {getattr(row, column)}, and vLLM serves Full, Skip, Mean "
+                    f"and Linear alone: use one of these, or run the plan in transformers."
                 )
 
 
@@ -128,8 +148,9 @@ def check_engine(plan: Plan, vllm_config: Any) -> None:
     """Raises: ServingError: with this set-up of the engine the plan would run wrong, or is not known to run."""
     import vllm
 
-    parallel, skips_attention = vllm_config.parallel_config, any(row.attention.skips for row in plan.layers)
-    multimodal = vllm_config.model_config.multimodal_config
+    parallel = vllm_config.parallel_config
+    skips_attention = any(row.attention.visual == "none" for row in plan.layers)
+    multimodal, offload = vllm_config.model_config.multimodal_config, vllm_config.offload_config
     refused = {
         f"vLLM {vllm.__version__}; the plug-in is written for {VERSION}*": not vllm.__version__.startswith(VERSION),
         "pipeline parallelism: later stages do not know which tokens are visual": parallel.pipeline_parallel_size > 1,
@@ -140,6 +161,8 @@ def check_engine(plan: Plan, vllm_config: Any) -> None:
         "a KV transfer between engines": vllm_config.kv_transfer_config is not None,
         f"the load format {vllm_config.load_config.load_format!r}": str(vllm_config.load_config.load_format)
         not in LOADERS,
+        "weights offloaded to the CPU: an offloader calls the layers' own forward": offload.uva.cpu_offload_gb > 0
+        or offload.prefetch.offload_group_size > 0,
         "the Transformers modelling backend": vllm_config.model_config.model_impl in ("transformers", "terratorch"),
         "an eight-bit cache of keys and values": str(vllm_config.cache_config.cache_dtype).startswith(("fp8", "int8")),
         "LoRA adapters together with a plan that skips attention": skips_attention and bool(vllm_config.lora_config),
