@@ -123,7 +123,7 @@ class RunOptions:
         writable(self.out_dir, folder=True)
         tasks = sum(len(reference.tasks_of(self.model)) if one == "reference" else 1 for one in self.data)
         parts = split(self.model, self.data, self._sizes(tasks, target, confidence), seed=self.seed)
-        fitted = self.fitted and self.engine == "transformers" and all(len(part.calibration) > 1 for part in parts)
+        fitted = self.fitted and all(len(part.calibration) > 1 for part in parts)
         loaded = load_model(self.model, dtype=self.dtype, device=self.device, revision=self.revision)
         settings |= {"timed": self.timed or 1, "proposals": self.proposals, "engine": self.engine, "seed": self.seed}
         settings |= {"fitted": fitted}
