@@ -36,6 +36,7 @@ def knapsack(risks: Sequence[Sequence[float]], prices: Sequence[Sequence[float]]
         integrality=np.ones(len(risk)),
         bounds=Bounds(0, 1),
         constraints=[LinearConstraint(once, 1, 1), LinearConstraint(price[None], -np.inf, budget)],
+        options={"presolve": False},  # what HiGHS says of a presolved solution goes to stdout, asked for or not
     )
     if found.x is None:
         return None
