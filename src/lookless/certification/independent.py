@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from pathlib import Path
 
-from ..data import ImageFile, Sample, Samples
+from PIL import Image
+
+from ..data import Sample, Samples
 
 
-def image_files(sample: Sample) -> frozenset[Path]:
-    """The files of its images; none for images in memory."""
-    return frozenset(image.path.resolve() for image in sample.images if isinstance(image, ImageFile))
+def image_files(sample: Sample) -> frozenset[str]:
+    """The files of its images, or their contents where a table holds them; none for images in memory."""
+    return frozenset(picture.key for picture in sample.pictures if not isinstance(picture, Image.Image))
 
 
 def one_per_image(samples: Samples, seed: int = 0) -> Samples:
@@ -21,7 +22,7 @@ def one_per_image(samples: Samples, seed: int = 0) -> Samples:
     """
     drawn = list(range(len(samples)))
     random.Random(seed).shuffle(drawn)
-    taken: set[Path] = set()
+    taken: set[str] = set()
     kept: set[int] = set()
     for index in drawn:
         files = image_files(samples.items[index])

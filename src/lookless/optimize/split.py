@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from pathlib import Path
 
 from .. import reference
 from ..certification.independent import image_files, one_per_image
@@ -117,13 +116,13 @@ def _task(name: str, where: str, sizes: Sizes, seed: int) -> Task:
 def _apart_by_image(items: Sequence[Sample], count: int, seed: int) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
     """``count`` of ``items``, of as few images as may be, in their order; and one question about each other image."""
     files = [image_files(item) for item in items]
-    begun: dict[frozenset[Path], int] = {}
+    begun: dict[frozenset[str], int] = {}
     for index, mine in enumerate(files):
         begun.setdefault(mine, index)
     by_image = sorted(range(len(items)), key=lambda index: begun[files[index]] if files[index] else index)
     chosen, rest = sorted(by_image[:count]), sorted(by_image[count:])
     first = tuple(items[index] for index in chosen)
-    known = frozenset[Path]().union(*(files[index] for index in chosen))
+    known = frozenset[str]().union(*(files[index] for index in chosen))
     others = tuple(items[index] for index in rest if not files[index] & known)
     return first, one_per_image(Samples("others", others), seed).items
 
