@@ -11,15 +11,21 @@ import typer
 
 from ..errors import LooklessError
 from .common import (
+    Columns,
     Device,
     Dtype,
     Json,
+    MetricName,
     Revision,
+    SkipBad,
+    Suffix,
     app,
+    named_columns,
     one_sentence,
     out,
     print_json,
     print_whole,
+    warn_of_skipped,
     writable,
 )
 
@@ -71,6 +77,10 @@ def certify(
     out_path: Annotated[Path | None, typer.Option("--out", help="JSON file for the certificate.")] = None,
     batch: Annotated[int, typer.Option(help="Batch size.", min=1)] = 25,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 32,
+    metric: MetricName = None,
+    columns: Columns = None,
+    prompt_suffix: Suffix = None,
+    skip_bad: SkipBad = False,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -95,6 +105,10 @@ def certify(
         writable(out_path, folder=False)
     if (Path(model) / "run.json").is_file():
         _only_a_run(plan_dirs, data)
+        if metric or columns or prompt_suffix or skip_bad:
+            raise LooklessError(
+                "a run of optimize has answers that are scored: leave out --metric and options on data."
+            )
         run = Run.load(model)
         if retention is None and run.target.kind == "retention":
             retention = run.target.value
@@ -110,8 +124,13 @@ def certify(
         length = len(plan_dirs or ())
         _check_promise(retention, length)
         plans = {name: Plan.from_pretrained(name) for name in plan_dirs or ()}
-        tasks = [_questions(name, list(plans.values()), limit) for name in data or ()]
+        how = {"columns": named_columns(columns), "prompt_suffix": prompt_suffix, "skip_bad": skip_bad}
+        tasks = [_questions(name, list(plans.values()), limit, metric, how) for name in data or ()]
         loaded = load_model(model, dtype=dtype, device=device, revision=revision)
+        if skip_bad:
+            tasks = [loaded.fitting(samples) for samples in tasks]
+        for samples in tasks:
+            warn_of_skipped(samples)
         chain = _tried(loaded, plans, tasks, batch, max_new_tokens)
     how: dict[str, Any] = {
         "confidence": 0.95 if confidence is None else confidence,
@@ -155,13 +174,14 @@ def _level(retention: float) -> float:
     return round(1 - retention, 12)
 
 
-def _questions(data: str, plans: list[Plan], limit: int | None) -> Samples:
+def _questions(data: str, plans: list[Plan], limit: int | None, metric: str | None, how: dict[str, Any]) -> Samples:
     """Those of ``data`` that no plan was calibrated on, one for each image."""
+    from ..answers import scored_by
     from ..certification import one_per_image
     from ..data import SeenWarning, load_data
 
     seen = {one for plan in plans for one in plan.provenance.sample_hashes or ()}
-    chosen = load_data(data, split="test", limit=limit, without=seen)
+    chosen = load_data(data, split="test", limit=limit, without=seen, **how)
     if chosen.left_out:
         message = f"{chosen.left_out} lines of {data} are left out, because a plan was calibrated on them."
         warnings.warn(message, SeenWarning, stacklevel=2)
@@ -172,7 +192,7 @@ def _questions(data: str, plans: list[Plan], limit: int | None) -> Samples:
             f"image with another: the test is of independent questions.",
             stacklevel=2,
         )
-    return apart
+    return scored_by(apart, metric)
 
 
 def _tried(
