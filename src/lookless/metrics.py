@@ -289,11 +289,14 @@ METRICS = {
             _few,
             is_graded=True,
         ),
-        Metric("pope", best(pope), "yes or no; the figure is F1 of yes", "pope", _not_yes_or_no, total="f1"),
+        Metric("yes-no", best(mme), "yes or no by the first letters", "mme, question by question", _not_yes_or_no),
+        Metric(
+            "pope", best(pope), "yes or no to the letter; the figure: F1 of yes", "pope", _not_yes_or_no, total="f1"
+        ),
         Metric(
             "mme",
             best(mme),
-            "yes or no by the first letters; the figure is MME's score, up to 200 a category",
+            "the first letters; the figure: MME's score, up to 200 a category",
             "mme",
             _not_yes_or_no,
             total="mme",

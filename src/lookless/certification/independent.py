@@ -8,11 +8,27 @@ from dataclasses import replace
 from PIL import Image
 
 from ..data import Sample, Samples
+from ..errors import DataError
+from ..metrics import metric_named
 
 
 def image_files(sample: Sample) -> frozenset[str]:
     """The files of its images, or their contents where a table holds them; none for images in memory."""
     return frozenset(picture.key for picture in sample.pictures if not isinstance(picture, Image.Image))
+
+
+def one_by_one(metric: str, data: str) -> str:
+    """``metric``, if it scores single questions of ``data``.
+
+    Raises:
+        DataError: it is of pairs of questions about one image, of which a test takes one.
+    """
+    if metric_named(metric).total == "mme":
+        raise DataError(
+            f"{data} is scored by MME's pairs of questions about an image, and a certificate is of one question about "
+            f"each: take the metric yes-no, which scores them one by one."
+        )
+    return metric
 
 
 def one_per_image(samples: Samples, seed: int = 0) -> Samples:

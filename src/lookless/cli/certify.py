@@ -124,8 +124,8 @@ def certify(
         length = len(plan_dirs or ())
         _check_promise(retention, length)
         plans = {name: Plan.from_pretrained(name) for name in plan_dirs or ()}
-        how = {"columns": named_columns(columns), "prompt_suffix": prompt_suffix, "skip_bad": skip_bad}
-        tasks = [_questions(name, list(plans.values()), limit, metric, how) for name in data or ()]
+        reading = {"columns": named_columns(columns), "prompt_suffix": prompt_suffix, "skip_bad": skip_bad}
+        tasks = [_questions(name, list(plans.values()), limit, metric, reading) for name in data or ()]
         loaded = load_model(model, dtype=dtype, device=device, revision=revision)
         if skip_bad:
             tasks = [loaded.fitting(samples) for samples in tasks]
@@ -174,25 +174,25 @@ def _level(retention: float) -> float:
     return round(1 - retention, 12)
 
 
-def _questions(data: str, plans: list[Plan], limit: int | None, metric: str | None, how: dict[str, Any]) -> Samples:
+def _questions(data: str, plans: list[Plan], limit: int | None, metric: str | None, reading: dict[str, Any]) -> Samples:
     """Those of ``data`` that no plan was calibrated on, one for each image."""
     from ..answers import scored_by
-    from ..certification import one_per_image
+    from ..certification import one_by_one, one_per_image
     from ..data import SeenWarning, load_data
 
     seen = {one for plan in plans for one in plan.provenance.sample_hashes or ()}
-    chosen = load_data(data, split="test", limit=limit, without=seen, **how)
+    chosen = load_data(data, split="test", limit=limit, without=seen, **reading)
     if chosen.left_out:
         message = f"{chosen.left_out} lines of {data} are left out, because a plan was calibrated on them."
         warnings.warn(message, SeenWarning, stacklevel=2)
-    apart = one_per_image(chosen)
+    apart = one_per_image(scored_by(chosen, one_by_one(metric or chosen.metric, data)))
     if len(apart) < len(chosen):
         warnings.warn(
             f"{len(chosen) - len(apart)} of {len(chosen)} questions of {data} are left out, because they share an "
             f"image with another: the test is of independent questions.",
             stacklevel=2,
         )
-    return scored_by(apart, metric)
+    return apart
 
 
 def _tried(

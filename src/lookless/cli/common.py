@@ -79,7 +79,7 @@ MetricName = Annotated[
     typer.Option(
         "--metric",
         help="How answers are scored: exact (default), gqa, contains, choice, numeric, relaxed, anls, vqav2, textvqa, "
-        "pope or mme, as lmms-eval scores those tasks; also choice:ABCD and numeric:0.05.",
+        "yes-no, pope or mme, as lmms-eval scores those tasks; also choice:ABCD and numeric:0.05.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
