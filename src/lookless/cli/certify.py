@@ -96,11 +96,14 @@ def certify(
     from ..certification import bound, loss_named
     from ..certification import certify as test
     from ..loading import load_model
+    from ..metrics import metric_named
     from ..optimize.folder import Run
     from ..plan import Plan
 
     if loss is not None:
         loss_named(loss)
+    if metric is not None:
+        metric_named(metric)
     if out_path is not None:
         writable(out_path, folder=False)
     if (Path(model) / "run.json").is_file():

@@ -166,9 +166,10 @@ def warn_of_skipped(samples: Samples) -> None:
     from ..data import SkippedWarning
 
     if samples.bad:
-        more = f" (and {len(samples.bad) - 3} more)" if len(samples.bad) > 3 else ""
-        said = " ".join(samples.bad[:3])
-        warnings.warn(f"{len(samples.bad)} samples are skipped{more}: {said}", SkippedWarning, stacklevel=2)
+        count, first = len(samples.bad), " ".join(samples.bad[:3])
+        what = "1 sample is skipped" if count == 1 else f"{count} samples are skipped"
+        more = f" (and {count - 3} more)" if count > 3 else ""
+        warnings.warn(f"{what}: {first}{more}", SkippedWarning, stacklevel=2)
 
 
 def writable(path: Path, *, folder: bool) -> Path:

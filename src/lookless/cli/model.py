@@ -217,7 +217,10 @@ def evaluate(
     from ..answers import scored_by
     from ..data import load_data
     from ..loading import load_model
+    from ..metrics import metric_named
 
+    if metric is not None:
+        metric_named(metric)  # before the data are read
     plan = None if plan_dir is None else _plan_or_set(plan_dir)
     seen = () if plan is None or include_seen else plan.provenance.sample_hashes or ()
     how: dict[str, Any] = {"columns": named_columns(columns), "prompt_suffix": prompt_suffix, "skip_bad": skip_bad}

@@ -89,7 +89,8 @@ def _decoded(source: Path | io.BytesIO, what: str) -> Image.Image:
     except FileNotFoundError as problem:
         raise DataError(f"{what} does not exist.") from problem
     except Exception as problem:  # Pillow has many decoders, each with errors of its own
-        reason = " ".join(str(problem).split()).rstrip(".") or type(problem).__name__
+        said = str(problem).partition(" <_io.")[0]  # Pillow names a file in memory by its address
+        reason = " ".join(said.split()).rstrip(".") or type(problem).__name__
         raise DataError(f"{what} cannot be read ({reason}): it is damaged or not an image.") from problem
 
 
