@@ -7,12 +7,13 @@ import io
 import json
 import sys
 import tracemalloc
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from helpers.cli import fails, run
-from lookless import DataError, evaluate, load_data
+from lookless import DataError, Loaded, evaluate, load_data
 from lookless.data import Seen
 
 ROWS = [
@@ -203,11 +204,23 @@ def test_a_conversation_is_put_to_the_model(folder, reference):
 
 
 def test_a_video_is_refused_by_a_model_that_takes_none(folder, reference):
-    [sample] = load_data(jsonl(folder, [{"video": ["a.png", "b.png"], "question": "what happens?", "answer": "x"}]))
+    line = {"video": ["a.png", "b.png"], "question": "what happens?", "answer": "x", "fps": 4}
+    [sample] = load_data(jsonl(folder, [line]))
     assert [len(video) for video in sample.opened_videos()] == [2]
     assert sample.conversation()[0].parts == (Seen.VIDEO, "what happens?")
     with pytest.raises(DataError, match=r"line 1: reference takes no video: give its frames as images\."):
         reference.inputs([sample])
+    frames = [image.tobytes() for image in sample.opened_videos()[0]]
+    willing = Loaded(reference.model, SimpleNamespace(video_token="<video>"), "other", None)
+    given = willing._videos([*load_data(jsonl(folder, ROWS)), sample])
+    assert [[image.tobytes() for image in video] for video in given["videos"]] == [frames]
+    assert given["video_metadata"] == [{"total_num_frames": 2, "fps": 4, "frames_indices": [0, 1]}]
+    assert given["do_sample_frames"] is False
+    assert willing._videos(load_data(jsonl(folder, ROWS)).items) == {}
+    slower = load_data(jsonl(folder, [{**line, "fps": 1}]))
+    assert slower.hashes != (sample.hash,)
+    with pytest.raises(DataError, match="fps: input should be greater than 0"):
+        load_data(jsonl(folder, [{**line, "fps": 0}]))
 
 
 def bad_rows(folder):

@@ -93,7 +93,9 @@ class Loaded:
             return {}
         if getattr(self.processor, "video_token", None) is None:
             raise DataError(f"{_named(with_video[0])}: {self.name} takes no video: give its frames as images.")
-        return {"videos": [sample.opened_videos() for sample in samples], "do_sample_frames": False}
+        videos = [(video, sample.fps) for sample in with_video for video in sample.opened_videos()]
+        times = [{"total_num_frames": len(v), "fps": fps, "frames_indices": [*range(len(v))]} for v, fps in videos]
+        return {"videos": [video for video, _ in videos], "video_metadata": times, "do_sample_frames": False}
 
     def fitting(self, samples: Samples, progress: bool = True) -> Samples:
         """``samples`` without those that :meth:`inputs` refuses; what is wrong with each is noted in ``bad``."""

@@ -64,6 +64,7 @@ class Row(BaseModel):
     images: list[Picture] = []
     video: list[Picture] | None = None
     videos: list[list[Picture]] = []
+    fps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
     question: str | None = None
     messages: list[Message] = []
     answer: Annotated[str | list[str], BeforeValidator(_answers)]
@@ -134,6 +135,7 @@ class Row(BaseModel):
             task=self.task,
             suffix=suffix,
             videos=tuple(tuple(stored(frame) for frame in video) for video in self.all_videos),
+            fps=self.fps,
             turns=turns,
         )
 

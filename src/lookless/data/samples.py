@@ -62,6 +62,7 @@ class Sample:
         id, task: of the data; carried through to the results.
         suffix: is added to the question in the prompt: ``"\\nAnswer with one word."``.
         videos: each as its frames.
+        fps: of these frames a second, for models that are told the time; Qwen-VL samples 2 of its own accord.
         turns: a whole conversation up to the question, which is the text of the last turn; empty: the question alone,
             behind its images.
     """
@@ -75,6 +76,7 @@ class Sample:
     task: str | None = None
     suffix: str = ""
     videos: tuple[tuple[Image.Image | Stored, ...], ...] = field(default=(), repr=False)
+    fps: float = 2.0
     turns: tuple[Turn, ...] = ()
 
     @property
@@ -120,7 +122,7 @@ class Sample:
         for image in self.opened():
             digest.update(repr(image.size).encode() + image.tobytes())
         for video in self.videos:
-            digest.update(f"video of {len(video)}".encode())
+            digest.update(f"video of {len(video)} at {self.fps}".encode())
             for frame in map(_opened, video):
                 digest.update(repr(frame.size).encode() + frame.tobytes())
         digest.update(repr(self.question).encode())

@@ -95,7 +95,7 @@ def _task(name: str, where: str, sizes: Sizes, seed: int) -> Task:
     drawn = load_data(where, split="calibration", limit=None, seed=seed)
     drawn = scored_by(drawn, one_by_one(drawn.metric, where))  # before the work, which may take hours
     items = _different(drawn.items)
-    if not any(item.images for item in items):
+    if not any(item.pictures for item in items):
         raise DataError(f"none of the {len(items)} prompts of {where} has an image: there is nothing to make faster.")
     if len(items) < LEAST:
         raise DataError(
