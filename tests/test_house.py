@@ -117,7 +117,7 @@ INSIDE = {
     ],
     "certification": ["certificate", "bounds", "losses", "independent", "paired", "sequence"],
     "routing": ["centroids", "embeddings", "planset", "router", "routed"],
-    "data": ["images", "samples", "tables", "rows", "sources", "load"],
+    "data": ["images", "samples", "tables", "harness", "rows", "sources", "load"],
     "reference": ["fonts", "worlds", "draw", "questions"],
     "calibration": ["distances", "replay", "sweep", "gradients", "screening", "regression", "affine", "attention_maps"],
     "search": [

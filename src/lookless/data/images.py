@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import DataError
+from ..errors import DataError, first_line
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,38 @@ class ImageCell:
         return _decoded(io.BytesIO(self.read()), f"{self.context}the image")
 
 
+@dataclass(frozen=True)
+class ImageCall:
+    """An image that another library hands out, anew at each use.
+
+    Attributes:
+        call: gives it.
+        context: how an error message about it begins.
+    """
+
+    call: Callable[[], Image.Image] = field(repr=False, compare=False)
+    context: str = ""
+
+    @cached_property
+    def key(self) -> str:
+        """Two images with the same key are the same image."""
+        image = self.open()
+        return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+
+    def open(self) -> Image.Image:
+        """The RGB image, as the library gives it.
+
+        Raises:
+            DataError: it gives none.
+        """
+        try:
+            return self.call().convert("RGB")
+        except Exception as problem:
+            raise DataError(f"{self.context}the image cannot be read ({first_line(problem)}).") from problem
+
+
 #: An image that is not in memory.
-Stored = ImageFile | ImageCell
+Stored = ImageFile | ImageCell | ImageCall
 
 
 def load_image(path: Path, context: str = "") -> Image.Image:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from .. import files, reference
 from ..errors import DataError
 from ..metrics import DEFAULT, metric_named
+from .harness import is_task
 from .rows import KEYS, Row, row_of
 from .samples import Sample, Samples
 from .sources import GIVE, Source, source_at
@@ -57,10 +58,11 @@ def load_data(
         test = load_data("mine.jsonl", split="test", without=calibration.hashes)
 
     Args:
-        where: ``reference:TASK``, ``reference`` for all its tasks in turn, or a path: of a file of JSON lines, a CSV or
-            TSV file, a parquet file (or a pattern of several), a folder with one of these, a data set that ``datasets``
-            saved, or a task file (``.json``, :class:`TaskFile`). A row has ``question``, ``answer`` (a list, if several
-            are right), ``image`` or ``images`` (paths relative to the file), and optionally ``id`` and ``task``.
+        where: ``reference:TASK``, ``reference`` for all its tasks in turn, ``lmms:TASK`` of lmms-eval, or a path: of a
+            file of JSON lines, a CSV or TSV file, a parquet file (or a pattern of several), a folder with one of these,
+            a data set that ``datasets`` saved, or a task file (``.json``, :class:`TaskFile`). A row has ``question``,
+            ``answer`` (a list, if several are right), ``image`` or ``images`` (paths relative to the file), and
+            optionally ``id`` and ``task``.
         split: ``test``: the rows of a file in their order; ``calibration``: rows with an image, drawn at random,
             equally many from each ``task``. The two splits of a reference task are disjoint.
         limit: the largest number of samples; by default all of a file, and 100 of the reference tasks.
@@ -115,7 +117,7 @@ def _task_file(where: str) -> TaskFile:
         raise DataError(f"{path} cannot be read as data (No such file or directory): {GIVE}.")
     task = files.load(path, TaskFile, DataError, 1)
     metric_named(task.metric)
-    return task.model_copy(update={"data": str(path.parent / task.data)})
+    return task if is_task(task.data) else task.model_copy(update={"data": str(path.parent / task.data)})
 
 
 Placed = tuple[str, Row]

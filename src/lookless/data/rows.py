@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from ..errors import DataError
 from ..files import sentence
+from .harness import Asked
 from .images import ImageFile, Stored
 from .samples import Sample, Seen, Turn
 from .tables import Embedded
@@ -28,7 +29,7 @@ def _answers(value: Any) -> Any:
 
 
 Text = Annotated[str, BeforeValidator(_text)]
-Picture = str | Embedded
+Picture = str | Embedded | Asked
 
 
 class Part(BaseModel):

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..files import parse
-from . import tables
+from . import harness, tables
 
 #: Where a row is, and what it holds, or why it cannot be read.
 Raw = tuple[str, "Mapping[str, Any] | DataError"]
@@ -41,6 +41,8 @@ def source_at(where: str) -> Source:
         DataError: there is none, or more than one kind.
     """
     path = Path(where)
+    if harness.is_task(where):
+        return Source(path, Path(), lambda: harness.rows(where))
     if not path.exists() and "*" in path.name:
         found = sorted(path.parent.glob(path.name))
         if not found or any(one.suffix not in tables.SUFFIXES for one in found):
