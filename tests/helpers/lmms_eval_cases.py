@@ -154,4 +154,16 @@ CASES: list[tuple[str, str, tuple[str, ...], float]] = [
     ("mme", "x", ("No",), 0.0),
     ("mme", "", ("Yes",), 0.0),
     ("mme", "", ("No",), 0.0),
+    ("mme", "It yes", ("Yes",), 0.0),
+    ("mme", "So no", ("No",), 0.0),
+    ("vqav2", "the cat", people({"cat": 10}), 1.0),
+    ("vqav2", "red-x- y", people({"redx y": 10}), 1.0),
+    ("vqav2", "x." * 40, people({"x" * 32 + "x." * 7 + "x": 10}), 0.0),  # only 32 full stops go
+    ("vqav2", "red -x y", people({"red x y": 10}), 1.0),
+    ("vqav2", "red-x -y", people({"redx y": 10}), 1.0),
+    ("textvqa", "the cat", people({"cat": 10}), 1.0),
+    ("textvqa", "red-x- y", people({"redx y": 10}), 1.0),
+    ("textvqa", "x." * 40, people({"x" * 32 + "x." * 7 + "x": 10}), 0.0),  # only 32 full stops go
+    ("textvqa", "red -x y", people({"red x y": 10}), 1.0),
+    ("textvqa", "red-x -y", people({"redx y": 10}), 1.0),
 ]
