@@ -183,8 +183,7 @@ def test_not_enough_data_and_how_much_would_be():
     few = certify([Tried("a", (evaluation(lost(0, 100)),))], level=0.01)
     assert (few.verdict, few.tests[0].needed) == ("not enough data", 299)
     half = evaluation(lost(0, 100))
-    wrong = half.answers[0].model_copy(update={"dense": "z", "plan": "z"})
-    answers = [wrong.model_copy(update={"sample_hash": f"w{i}"}) for i in range(100)]
+    answers = [Answer(question="q", expected="x", dense="z", plan="z", sample_hash=f"w{i}") for i in range(100)]
     half = half.model_copy(update={"answers": (*half.answers, *answers), "samples": 200})
     assert certify([Tried("a", (half,))], level=0.01).tests[0].needed == 598  # as only every second one counts
     none = half.model_copy(update={"answers": tuple(answers), "samples": 100})

@@ -68,7 +68,7 @@ def test_jsonl(folder):
         ('{"question": "q", "question": "p", "answer": "a"}', "the key 'question' twice"),
         ('{"question": "\\ud800", "answer": "a"}', "half a surrogate pair"),
         ('{"question": "q", "answer": NaN}', "NaN, which is no JSON number"),
-        ("[]", "valid dictionary"),
+        ("[]", "a row is an object, and here is a list"),
         (b"\xff\xfe", "it is not UTF-8"),
         ({"image": "bomb.png", "question": "q", "answer": "a"}, "exceeds limit"),
         ({"image": "short.jpg", "question": "q", "answer": "a"}, "short.jpg cannot be read (image file is truncated"),

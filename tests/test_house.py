@@ -37,7 +37,10 @@ ORDER = [
     "methods",
     "reference",
     "configs",
+    "metrics",
     "data",
+    "estimates",
+    "answers",
     # ------------------- no torch above
     "runtime",
     "loading",
@@ -60,7 +63,7 @@ ORDER = [
 ]
 TORCH_FREE = ORDER[: ORDER.index("runtime")]
 #: Packages whose names are imported when they are used.
-LAZY = ["lookless", "lookless.search", "lookless.bench", "lookless.certification", "lookless.routing"]
+LAZY = ["lookless", "lookless.data", "lookless.search", "lookless.bench", "lookless.certification", "lookless.routing"]
 
 
 def imports(path: Path) -> set[str]:
@@ -125,6 +128,7 @@ INSIDE = {
         "sequence",
     ],
     "routing": ["centroids", "embeddings", "planset", "router", "routed"],
+    "data": ["images", "samples", "tables", "harness", "rows", "sources", "load"],
     "reference": ["fonts", "worlds", "draw", "questions"],
     "calibration": [
         "distances",

@@ -97,6 +97,8 @@ def test_images_need_no_torchvision(folder_of, no_torchvision, name):
     if name not in ("llava", "llava_next"):
         with pytest.raises(ModelError, match="videos need torchvision, which is not installed"):
             loaded.processor(text=["x"], videos=[[a.images[0]]])
+        with pytest.raises(DataError, match="refuses it: videos need torchvision, which is not installed"):
+            loaded.inputs([Sample((), "what?", "", videos=(a.images,))])
 
 
 def fails(*arguments) -> str:

@@ -7,59 +7,47 @@ from collections.abc import Sequence
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
-from scipy.stats import bootstrap
 
+from .answers import Answer as Answer
+from .answers import scored_by, units_of
 from .data import Samples, SeenWarning, overlap
+from .estimates import CONFIDENCE as CONFIDENCE
+from .estimates import RESAMPLES as RESAMPLES
+from .estimates import Estimate as Estimate
+from .estimates import Units, figure, mean_retained, retained
+from .estimates import mean_estimate as mean_estimate
+from .estimates import paired_difference as paired_difference
+from .estimates import retention_estimate as retention_estimate
 from .loading import Loaded
+from .metrics import DEFAULT, metric_named
+from .metrics import normal as normal
 from .plan import Plan, Provenance
 from .progress import track
 from .runtime.patching import applied
 from .version import installed
 
-RESAMPLES = 2000
-CONFIDENCE = 0.95
 
-
-class Answer(BaseModel):
-    """One question with its answers.
-
-    Attributes:
-        question, expected: of the sample.
-        dense: the dense model's answer.
-        plan: the answer under the plan; None if no plan was evaluated.
-        sample_hash: :attr:`lookless.Sample.hash` of the prompt.
-        image_hashes: :attr:`lookless.Sample.image_hashes`; None in files of an older lookless.
-    """
+class TaskResult(BaseModel):
+    """What :class:`Evaluation` says, of one of its tasks."""
 
     model_config = ConfigDict(frozen=True)
 
-    question: str
-    expected: str
-    dense: str
-    plan: str | None = None
-    sample_hash: str | None = None
-    image_hashes: tuple[str, ...] | None = None
-
-
-class Estimate(BaseModel):
-    """A value and its 95 % bootstrap interval over questions."""
-
-    model_config = ConfigDict(frozen=True)
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.1%} [{self.low:.1%}, {self.high:.1%}]"
+    task: str
+    samples: int
+    accuracy_dense: Estimate
+    accuracy_plan: Estimate | None = None
+    retention: Estimate | None = None
 
 
 class Evaluation(BaseModel):
     """A model on one set of samples, dense and with a plan.
 
     Attributes:
-        accuracy_dense, accuracy_plan: share of answers that match exactly, apart from case and a final full stop.
-        retention: ``accuracy_plan / accuracy_dense``; None if no answer of the dense model is right.
+        accuracy_dense, accuracy_plan: the figure of :attr:`metric`; by default the share of answers that match exactly,
+            apart from case and a final full stop.
+        retention: ``accuracy_plan / accuracy_dense`` of all questions together; None if the latter is 0.
+        retention_of_tasks: the mean of the retentions of each task, as papers average them; None if there is one task,
+            or one without a retention.
         fidelity: share of the plan's answers that equal the dense model's, right or wrong; needs no labels.
         answers: each question with both answers.
         data_hash: sha256 of the samples, 16 hex digits.
@@ -68,6 +56,9 @@ class Evaluation(BaseModel):
         left_out: how many lines of the data were left out because the plan was calibrated on them.
         plan_hash: :attr:`lookless.Plan.hash`; None without a plan, and under a plan set.
         versions: of lookless, torch and transformers; empty in files of an older lookless.
+        metric: by which answers are scored, one of :data:`lookless.metrics.METRICS`.
+        tasks: each task by itself, if there are several.
+        skipped: what is wrong with each sample that was skipped.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -86,11 +77,10 @@ class Evaluation(BaseModel):
     left_out: int = 0
     plan_hash: str | None = None
     versions: dict[str, str] = {}
-
-
-def normal(answer: str) -> str:
-    """``answer`` as it is compared: without outer blanks and a final full stop, in lower case."""
-    return answer.strip().removesuffix(".").casefold()
+    metric: str = DEFAULT
+    retention_of_tasks: Estimate | None = None
+    tasks: tuple[TaskResult, ...] = ()
+    skipped: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -101,6 +91,7 @@ def evaluate(
     batch: int = 25,
     max_new_tokens: int = 32,
     dense: Sequence[str] | None = None,
+    metric: str | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Answer every sample greedily, dense and under ``plan``, and compare.
@@ -112,9 +103,11 @@ def evaluate(
         batch: prompts answered together.
         max_new_tokens: length of the longest answer.
         dense: answers of the dense model, if they are known.
+        metric: by which answers are scored, one of :data:`lookless.metrics.METRICS`; by default the samples' own.
         progress: show a progress bar on a terminal.
 
     Raises:
+        DataError: the right answers are of no use to the metric.
         PlanMismatchError: the plan is for another architecture.
         ModelError: the model has a plan on it already, or gives logits that are not finite.
 
@@ -122,6 +115,7 @@ def evaluate(
         SeenWarning: the plan was calibrated on some of the samples. Leave them out with
             ``load_data(..., without=plan.provenance.sample_hashes)``.
     """
+    samples = scored_by(samples, metric)
     dense = dense_answers(loaded, samples, batch, max_new_tokens, progress) if dense is None else dense
     if plan is None:
         return _of_dense(loaded.name, samples, dense)
@@ -150,11 +144,13 @@ def compared(
     seen = _seen(samples, made)
     if seen != 0:
         warnings.warn(_seen_sentence(samples.name, len(samples), seen), SeenWarning, stacklevel=3)
-    kept = _agree(planned, _expected(samples))
-    return _of_dense(model, samples, dense, planned).model_copy(
+    found = _of_dense(model, samples, dense, planned)
+    of_dense, of_plan = (units_of(found.answers, who, found.metric) for who in ("dense", "plan"))
+    return found.model_copy(
         update={
-            "accuracy_plan": mean_estimate(kept),
-            "retention": retention_estimate(kept, _agree(dense, _expected(samples))),
+            "accuracy_plan": figure(of_plan),
+            "retention": retained(of_plan, of_dense),
+            "retention_of_tasks": mean_retained(of_plan, of_dense) if len(of_dense.names) > 1 else None,
             "fidelity": mean_estimate(_agree(planned, dense)),
             "calibration_hash": made.data_hash,
             "seen": seen,
@@ -164,26 +160,57 @@ def compared(
 
 def _of_dense(model: str, samples: Samples, dense: Sequence[str], planned: Sequence[str] | None = None) -> Evaluation:
     """The dense model alone, beside the answers under a plan where there is one."""
+    answers = _side_by_side(samples, dense, planned)
+    units = units_of(answers, "dense", samples.metric)
     return Evaluation(
         data=samples.name,
         model=model,
         samples=len(samples),
-        accuracy_dense=mean_estimate(_agree(dense, _expected(samples))),
-        answers=_side_by_side(samples, dense, planned),
+        accuracy_dense=figure(units),
+        answers=answers,
         data_hash=samples.hash,
         left_out=samples.left_out,
         versions=installed(),
+        metric=samples.metric,
+        tasks=_by_task(answers, units, None if planned is None else units_of(answers, "plan", samples.metric)),
+        skipped=samples.bad,
     )
 
 
-def _expected(samples: Samples) -> list[str]:
-    return [sample.answer for sample in samples]
+def _by_task(answers: Sequence[Answer], dense: Units, plan: Units | None) -> tuple[TaskResult, ...]:
+    """Each task by itself, if there are several."""
+    tasks = []
+    for task in dense.names if len(dense.names) > 1 else ():
+        of_dense, of_plan = dense.of(task), None if plan is None else plan.of(task)
+        tasks.append(
+            TaskResult(
+                task=task,
+                samples=sum(answer.task == task for answer in answers),
+                accuracy_dense=figure(of_dense),
+                accuracy_plan=None if of_plan is None else figure(of_plan),
+                retention=None if of_plan is None else retained(of_plan, of_dense),
+            )
+        )
+    return tuple(tasks)
 
 
 def _side_by_side(samples: Samples, dense: Sequence[str], planned: Sequence[str] | None) -> tuple[Answer, ...]:
     plans: Sequence[str | None] = [None] * len(dense) if planned is None else planned
+    score = metric_named(samples.metric).score
     return tuple(
-        Answer(question=s.question, expected=s.answer, dense=d, plan=p, sample_hash=s.hash, image_hashes=s.image_hashes)
+        Answer(
+            question=s.question,
+            expected=s.answer,
+            dense=d,
+            plan=p,
+            sample_hash=s.hash,
+            image_hashes=s.image_hashes,
+            others=s.others,
+            id=s.id,
+            task=s.task,
+            dense_score=score(d, s.right),
+            plan_score=None if p is None else score(p, s.right),
+        )
         for s, d, p in zip(samples, dense, plans, strict=True)
     )
 
@@ -222,38 +249,3 @@ def _answers(
 def _agree(answers: Sequence[str], others: Sequence[str]) -> np.ndarray:
     """1.0 where two answers are equal, else 0.0, ``[questions]``."""
     return np.array([normal(a) == normal(b) for a, b in zip(answers, others, strict=True)], dtype=float)
-
-
-def mean_estimate(values: np.ndarray) -> Estimate:
-    """The mean of ``values``, ``[questions]``, with its bootstrap interval."""
-    return _estimate((values,), lambda v, axis=-1: v.mean(axis=axis))
-
-
-def retention_estimate(plan: np.ndarray, dense: np.ndarray) -> Estimate | None:
-    """Ratio of the means, ``[questions]`` each, resampled in pairs; None if ``dense`` is all zero."""
-    if not dense.any():
-        return None
-    # A resample in which no dense answer is right has no ratio; any useful accuracy rules it out.
-    return _estimate((plan, dense), lambda p, d, axis=-1: p.mean(axis=axis) / np.maximum(d.mean(axis=axis), 1e-9))
-
-
-def paired_difference(values: np.ndarray, others: np.ndarray) -> Estimate:
-    """Mean of ``values - others``, resampled in pairs: answers to the same questions."""
-    return mean_estimate(values - others)
-
-
-def _estimate(columns: Sequence[np.ndarray], statistic: object) -> Estimate:
-    value = float(statistic(*columns))  # type: ignore[operator]
-    if len(columns[0]) < 2:
-        return Estimate(value=value, low=value, high=value)
-    interval = bootstrap(
-        tuple(columns),
-        statistic,
-        n_resamples=RESAMPLES,
-        paired=len(columns) > 1,
-        vectorized=True,
-        confidence_level=CONFIDENCE,
-        method="percentile",  # BCa is undefined where every resample is the same, as at 100 %
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return Estimate(value=value, low=float(interval.low), high=float(interval.high))

@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from . import reference
-from .data import Sample
-from .errors import DataError, LooklessError, ModelError, first_line
+from .data import Sample, Samples
+from .errors import DataError, LooklessError, ModelError, first_line, is_out_of_memory
+from .progress import track
 from .runtime.families import family_of, locate
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -56,10 +57,15 @@ class Loaded:
             batch = self._processed(samples)
         except DataError:
             raise
-        except Exception:  # a processor raises anything, and does not say for which sample of a batch
+        except Exception as problem:  # a processor raises anything, and does not say for which sample of a batch
             for sample in samples:
                 self._check_processed(sample)
-            raise
+            if is_out_of_memory(problem):
+                raise
+            raise DataError(
+                f"the processor of {self.name} takes each of {len(samples)} prompts, from {_named(samples[0])} on, and "
+                f"not all in one batch ({first_line(problem)}): give a smaller batch."
+            ) from problem
         parameter = next(self.model.parameters())
         return dict(batch.to(parameter.device, dtype=parameter.dtype))
 
@@ -69,18 +75,49 @@ class Loaded:
         return self.processor(
             text=texts,
             images=images if any(images) else None,
+            **self._videos(samples),
             padding=True,
             return_tensors="pt",
             # Templates that write the beginning-of-sequence token themselves would otherwise get a second one.
             add_special_tokens=not texts[0].startswith(self.processor.tokenizer.bos_token or "\0"),
         )
 
+    def _videos(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """The processor's arguments for the videos of ``samples``: all frames, as those that are given are a choice.
+
+        Raises:
+            DataError: this model takes no video.
+        """
+        with_video = [sample for sample in samples if sample.videos]
+        if not with_video:
+            return {}
+        if getattr(self.processor, "video_token", None) is None:
+            raise DataError(f"{_named(with_video[0])}: {self.name} takes no video: give its frames as images.")
+        videos = [(video, sample.fps) for sample in with_video for video in sample.opened_videos()]
+        times = [{"total_num_frames": len(v), "fps": fps, "frames_indices": [*range(len(v))]} for v, fps in videos]
+        return {"videos": [video for video, _ in videos], "video_metadata": times, "do_sample_frames": False}
+
+    def fitting(self, samples: Samples, progress: bool = True) -> Samples:
+        """``samples`` without those that :meth:`inputs` refuses; what is wrong with each is noted in ``bad``."""
+        items, bad = [], [*samples.bad]
+        for sample in track(samples.items, f"checking {samples.name}", progress):
+            try:
+                self._check_words(sample)
+                self._check_processed(sample)
+                items.append(sample)
+            except DataError as problem:
+                bad.append(str(problem))
+        if not items:
+            raise DataError(f"{self.name} can be asked none of the samples of {samples.name}; the first: {bad[0]}")
+        return replace(samples, items=tuple(items), bad=tuple(bad))
+
     def _check_words(self, sample: Sample) -> None:
-        """Raises: DataError: the question cannot be encoded, or contains the image token."""
-        if any("\ud800" <= letter <= "\udfff" for letter in sample.question):
+        """Raises: DataError: a text of the prompt cannot be encoded, or contains the image token."""
+        words = "".join(turn.text for turn in sample.conversation())
+        if any("\ud800" <= letter <= "\udfff" for letter in words):
             raise DataError(f"{_named(sample)}: the question holds half a surrogate pair, which is no text.")
         for token in self._placeholders:
-            if token in sample.question:
+            if token in words:
                 raise DataError(
                     f"{_named(sample)}: the question holds {token!r}, which {self.name} takes for an image: write it "
                     f"another way."
@@ -104,9 +141,8 @@ class Loaded:
         return tuple(dict.fromkeys(token for token in known if token))
 
     def _prompt(self, sample: Sample) -> str:
-        content = [{"type": "image"}] * len(sample.images) + [{"type": "text", "text": sample.question}]
-        text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        return str(text)
+        messages = [turn.message() for turn in sample.conversation()]
+        return str(self.processor.apply_chat_template(messages, add_generation_prompt=True))
 
     @torch.no_grad()
     def answer(self, samples: Sequence[Sample], *, max_new_tokens: int) -> list[str]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from .cells import Skip
 from .markdown import spliced
+from .metrics import DEFAULT, metric_named
 from .plan import Plan
 from .scores import Scores
 
 if TYPE_CHECKING:
-    from .evaluation import Evaluation
+    from .evaluation import Estimate, Evaluation
     from .methods import Method
 
 
@@ -107,15 +108,37 @@ def scores_table(scores: Scores) -> Table:
 
 
 def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
-    """One row per data set."""
+    """One row per data set, behind one for each of its tasks, if it has several; below, their mean retention."""
     seen = sum(e.seen or 0 for e in evaluations)
     caption = (
         f"intervals: 95 %, by resampling questions{f'; the plan was calibrated on {seen} of them' if seen else ''}"
     )
-    table = Table(title="answers kept", caption=caption)
-    for column in ("data", "questions", "dense accuracy", "plan accuracy", "retention", "fidelity"):
+    names = dict.fromkeys(e.metric for e in evaluations)
+    table = Table(title=f"answers kept{'' if [*names] == [DEFAULT] else ', by ' + ', '.join(names)}", caption=caption)
+    for column in ("data", "questions", *_figures(names), "retention", "fidelity"):
         table.add_column(column, justify="left" if column == "data" else "right")
     for e in evaluations:
-        columns = (e.accuracy_dense, e.accuracy_plan, e.retention, e.fidelity)
-        table.add_row(e.data, str(e.samples), *("-" if c is None else str(c) for c in columns))
+        for part in e.tasks:
+            cells = [_said(e.metric, one).partition(" ")[0] for one in (part.accuracy_dense, part.accuracy_plan)]
+            kept = "-" if part.retention is None else f"{part.retention.value:.1%}"
+            table.add_row(f"  {part.task}", str(part.samples), *cells, kept, "")
+        shares = ("-" if one is None else str(one) for one in (e.retention, e.fidelity))
+        shown = [_said(e.metric, one) for one in (e.accuracy_dense, e.accuracy_plan)]
+        table.add_row(e.data, str(e.samples), *shown, *shares)
+        if e.retention_of_tasks is not None:
+            table.add_row("  mean of tasks", str(len(e.tasks)), "", "", str(e.retention_of_tasks), "")
     return table
+
+
+def _figures(metrics: Iterable[str]) -> tuple[str, str]:
+    """Heads of the columns of figures."""
+    totals = {metric_named(name).total for name in metrics}
+    what = {"mean": "accuracy", "f1": "F1", "mme": "score"}[totals.pop()] if len(totals) == 1 else "figure"
+    return f"dense {what}", f"plan {what}"
+
+
+def _said(metric: str, found: Estimate | None) -> str:
+    """A figure of ``metric``: a share, or MME's score."""
+    if found is None or metric_named(metric).total != "mme":
+        return "-" if found is None else str(found)
+    return f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]"

@@ -5,11 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from PIL import Image
+
 from helpers.families import FAMILIES
 from helpers.models import BATCHES, tiny_llava
 from lookless import data
 
-PIXEL = data.Image.new("RGB", (4, 4))
+PIXEL = Image.new("RGB", (4, 4))
 ONE = data.Samples("one", (data.Sample((PIXEL,), "q", ""),))
 
 

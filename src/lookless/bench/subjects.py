@@ -92,7 +92,7 @@ def subject_of_model(
     """
     _dtype(dtype)
     given = load_data(data or CHARTS, split="test", limit=MOST_SAMPLES)
-    samples = [sample for sample in given if sample.images]
+    samples = [sample for sample in given if sample.pictures]
     if not samples:
         raise DataError(f"no sample of {data} has an image, and without one no plan does anything.")
     loaded = load_model(name, dtype=dtype, device=device)

@@ -231,7 +231,7 @@ def visual_prompts(
         ModelError: a plan is applied to the model.
     """
     check_stock(loaded.model)
-    with_images = [(f"sample {i} of {samples.name}", sample) for i, sample in enumerate(samples) if sample.images]
+    with_images = [(f"sample {i} of {samples.name}", sample) for i, sample in enumerate(samples) if sample.pictures]
     if not with_images:
         raise DataError(
             f"none of the {len(samples)} samples of {samples.name} has an image: there is nothing to measure."

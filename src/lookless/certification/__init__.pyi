@@ -1,6 +1,7 @@
 from .certificate import Certificate as Certificate
 from .certificate import PlanTest as PlanTest
 from .certificate import TaskTest as TaskTest
+from .independent import one_by_one as one_by_one
 from .independent import one_per_image as one_per_image
 from .logged import read_logged as read_logged
 from .losses import Loss as Loss

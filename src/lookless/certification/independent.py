@@ -5,18 +5,34 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ..data import ImageFile, Sample, Samples
+from ..data import Sample, Samples
+from ..errors import DataError
+from ..metrics import metric_named
 
 
-def image_files(sample: Sample) -> frozenset[Path]:
-    """The files of its images; none for images in memory."""
-    return frozenset(image.path.resolve() for image in sample.images if isinstance(image, ImageFile))
+def image_files(sample: Sample) -> frozenset[str]:
+    """The files of its images, or their contents where a table holds them; none for images in memory."""
+    return frozenset(picture.key for picture in sample.pictures if not isinstance(picture, Image.Image))
+
+
+def one_by_one(metric: str, data: str) -> str:
+    """``metric``, if it scores single questions of ``data``.
+
+    Raises:
+        DataError: it is of pairs of questions about one image, of which a test takes one.
+    """
+    if metric_named(metric).total == "mme":
+        raise DataError(
+            f"{data} is scored by MME's pairs of questions about an image, and a certificate is of one question about "
+            f"each: take the metric yes-no, which scores them one by one."
+        )
+    return metric
 
 
 def one_per_image(samples: Samples, seed: int = 0) -> Samples:
@@ -26,7 +42,7 @@ def one_per_image(samples: Samples, seed: int = 0) -> Samples:
     """
     drawn = list(range(len(samples)))
     random.Random(seed).shuffle(drawn)
-    taken: set[Path] = set()
+    taken: set[str] = set()
     kept: set[int] = set()
     for index in drawn:
         files = image_files(samples.items[index])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..errors import LooklessError
-from ..evaluation import Answer, Evaluation, normal
+from ..evaluation import Answer, Evaluation
+from ..metrics import metric_named, normal
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,15 @@ class Loss:
     of: Callable[[Answer], float | None]
     binary: bool = True
 
+    def fitting(self, evaluations: Sequence[Evaluation]) -> Loss:
+        """The same, not binary where it is of scores, and these are graded."""
+        graded = any(metric_named(evaluation.metric).is_graded for evaluation in evaluations)
+        return replace(self, binary=False) if graded and self.of is _lost else self
+
 
 def _lost(answer: Answer) -> float | None:
-    expected, dense = normal(answer.expected), normal(answer.dense)
-    return None if dense != expected else float(normal(answer.plan or "") != expected)
+    """The share of the dense model's score that is lost, where it has any: of a right answer, 0 or 1."""
+    return None if answer.dense_score == 0 else max(0.0, 1 - (answer.plan_score or 0.0) / answer.dense_score)
 
 
 def _changed(answer: Answer) -> float | None:

@@ -75,7 +75,7 @@ def certify(
     for tried in chain:
         first = first or tried
         _check(tried, first)
-        tests.append(_test(tried, level, confidence, loss, pooled))
+        tests.append(_test(tried, level, confidence, loss.fitting(tried.evaluations), pooled))
         if not tests[-1].passed:
             break
     if first is None:
@@ -104,7 +104,7 @@ def bound(tried: Tried, *, confidence: float = 0.95, loss: str | Loss = "lost", 
     """
     _check_share("confidence", confidence)
     _check(tried, tried)
-    loss = loss_named(loss) if isinstance(loss, str) else loss
+    loss = (loss_named(loss) if isinstance(loss, str) else loss).fitting(tried.evaluations)
     level = max(upper(found, confidence, loss) for _, found in _groups(tried, loss, pooled))
     tests = _test(tried, level, confidence, loss, pooled)
     passed = tuple(task.model_copy(update={"passed": True, "needed": None}) for task in tests.tasks)

@@ -9,7 +9,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from ..errors import LooklessError
-from ..evaluation import Evaluation, normal
+from ..evaluation import Evaluation
+from ..metrics import DEFAULT
 
 EXACT_MATCH = "exact match"
 
@@ -58,7 +59,7 @@ class Scored:
 
 
 def scored(evaluation: Evaluation, *, dense: bool = False) -> Scored:
-    """Which answers of an evaluation are right: the plan's, or the dense model's where there is no plan.
+    """How right the answers of an evaluation are: the plan's, or the dense model's where there is no plan.
 
     Args:
         dense: those of the dense model in any case.
@@ -69,11 +70,11 @@ def scored(evaluation: Evaluation, *, dense: bool = False) -> Scored:
     answers = evaluation.answers
     if not answers:
         raise LooklessError(f"the evaluation of {evaluation.data} has no answers, so there is nothing to compare.")
-    given = [one.dense if dense or one.plan is None else one.plan for one in answers]
+    scores = [one.dense_score if dense or one.plan_score is None else one.plan_score for one in answers]
     images = [frozenset(one.image_hashes) for one in answers if one.image_hashes is not None]
     return Scored(
         task=evaluation.data,
-        measure=EXACT_MATCH,
+        measure=EXACT_MATCH if evaluation.metric == DEFAULT else evaluation.metric,
         side=Side(
             name=evaluation.data,
             model=evaluation.model,
@@ -82,6 +83,6 @@ def scored(evaluation: Evaluation, *, dense: bool = False) -> Scored:
             versions=evaluation.versions,
         ),
         questions=tuple((one.question, one.expected, one.sample_hash) for one in answers),
-        scores=np.array([normal(a) == normal(one.expected) for a, one in zip(given, answers, strict=True)], float),
+        scores=np.array(scores, float),
         images=tuple(images) if len(images) == len(answers) else None,
     )

@@ -27,6 +27,7 @@ from ..version import __version__
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from ..data import Samples
 
 app = typer.Typer(
     help="Make multimodal language models look less, at the right depth: measure which decoder layers' visual work "
@@ -59,8 +60,29 @@ Model = Annotated[
 Data = Annotated[
     str,
     typer.Option(
-        help="`reference:TASK`, `reference` for all tasks, or a JSONL file with image (or images), question, answer "
-        "and perhaps task on each line, paths relative to the file."
+        help="`reference:TASK`, `reference` for all tasks, or a file of JSON lines with image (or images), question, "
+        "answer and perhaps task and id, paths relative to the file; or CSV, parquet, a saved data set, or a task file."
+    ),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        help="Names that the data give to our keys: `image=img,question=q,answer=a`; further keys are images, video, "
+        "messages, id and task. Others are not read."
+    ),
+]
+Suffix = Annotated[
+    str | None, typer.Option("--prompt-suffix", help="Added to each question: `Answer with a single word.`")
+]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Skip samples that cannot be read, and say which, instead of stopping.")
+]
+MetricName = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        help="How answers are scored: exact (default), gqa, contains, choice, numeric, relaxed, anls, vqav2, textvqa, "
+        "yes-no, pope or mme, as lmms-eval scores those tasks; also choice:ABCD and numeric:0.05.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
@@ -156,6 +178,31 @@ def print_whole(table: Table) -> None:
 def print_json(record: BaseModel | dict[str, Any]) -> None:
     data = record if isinstance(record, dict) else record.model_dump(mode="json")
     typer.echo(json.dumps(data, indent=2))
+
+
+def named_columns(text: str | None) -> dict[str, str] | None:
+    """Of each of our keys, the data's own name for it.
+
+    Raises:
+        LooklessError: ``text`` is not of the form ``image=img,question=q``.
+    """
+    if text is None:
+        return None
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(ours.strip() and sign and theirs.strip() for ours, sign, theirs in pairs):
+        raise LooklessError(f"--columns {text!r} is not of the form image=img,question=q,answer=a.")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+
+
+def warn_of_skipped(samples: Samples) -> None:
+    """Which samples were skipped, and why; of many, the first few."""
+    from ..data import SkippedWarning
+
+    if samples.bad:
+        count, first = len(samples.bad), " ".join(samples.bad[:3])
+        what = "1 sample is skipped" if count == 1 else f"{count} samples are skipped"
+        more = f" (and {count - 3} more)" if count > 3 else ""
+        warnings.warn(f"{what}: {first}{more}", SkippedWarning, stacklevel=2)
 
 
 def writable(path: Path, *, folder: bool) -> Path:

@@ -12,18 +12,24 @@ import typer
 from ..errors import LooklessError
 from .common import (
     OPEN,
+    Columns,
     Data,
     Device,
     Dtype,
     Json,
+    MetricName,
     Model,
     Revision,
+    SkipBad,
+    Suffix,
     app,
     err,
+    named_columns,
     one_sentence,
     out,
     print_json,
     print_whole,
+    warn_of_skipped,
     writable,
 )
 
@@ -102,6 +108,9 @@ def calibrate(
     position: Position = "last",
     measure: Measure = "visual_information_gain",
     lowest: Screen = None,
+    columns: Columns = None,
+    prompt_suffix: Suffix = None,
+    skip_bad: SkipBad = False,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -121,8 +130,12 @@ def calibrate(
 
     writable(out_path, folder=False)
     _check_calibration(measure, position, lowest)  # before the model is loaded
-    chosen = load_data(data, split="calibration", limit=samples, seed=seed)
+    how: dict[str, Any] = {"columns": named_columns(columns), "prompt_suffix": prompt_suffix, "skip_bad": skip_bad}
+    chosen = load_data(data, split="calibration", limit=samples, seed=seed, **how)
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
+    if skip_bad:
+        chosen = loaded.fitting(chosen)
+    warn_of_skipped(chosen)
     if lowest is None:
         scores = scores_by_name(loaded, chosen, measure, position=position)  # type: ignore[arg-type]
     else:
@@ -185,26 +198,38 @@ def evaluate(
     ] = False,
     batch: Annotated[int, typer.Option(help="Batch size.", min=1)] = 25,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 32,
+    metric: MetricName = None,
+    columns: Columns = None,
+    prompt_suffix: Suffix = None,
+    skip_bad: SkipBad = False,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
-    """Accuracy by exact match; with a plan also the retained accuracy and the agreement with the dense model.
+    """How many answers are right; with a plan also the share that is retained and the agreement with the dense model.
 
-    Lines of a file that the plan was calibrated on are left out.
+    Lines of a file that the plan was calibrated on are left out. Metrics and kinds of data are in docs/data.md.
 
     Example: lookless eval reference --data reference:chart --plan lookless-demo/chart/plan
     """
     from .. import terminal
+    from ..answers import scored_by
     from ..data import load_data
     from ..loading import load_model
+    from ..metrics import metric_named
 
+    if metric is not None:
+        metric_named(metric)  # before the data are read
     plan = None if plan_dir is None else _plan_or_set(plan_dir)
     seen = () if plan is None or include_seen else plan.provenance.sample_hashes or ()
-    chosen = load_data(data, split="test", limit=limit, without=seen)
+    how: dict[str, Any] = {"columns": named_columns(columns), "prompt_suffix": prompt_suffix, "skip_bad": skip_bad}
+    chosen = scored_by(load_data(data, split="test", limit=limit, without=seen, **how), metric)
     _warn_of_left_out(chosen, data)
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
+    if skip_bad:
+        chosen = loaded.fitting(chosen)
+    warn_of_skipped(chosen)
     result = _evaluated(loaded, chosen, plan, batch=batch, max_new_tokens=max_new_tokens)
     if as_json:
         print_json(result)

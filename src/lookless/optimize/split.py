@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from pathlib import Path
 
 from .. import reference
-from ..certification.independent import image_files, one_per_image
+from ..answers import scored_by
+from ..certification.independent import image_files, one_by_one, one_per_image
 from ..data import Sample, Samples, load_data
 from ..errors import DataError
 from .folder import Part, TaskData, task_names
@@ -93,8 +93,9 @@ def _task(name: str, where: str, sizes: Sizes, seed: int) -> Task:
         known = set(drawn.hashes)
         return _made(name, where, drawn, sizes.seen, [item for item in test if item.hash not in known])
     drawn = load_data(where, split="calibration", limit=None, seed=seed)
+    drawn = scored_by(drawn, one_by_one(drawn.metric, where))  # before the work, which may take hours
     items = _different(drawn.items)
-    if not any(item.images for item in items):
+    if not any(item.pictures for item in items):
         raise DataError(f"none of the {len(items)} prompts of {where} has an image: there is nothing to make faster.")
     if len(items) < LEAST:
         raise DataError(
@@ -117,13 +118,13 @@ def _task(name: str, where: str, sizes: Sizes, seed: int) -> Task:
 def _apart_by_image(items: Sequence[Sample], count: int, seed: int) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
     """``count`` of ``items``, of as few images as may be, in their order; and one question about each other image."""
     files = [image_files(item) for item in items]
-    begun: dict[frozenset[Path], int] = {}
+    begun: dict[frozenset[str], int] = {}
     for index, mine in enumerate(files):
         begun.setdefault(mine, index)
     by_image = sorted(range(len(items)), key=lambda index: begun[files[index]] if files[index] else index)
     chosen, rest = sorted(by_image[:count]), sorted(by_image[count:])
     first = tuple(items[index] for index in chosen)
-    known = frozenset[Path]().union(*(files[index] for index in chosen))
+    known = frozenset[str]().union(*(files[index] for index in chosen))
     others = tuple(items[index] for index in rest if not files[index] & known)
     return first, one_per_image(Samples("others", others), seed).items
 
@@ -138,5 +139,5 @@ def _made(name: str, where: str, drawn: Samples, seen: Sequence[int], last: Sequ
     ends = list(accumulate(seen, initial=0))
     firsts = [drawn.items[start:end] for start, end in pairwise(ends)]
     plain = drawn.name.removesuffix(" (calibration)")  # a reference task's split, which the last part is not of
-    parts = [Samples(plain, tuple(items), drawn.seed, drawn_from=drawn.drawn_from) for items in (*firsts, last)]
+    parts = [replace(drawn, name=plain, items=tuple(items), left_out=0) for items in (*firsts, last)]
     return Task(name, where, *parts)

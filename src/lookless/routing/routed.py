@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..answers import scored_by
 from ..data import Samples
 from ..evaluation import Evaluation, compared, dense_answers
 from ..loading import Loaded
@@ -33,17 +34,19 @@ def evaluate_routed(
     batch: int = 25,
     max_new_tokens: int = 32,
     dense: Sequence[str] | None = None,
+    metric: str | None = None,
     progress: bool = True,
 ) -> RoutedEvaluation:
     """As :func:`lookless.evaluate`, each question under the plan of its prompt.
 
     Raises:
         PlanMismatchError: the set was fitted on another model.
-        ModelError: as :func:`lookless.evaluate`.
+        DataError, ModelError: as :func:`lookless.evaluate`.
 
     Warns:
         SeenWarning: a plan of the set was calibrated on some of the samples, or the router was fitted on them.
     """
+    samples = scored_by(samples, metric)
     router = Router(planset, loaded)
     dense = dense_answers(loaded, samples, batch, max_new_tokens, progress) if dense is None else dense
     routes = router.route_samples(samples.items, progress=progress)

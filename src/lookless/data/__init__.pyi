@@ -1,0 +1,10 @@
+from .images import ImageFile as ImageFile
+from .images import load_image as load_image
+from .load import load_data as load_data
+from .samples import Sample as Sample
+from .samples import Samples as Samples
+from .samples import Seen as Seen
+from .samples import SeenWarning as SeenWarning
+from .samples import SkippedWarning as SkippedWarning
+from .samples import Turn as Turn
+from .samples import overlap as overlap
