@@ -43,6 +43,7 @@ ORDER = [
     "loading",
     "serving",
     "evaluation",
+    "lmms",
     "certification",
     "routing",
     "calibration",
@@ -112,6 +113,7 @@ INSIDE = {
         "patching",
         "tracing",
     ],
+    "lmms": ["baseline", "planned", "classes", "task", "export"],
     "certification": ["certificate", "bounds", "losses", "independent", "paired", "sequence"],
     "routing": ["centroids", "embeddings", "planset", "router", "routed"],
     "reference": ["fonts", "worlds", "draw", "questions"],
@@ -175,6 +177,7 @@ INSIDE = {
         "report",
         "certify",
         "compare",
+        "lmms",
         "main",
     ],
 }
