@@ -48,7 +48,7 @@ def follow_baseline(plan_hash: str | None) -> None:
 
 
 def _with(metadata: Any, more: dict[str, str]) -> Any:
-    """A task's ``metadata``, which is a dictionary, a list of dictionaries, or whatever its author likes, and ``more``."""
+    """A task's ``metadata``, which is a dictionary, a list of them, or whatever its author likes, and ``more``."""
     if isinstance(metadata, dict):
         return metadata | more
     return [*(metadata if isinstance(metadata, list) else [] if metadata is None else [metadata]), more]
