@@ -113,7 +113,7 @@ INSIDE = {
         "patching",
         "tracing",
     ],
-    "lmms": ["baseline", "planned", "classes", "task", "export"],
+    "lmms": ["names", "baseline", "planned", "classes", "task", "export"],
     "certification": ["certificate", "bounds", "losses", "independent", "paired", "sequence"],
     "routing": ["centroids", "embeddings", "planset", "router", "routed"],
     "reference": ["fonts", "worlds", "draw", "questions"],

@@ -12,7 +12,14 @@ from lmms_eval.tasks import TaskManager
 
 
 def run(
-    model: str, tasks: Sequence[str], include: Path, out: Path, *, use_cache: Path | None = None, **args: Any
+    model: str,
+    tasks: Sequence[str],
+    include: Path,
+    out: Path,
+    *,
+    batch_size: int = 1,
+    use_cache: Path | None = None,
+    **args: Any,
 ) -> Any:
     """lmms-eval's results, with samples.
 
@@ -21,6 +28,7 @@ def run(
         tasks: names of tasks.
         include: the folder they are in.
         out: for files that tasks write.
+        batch_size: prompts answered together.
         use_cache: lmms-eval's folder of cached answers.
         args: what ``--model_args`` says.
     """
@@ -28,7 +36,7 @@ def run(
         model,
         model_args=",".join(f"{key}={value}" for key, value in ({"device_map": "cpu"} | args).items()),
         device="cpu",
-        batch_size=1,
+        batch_size=batch_size,
         tasks=list(tasks),
         task_manager=TaskManager("WARNING", include_path=str(include), include_defaults=False, model_name=model),
         gen_kwargs="max_new_tokens=8",  # a model that has not seen such a prompt may not come to an end

@@ -7,7 +7,7 @@ import functools
 from typing import Any
 
 from ..errors import ModelError
-from . import PREFIX
+from .names import PREFIX
 
 #: The method of lmms-eval's tasks that chooses prompts, targets and generation settings by the model's name.
 METHOD = "_prepare_model_specific_config"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import CLASSES
+from .names import CLASSES
 from .planned import Planned
 
 

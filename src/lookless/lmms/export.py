@@ -11,7 +11,7 @@ from .. import reference
 from ..data import ImageFile, Sample, Samples
 from ..errors import DataError
 from ..files import write_text
-from . import PREFIX
+from .names import PREFIX
 from .task import answer, images, question, score
 
 TASK = """# Written by `lookless lmms`, for `lmms-eval --include_path FOLDER --tasks {name}`.
