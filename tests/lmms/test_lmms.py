@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from lookless.runtime.families import geometry_of
 from runs import answers, prompts, run, shares
 from schemas import SCHEMAS, task_of, write
 
+ROOT = Path(__file__).parents[2]
 MODELS = {"qwen3_vl": "reference-qwen3-vl", "llava_hf": "reference"}
 LINES = 6
 ASKED = ("reference:chart", "reference:counting", "reference:text")
@@ -172,15 +174,28 @@ def test_a_plan_that_skips_nothing_is_told(include, tmp_path, capfd):
     assert "lookless: the plan skipped nothing" in "".join(capfd.readouterr())
 
 
-def test_the_command_line(include, tmp_path):
-    lookless.Plan.full(12).at([3, 4], attention=lookless.Skip()).save_pretrained(tmp_path / "plan")
-    args = f"pretrained=reference-qwen3-vl,plan={tmp_path / 'plan'},device_map=cpu"
-    options = ["--device", "cpu", "--include_path", include, "--tasks", OURS[0], "--limit", "5", "--log_samples"]
-    words = ["-m", "lmms_eval", "--model", "lookless_qwen3_vl", "--model_args", args, *options]
-    words += ["--output_path", tmp_path / "out"]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, cwd=tmp_path)
+def test_the_command_line_and_the_comparison_of_two_runs(include, tmp_path):
+    """As docs/lmms_eval.md has them."""
+    lookless.Plan.full(12).at(range(1, 12), attention=lookless.Skip()).save_pretrained(tmp_path / "plan")
+    models = {
+        "stock": ("qwen3_vl", f"pretrained={NAMES['reference-qwen3-vl']}"),
+        "plan": ("lookless_qwen3_vl", f"pretrained=reference-qwen3-vl,plan={tmp_path / 'plan'}"),
+    }
+    for which, (model, args) in models.items():
+        words = ["--model", model, "--model_args", f"{args},device_map=cpu", "--device", "cpu", "--limit", "5"]
+        words += ["--include_path", include, "--tasks", "lookless_reference_chart", "--log_samples"]
+        done = finished("-m", "lmms_eval", *words, "--output_path", f"runs/{which}", folder=tmp_path)
+        [results] = (tmp_path / "runs" / which).rglob("*_results.json")
+        assert ("avg_lookless_query_rows" in json.loads(results.read_text())["throughput"]) == (which == "plan"), done
+    [code] = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/lmms_eval.md").read_text(), re.MULTILINE | re.DOTALL)
+    told = finished("-c", code, folder=tmp_path)
+    [lost, won] = map(int, re.findall(r"5 questions, (\d) lost, (\d) won", told)[0])
+    assert lost > 0 == won
+    assert "p = " in told
+
+
+def finished(*words: Any, folder: Path) -> str:
+    """What Python prints, run in ``folder``."""
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, cwd=folder)
     assert done.returncode == 0, done.stderr
-    [samples] = (tmp_path / "out").rglob("*_samples_*.jsonl")
-    assert len(samples.read_text().splitlines()) == 5
-    [results] = (tmp_path / "out").rglob("*_results.json")
-    assert json.loads(results.read_text())["throughput"]["avg_lookless_query_rows"] < 1
+    return done.stdout

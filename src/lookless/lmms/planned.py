@@ -77,9 +77,11 @@ class Planned:
             with _shares(self.model) as shares:  # type: ignore[attr-defined]
                 answers = super().generate_until(requests)  # type: ignore[misc]
         except _Failed as failed:
-            raise failed.problem from None
-        _tell(shares)
-        return answers
+            problem = failed.problem
+        else:
+            _tell(shares)
+            return answers
+        raise problem
 
 
 def _read(where: str) -> Plan:
