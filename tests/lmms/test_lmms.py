@@ -22,7 +22,7 @@ from schemas import SCHEMAS, task_of, write
 
 ROOT = Path(__file__).parents[2]
 MODELS = {"qwen3_vl": "reference-qwen3-vl", "llava_hf": "reference"}
-LINES = 6
+LINES = 4
 ASKED = ("reference:chart", "reference:counting", "reference:text")
 OURS = tuple(name.replace(":", "_").join(("lookless_", "")) for name in ASKED)
 
