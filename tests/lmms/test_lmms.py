@@ -136,7 +136,8 @@ def test_prompts_are_looked_up_under_the_baselines_name(runs, name):
     assert own == [name == "qwen3_vl"] * 2
 
 
-def test_another_plan_in_the_same_folder_gets_no_cached_answers(include, tmp_path):
+def test_another_plan_in_the_same_folder_gets_no_cached_answers(include, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # in a checkout, the cache forgets at each commit
     geometry = geometry_of(loaded_as("qwen3_vl").model)
     full = lookless.Plan.full(geometry)
     found = []
