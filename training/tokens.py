@@ -21,6 +21,8 @@ from .labels import SIDE, VISUAL
 class Prompt:
     """How a model is told of an image and asked about it: what its chat template writes, in pieces.
 
+    The template leaves out system messages, as tools add them and these models have never seen one.
+
     ``offsets`` int ``[axes, visual tokens]`` are the positions of the visual tokens behind the first one's; text goes
     on behind the largest.
     """
@@ -52,7 +54,8 @@ LLAVA = Prompt(
     question="\n{} ASSISTANT:",
     end="</s>",
     template=(
-        "{% for message in messages %}{% if message['role'] == 'user' %}USER: "
+        "{% for message in messages if message['role'] != 'system' %}"
+        "{% if message['role'] == 'user' %}USER: "
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
         "{% for item in message['content'] if item['type'] == 'image' %}<image>\n{% endfor %}"
         f"{_TEXT}{{% endif %}}"
@@ -88,7 +91,7 @@ QWEN = Prompt(
     question="{}<|im_end|><|im_start|>assistant",
     end="<|im_end|>",
     template=(
-        "{% for message in messages %}<|im_start|>{{ message['role'] }}"
+        "{% for message in messages if message['role'] != 'system' %}<|im_start|>{{ message['role'] }}"
         "{% if message['role'] == 'assistant' %} {% endif %}"
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
         "{% for item in message['content'] if item['type'] == 'image' %}"

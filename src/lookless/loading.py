@@ -193,8 +193,7 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu", revision:
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
     where = str(reference.NAMES.get(name, name))
-    if looks_local(where) and not (Path(where) / "config.json").is_file():
-        raise ModelError(f"{where} is not a model's folder: it has no config.json.")
+    check_folder(where)
     check_device(device)
     # The shipped models are stored in bfloat16 to be small, and run in float32, which every CPU does well.
     chosen = torch.float32 if name in reference.NAMES and dtype == "auto" else DTYPES[dtype]
@@ -320,6 +319,12 @@ def check_device(name: str) -> None:
         torch.zeros(1, device=name).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as problem:
         raise ModelError(f"device {name!r} cannot be used: {first_line(problem)}.") from problem
+
+
+def check_folder(where: str) -> None:
+    """Raises: ModelError: ``where`` can only be a folder here, and holds no model."""
+    if looks_local(where) and not (Path(where) / "config.json").is_file():
+        raise ModelError(f"{where} is not a model's folder: it has no config.json.")
 
 
 def looks_local(where: str) -> bool:
