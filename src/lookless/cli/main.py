@@ -6,7 +6,7 @@ Bad input is one sentence and exit code 2.
 from __future__ import annotations
 
 # each adds its commands, in this order
-from . import model, plan, refit, route, flops, bench, optimize, comparison, report, certify, compare  # noqa: F401  # isort: skip
+from . import model, plan, refit, route, flops, bench, optimize, comparison, experiment, report, certify, compare  # noqa: F401  # isort: skip
 from .common import app
 
 __all__ = ["app"]

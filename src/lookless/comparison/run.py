@@ -14,7 +14,7 @@ from typing import Literal
 
 from .. import files
 from ..errors import LooklessError, PlanError, first_line
-from ..evaluation import evaluate, normal
+from ..evaluation import Evaluation, evaluate, normal
 from ..loading import Loaded
 from ..methods import Method
 from ..progress import track
@@ -159,8 +159,6 @@ def _outcome(work: Workspace, who: Contestant, setting: Setting, task: str, draw
     dense = work.dense(task)
     with entry.images(work.loaded) as loaded:
         found = evaluate(loaded, work.test[task], entry.plan, batch=work.batch, dense=dense, progress=False)
-    expected = [normal(answer.expected) for answer in found.answers]
-    planned = [normal(answer.plan or "") for answer in found.answers]
     return Outcome(
         method=who.name,
         setting=setting.key,
@@ -169,7 +167,16 @@ def _outcome(work: Workspace, who: Contestant, setting: Setting, task: str, draw
         kept=work.kept(entry),
         kept_papers=work.kept_papers(entry),
         kept_live=work.kept(entry) * work.stock / work.lean,
-        right=tuple(p == e for p, e in zip(planned, expected, strict=True)),
-        dense=tuple(normal(d) == e for d, e in zip(dense, expected, strict=True)),
-        same=tuple(p == normal(d) for p, d in zip(planned, dense, strict=True)),
+        **per_question(found),
     )
+
+
+def per_question(found: Evaluation) -> dict[str, tuple[bool, ...]]:
+    """Of an evaluation under a plan: whether each answer is right, whether the dense model's is, and whether the two are
+    the same."""
+    each = [(normal(a.expected), normal(a.plan or ""), normal(a.dense)) for a in found.answers]
+    return {
+        "right": tuple(planned == expected for expected, planned, _ in each),
+        "dense": tuple(dense == expected for expected, _, dense in each),
+        "same": tuple(planned == dense for _, planned, dense in each),
+    }
