@@ -39,7 +39,7 @@ def curves_figure(
     y: str,
     share: bool = True,
     log: bool = False,
-    level: float | None = None,
+    level: float | Mapping[str, float] | None = None,
     columns: int = 3,
     height: float = 3.4,
 ) -> Figure:
@@ -48,16 +48,17 @@ def curves_figure(
     Args:
         share: values are shares, printed in per cent.
         log: the axis of values is logarithmic; what is below 1e-6 is drawn there.
-        level: where to draw a dashed line.
+        level: where to draw a dashed line, in all panels or by panel.
     """
     columns = min(columns, len(panels))
-    figure, axes_of = panels_of(len(panels), height=height, columns=columns, width=6.4 if columns == 1 else 4.2)
+    figure, axes_of = panels_of(len(panels), height=height, columns=columns, width=7.6 if columns == 1 else 4.2)
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
     for axes, (panel, lines) in zip(axes_of, panels.items(), strict=True):
         for name, line in lines.items():
             _curve(axes, line, names.index(name), log)
-        if level is not None:
-            axes.axhline(level, color=MUTED, lw=1, ls="--")
+        here = level.get(panel) if isinstance(level, Mapping) else level
+        if here is not None:
+            axes.axhline(here, color=MUTED, lw=1, ls="--")
         if log:
             axes.set_yscale("log")
         elif share:
@@ -98,9 +99,9 @@ def _legend(figure: Figure, axes: Any, names: Sequence[str]) -> None:
         for i, name in enumerate(names)
     ]
     if len(names) > 1:
-        figure.legend(
-            handles=marks, loc="outside lower center", ncols=min(len(marks), 4), fontsize=8, frameon=False
-        )
+        widest = 0.35 + 0.075 * max(map(len, names))  # inches
+        fits = max(1, int(figure.get_figwidth() / widest))
+        figure.legend(handles=marks, loc="outside lower center", ncols=min(len(marks), fits), fontsize=8, frameon=False)
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,15 @@ def matrix_figure(
         if matrix.form:
             for (i, j), value in np.ndenumerate(values):
                 dark = value > low + 0.6 * (high - low)
-                axes.text(j, i, format(value, matrix.form), ha="center", va="center", fontsize=8, color="white" if dark else INK)
+                axes.text(
+                    j,
+                    i,
+                    format(value, matrix.form),
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if dark else INK,
+                )
     figure.suptitle(title, fontsize=11)
     return figure
 

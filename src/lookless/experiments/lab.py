@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..calibration.gradients import DIAGNOSTICS, diagnose, scores_by_name
+from ..calibration.gradients import scores_by_name
 from ..comparison.entry import Entry
 from ..comparison.results import Outcome
 from ..comparison.run import per_question
@@ -22,7 +22,7 @@ from ..loading import Loaded
 from ..methods import METHODS
 from ..plan import Plan, Provenance
 from ..scores import Scores
-from .store import Numbers, Store, Words
+from .store import Numbers, Store, Words, fingerprint
 
 MAX_NEW_TOKENS = 32
 Hooks = Callable[[], AbstractContextManager[Any]]
@@ -66,10 +66,11 @@ class Lab:
     ) -> None:
         self.loaded, self.sizes, self.folder = loaded, sizes, folder
         self.tasks = tuple(dict.fromkeys(tasks))
+        cells = folder / f"cells-{fingerprint(loaded.model)}"
         self.work = Workspace(
-            loaded, self.tasks, folder, questions=sizes.questions, samples=sizes.samples, batch=sizes.batch
+            loaded, self.tasks, cells, questions=sizes.questions, samples=sizes.samples, batch=sizes.batch
         )
-        self.store = Store(folder / "cells", loaded.model, told)
+        self.store = Store(cells, told)
         self._draws: dict[tuple[str, int], Samples] = {}
 
     @property
@@ -118,27 +119,15 @@ class Lab:
 
     def scores(self, task: str, measure: str, seed: int = 0) -> Scores:
         """Of ``measure``, on the samples of a seed."""
+        if seed == 0:
+            return self.work.scores(task, measure)
         samples = self.draw(task, seed)
-
-        def measured() -> Scores:
-            return scores_by_name(self.loaded, samples, measure, progress=False)
-
-        if measure in DIAGNOSTICS:
-            return self._diagnosed(task, samples)[measure]
-        return self.store.cell(f"{task} {measure}", (measure, samples.hash), Scores, measured)
-
-    def _diagnosed(self, task: str, samples: Samples) -> dict[str, Scores]:
-        """All diagnostics, which are measured together."""
-        found: dict[str, Scores] = {}
-
-        def measured(name: str) -> Scores:
-            found.update(found or diagnose(self.loaded, samples, progress=False))
-            return found[name]
-
-        return {
-            name: self.store.cell(f"{task} {name}", (name, samples.hash), Scores, lambda n=name: measured(n))  # type: ignore[misc]
-            for name in DIAGNOSTICS
-        }
+        return self.store.cell(
+            f"{task} {measure} {seed}",
+            (measure, samples.hash),
+            Scores,
+            lambda: scores_by_name(self.loaded, samples, measure, progress=False),
+        )
 
     def plan(self, method: str, task: str, seed: int = 0, **knobs: Any) -> Plan:
         """The plan of a published method; knobs that are not given are the paper's at this model's depth.
@@ -160,7 +149,9 @@ class Lab:
 
         return list(self.store.cell(f"{task} dense", ("dense", test.hash, batch), Words, answered).words)
 
-    def answers(self, name: str, task: str, plan: Plan, *, setting: str = "", draw: int = 0, side: float = 1) -> Outcome:
+    def answers(
+        self, name: str, task: str, plan: Plan, *, setting: str = "", draw: int = 0, side: float = 1
+    ) -> Outcome:
         """Under ``plan``, on images whose sides are the share ``side`` of their own."""
         entry, test = Entry(plan, side), self.work.test[task]
 
@@ -200,6 +191,8 @@ class Lab:
         """The answers to every task, each under its own plan."""
         return tuple(self.answers(name, task, plan(task), setting=setting, draw=draw) for task in self.tasks)
 
-    def numbers(self, name: str, parts: tuple[Any, ...], measure: Callable[[], dict[str, tuple[float, ...]]]) -> dict[str, tuple[float, ...]]:
+    def numbers(
+        self, name: str, parts: tuple[Any, ...], measure: Callable[[], dict[str, tuple[float, ...]]]
+    ) -> dict[str, tuple[float, ...]]:
         """Other measurements, by name."""
         return self.store.cell(name, parts, Numbers, lambda: Numbers(values=measure())).values

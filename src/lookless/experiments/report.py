@@ -44,7 +44,9 @@ class Table(BaseModel):
     def _printed(self, value: Value, head: str) -> str:
         scale, digits = (100, 1) if head.endswith("%") else (1, self.digits)
         if isinstance(value, Estimate):
-            return f"{scale * value.value:.{digits}f} ({scale * value.low:.{digits}f} to {scale * value.high:.{digits}f})"
+            return (
+                f"{scale * value.value:.{digits}f} ({scale * value.low:.{digits}f} to {scale * value.high:.{digits}f})"
+            )
         if isinstance(value, float):
             return f"{scale * value:.{digits}f}"
         return "-" if value is None else str(value)

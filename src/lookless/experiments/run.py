@@ -55,17 +55,20 @@ def run_experiment(experiment: Experiment, lab: Lab) -> Report:
 
 @contextmanager
 def telling(what: str) -> Iterator[Callable[[str], None]]:
-    """A line on standard error, on a terminal, that says which cell is being measured, and how many were."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    count = 0
-    with console.status(what) as status:
+    """A line on standard error, on a terminal, that says which cell is being measured, and the how manieth it is. (No
+    live display, as calibration has a bar of its own.)"""
+    console, count = Console(stderr=True), 0
 
-        def told(cell: str) -> None:
-            nonlocal count
-            count += 1
-            status.update(f"{what}: {cell.strip()} (cell {count} of this run)")
+    def told(cell: str) -> None:
+        nonlocal count
+        count += 1
+        if console.is_terminal:
+            line = f"{what}, cell {count}: {cell.strip()}"
+            console.file.write(f"\r\x1b[K{line[: console.width - 1]}")
+            console.file.flush()
 
+    try:
         yield told
+    finally:
+        if console.is_terminal:
+            console.file.write("\r\x1b[K")

@@ -35,16 +35,15 @@ class Numbers(BaseModel):
 
 class Store:
     """A folder of cells of one model. What a cell depends on is in the name of its file, so that no cell is mistaken
-    for one of other samples, another plan, or other weights.
+    for one of other samples or another plan.
 
     Args:
         folder: is made when the first cell is written.
-        model: its weights are in the names.
         told: is called with the name of each cell before it is measured.
     """
 
-    def __init__(self, folder: Path, model: nn.Module, told: Callable[[str], None] = lambda _: None) -> None:
-        self.folder, self._model, self._told = folder, fingerprint(model), told
+    def __init__(self, folder: Path, told: Callable[[str], None] = lambda _: None) -> None:
+        self.folder, self._told = folder, told
 
     def cell(self, name: str, parts: tuple[Any, ...], kind: type[Cell], measure: Callable[[], Cell]) -> Cell:
         """The cell ``name`` of what ``parts`` say it depends on; measured if there is none.
@@ -52,7 +51,7 @@ class Store:
         Raises:
             LooklessError: the file of the cell is damaged, or of a newer lookless.
         """
-        digest = hashlib.sha256(repr((self._model, *parts)).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
         path = self.folder / f"{plain(name)}.{digest}.json"
         if path.exists():
             return files.load(path, kind, LooklessError, SCHEMA_VERSION)
@@ -68,9 +67,9 @@ def plain(name: str) -> str:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """sha256 of the names, shapes and first numbers of all parameters: another checkpoint has another."""
+    """sha256 of the names, shapes and first numbers of all parameters, 12 hex digits: another checkpoint has another."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         first = parameter.detach().flatten()[:16].float().cpu().numpy()
         digest.update(repr((name, tuple(parameter.shape), str(parameter.dtype))).encode() + first.tobytes())
-    return digest.hexdigest()
+    return digest.hexdigest()[:12]

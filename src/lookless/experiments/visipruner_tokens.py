@@ -1,0 +1,246 @@
+"""Where VisiPruner filters and exits, what it keeps, and how much attention work it removes: arXiv 2510.17205.
+
+Prompt by prompt, on calibration samples. Rows are counted where they run. The stock model beside it: how far the last
+token's attention output turns without its most important visual token (the filter's test), and how few tokens make up
+nine tenths of what the image gives it.
+"""
+
+from __future__ import annotations
+
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..calibration.attention_maps import eager_attention
+from ..calibration.replay import visual_prompts
+from ..cells import Filter
+from ..plan import Plan
+from ..runtime.families import locate
+from ..runtime.patching import apply
+from ..runtime.tracing import trace
+from .charts import Line, curves_figure
+from .claims import counted
+from .definition import Experiment
+from .hooks import removed
+from .lab import Lab
+from .report import Finding, Found, Table
+
+TURN, FEW = "turn without the most important token (1 - cos)", "tokens for nine tenths"
+MOST = 0.9
+
+
+def run(lab: Lab) -> Found:
+    plan = lab.plan("visipruner", lab.tasks[0])
+    traced = {task: _traced(lab, task, plan) for task in lab.tasks}
+    read = {task: _read(lab, task) for task in lab.tasks}
+    first = next(layer for layer, row in enumerate(plan.layers) if isinstance(row.keep, Filter))
+    by_task = {task: _summary(lab, each, first) for task, each in traced.items()}
+    tables = (
+        Table(
+            title="By task, mean over prompts",
+            heads=(
+                "task",
+                "filtered, %",
+                "filter layer",
+                "tokens kept",
+                "of",
+                "withdrawn, %",
+                "exit layer",
+                "attention work removed, %",
+            ),
+            rows=tuple((lab.short[task], *row) for task, row in by_task.items()),
+            note="Layers: of prompts that were filtered, or withdrawn. Attention work: pairs of query and key, one of them visual.",
+            digits=1,
+        ),
+        Table(
+            title="The stock model, mean of the tasks",
+            heads=("layer", TURN, f"{FEW} of what the image gives the last token"),
+            rows=tuple(
+                (i, *(fmean(fmean(read[t][f"{name} {i}"]) for t in lab.tasks) for name in (TURN, FEW)))
+                for i in range(lab.layers)
+            ),
+        ),
+    )
+    layers = [*range(lab.layers)]
+    panels = {
+        "visual tokens left, share": {
+            lab.short[task]: Line(layers, [fmean(each[f"alive {i}"]) / lab.work.visual for i in layers])
+            for task, each in traced.items()
+        },
+        TURN: {lab.short[task]: Line(layers, [fmean(read[task][f"{TURN} {i}"]) for i in layers]) for task in lab.tasks},
+    }
+    figure = curves_figure(
+        panels,
+        title="VisiPruner, layer by layer, and what its filter looks at",
+        x="decoder layer",
+        y="",
+        share=False,
+        columns=2,
+    )
+    return Found(tables, _findings(lab, by_task, read), figure)
+
+
+def _summary(lab: Lab, traced: dict[str, tuple[float, ...]], first: int) -> tuple[Any, ...]:
+    """A row of the first table."""
+    visual = traced["visual"]
+    prompts = range(len(visual))
+    alive = [[traced[f"alive {i}"][p] for i in range(lab.layers)] for p in prompts]
+    filters = [_first(alive[p], first, lambda a, p=p: a < visual[p]) for p in prompts]  # type: ignore[misc]
+    exits = [_first(alive[p], first, lambda a: a == 0) for p in prompts]
+    kept = [alive[p][at] for p, at in zip(prompts, filters, strict=True) if at is not None]
+    done, gone = ([at for at in found if at is not None] for found in (filters, exits))
+    work = 1 - sum(traced["pairs"]) / sum(traced["dense pairs"])
+    return (
+        len(done) / len(visual),
+        fmean(done) if done else None,
+        fmean(kept) if kept else None,
+        fmean(visual),
+        len(gone) / len(visual),
+        fmean(gone) if gone else None,
+        work,
+    )
+
+
+def _first(alive: list[float], start: int, found: Any) -> int | None:
+    return next((layer for layer in range(start, len(alive)) if found(alive[layer])), None)
+
+
+def _traced(lab: Lab, task: str, plan: Plan) -> dict[str, tuple[float, ...]]:
+    samples = lab.draw(task)
+    return lab.numbers(f"{task} visipruner", ("traced", plan.hash, samples.hash), lambda: _trace(lab, task, plan))
+
+
+@torch.no_grad()
+def _trace(lab: Lab, task: str, plan: Plan) -> dict[str, tuple[float, ...]]:
+    """Of each prompt: its visual tokens, those alive in each layer, and its pairs with a visual token in them."""
+    model, found = lab.loaded.model, {"visual": [], "pairs": [], "dense pairs": []}  # type: ignore[var-annotated]
+    found |= {f"alive {i}": [] for i in range(lab.layers)}
+    for prompt in visual_prompts(lab.loaded, lab.draw(task), "", "last", False):
+        visual, text = prompt.lengths
+        with apply(model, plan), trace(model) as counted:
+            model(**prompt.inputs, logits_to_keep=1)
+        alive = _alive(plan, counted.layers, visual, text)
+        found["visual"].append(float(visual))
+        found["dense pairs"].append(float(lab.layers * ((visual + text) ** 2 - text**2)))
+        found["pairs"].append(
+            float(sum(_pairs(row, rows, text) for row, rows in zip(plan.live().layers, counted.layers, strict=True)))
+        )
+        for layer, count in enumerate(alive):
+            found[f"alive {layer}"].append(float(count))
+    return {name: tuple(values) for name, values in found.items()}
+
+
+def _alive(plan: Plan, counted: list[dict[str, int]], visual: int, text: int) -> list[int]:
+    """Living visual tokens by layer: key rows beside text, where keys are read; before the filter, all."""
+    alive, left = [], visual
+    for row, rows in zip(plan.layers, counted, strict=True):
+        if isinstance(row.keep, Filter):
+            left = rows["key"] - text
+        alive.append(left)
+    return alive
+
+
+def _pairs(row: Any, rows: dict[str, int], text: int) -> int:
+    """Query times key of one layer, without those of text and text."""
+    visual_queries, alive = rows["query"] - text, rows["key"] - text
+    read_by_text = 0 if row.visible.skips else text * alive
+    return read_by_text + visual_queries * rows["key"]
+
+
+def _read(lab: Lab, task: str) -> dict[str, tuple[float, ...]]:
+    samples = lab.draw(task)
+    return lab.numbers(f"{task} contributions", ("contributions", samples.hash), lambda: _contributions(lab, task))
+
+
+@torch.no_grad()
+def _contributions(lab: Lab, task: str) -> dict[str, tuple[float, ...]]:
+    """Of each layer and prompt of the stock model: :data:`TURN` and :data:`FEW`."""
+    located = locate(lab.loaded.model)
+    found: dict[str, list[float]] = {f"{name} {i}": [] for name in (TURN, FEW) for i in range(lab.layers)}
+    for prompt in visual_prompts(lab.loaded, lab.draw(task), "", "last", False):
+        values: list[Tensor] = []
+        hooks = []
+        for index, layer in enumerate(located.layers):
+
+            def weigh(
+                module: Any, args: Any, output: tuple[Tensor, Tensor], index: int = index, prompt: Any = prompt
+            ) -> None:
+                turn, few = concentration(output[1][0, :, -1], values.pop()[0], prompt.visual, module.head_dim)
+                found[f"{TURN} {index}"].append(turn)
+                found[f"{FEW} {index}"].append(few)
+
+            def keep(module: nn.Module, args: Any, output: Tensor) -> None:
+                values.append(output)
+
+            hooks.append(layer.self_attn.v_proj.register_forward_hook(keep))  # type: ignore[union-attr]
+            hooks.append(layer.self_attn.register_forward_hook(weigh))  # type: ignore[union-attr]
+        with removed(hooks), eager_attention(located):
+            located.inner(**prompt.inputs, use_cache=False)
+    return {name: tuple(each) for name, each in found.items()}
+
+
+def concentration(weights: Tensor, value: Tensor, visual: Tensor, head_dim: int) -> tuple[float, float]:
+    """How far the attention's output turns at the most without one visual token, and how many visual tokens make up nine
+    tenths of the lengths of their contributions.
+
+    Args:
+        weights: of one query row, ``[heads, keys]``.
+        value: ``[keys, kv_heads * head_dim]``.
+        visual: bool ``[keys]``.
+    """
+    heads, keys = weights.shape
+    value = value.float().view(keys, -1, head_dim).transpose(0, 1)
+    each = (weights.float()[..., None] * value.repeat_interleave(heads // len(value), dim=0)).transpose(0, 1).flatten(1)
+    whole, mine = each.sum(0), each[visual.to(each.device)]
+    turn = 1 - F.cosine_similarity(whole - mine, whole[None], dim=-1).amin()
+    lengths = mine.norm(dim=-1).sort(descending=True).values.cumsum(0)
+    few = int((lengths < MOST * lengths[-1]).sum()) + 1
+    return float(turn), float(few)
+
+
+def _findings(
+    lab: Lab, by_task: dict[str, tuple[Any, ...]], read: dict[str, dict[str, tuple[float, ...]]]
+) -> tuple[Finding, ...]:
+    kept = [row[2] for row in by_task.values() if row[2] is not None]
+    gone = [row[4] for row in by_task.values()]
+    exits = [row[5] for row in by_task.values() if row[5] is not None]
+    work = [row[6] for row in by_task.values()]
+    filtered = fmean(row[0] for row in by_task.values())
+    few = min(fmean(fmean(read[t][f"{FEW} {i}"]) for t in lab.tasks) for i in range(lab.layers)) / lab.work.visual
+    share = fmean(kept) / lab.work.visual if kept else None
+    return (
+        counted(
+            "Sec. 4",
+            "the filter keeps 10.3 of 576 tokens (here: at most a twentieth)",
+            f"{100 * filtered:.0f} % of the prompts are filtered"
+            + (f", and {fmean(kept):.1f} of {lab.work.visual} tokens kept." if kept else "."),
+            share is not None and share <= 0.05,
+        ),
+        counted(
+            "Sec. 4",
+            "all visual tokens leave before the end (layer 23.9 of 32; here: in most prompts)",
+            f"{100 * fmean(gone):.0f} % of the prompts exit"
+            + (f", at layer {fmean(exits):.1f} of {lab.layers}." if exits else "."),
+            fmean(gone) > 0.5,
+        ),
+        counted(
+            "abstract",
+            "99 % of the attention work that visual tokens cause is removed (here: 95 % or more)",
+            f"{100 * fmean(work):.1f} %, by task {100 * min(work):.1f} to {100 * max(work):.1f} %.",
+            fmean(work) >= 0.95,
+        ),
+        counted(
+            "abstract",
+            "a few tokens carry the fusion (here: in some layer a tenth of them makes up nine tenths)",
+            f"at the least {100 * few:.0f} % of the tokens.",
+            few <= 0.1,
+        ),
+    )
+
+
+EXPERIMENT = Experiment(
+    run, "2510.17205", "where it filters and exits, what is kept, what is removed", "Sec. 4; abstract"
+)
