@@ -13,7 +13,7 @@ from .common import Device, Dtype, Json, Revision, app, one_sentence, out, print
 if TYPE_CHECKING:
     from ..experiments.report import Report
 
-Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="Of an experiment, or `all`; without one: list them.")]
+Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="Of an experiment, or `all`; without: list them.")]
 Model = Annotated[
     str, typer.Argument(metavar="[MODEL]", help="`reference`, `reference-qwen3-vl`, a local folder, or a hub id.")
 ]

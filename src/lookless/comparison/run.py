@@ -14,7 +14,7 @@ from typing import Literal
 
 from .. import files
 from ..errors import LooklessError, PlanError, first_line
-from ..evaluation import Evaluation, evaluate, normal
+from ..evaluation import Answer, evaluate, normal
 from ..loading import Loaded
 from ..methods import Method
 from ..progress import track
@@ -167,14 +167,13 @@ def _outcome(work: Workspace, who: Contestant, setting: Setting, task: str, draw
         kept=work.kept(entry),
         kept_papers=work.kept_papers(entry),
         kept_live=work.kept(entry) * work.stock / work.lean,
-        **per_question(found),
+        **per_question(found.answers),
     )
 
 
-def per_question(found: Evaluation) -> dict[str, tuple[bool, ...]]:
-    """Of an evaluation under a plan: whether each answer is right, whether the dense model's is, and whether the two are
-    the same."""
-    each = [(normal(a.expected), normal(a.plan or ""), normal(a.dense)) for a in found.answers]
+def per_question(answers: Sequence[Answer]) -> dict[str, tuple[bool, ...]]:
+    """Of answers under a plan: whether each is right, whether the dense model's is, and whether the two agree."""
+    each = [(normal(a.expected), normal(a.plan or ""), normal(a.dense)) for a in answers]
     return {
         "right": tuple(planned == expected for expected, planned, _ in each),
         "dense": tuple(dense == expected for expected, _, dense in each),

@@ -1,4 +1,4 @@
-"""Diagnostics on the stock model, for what no plan can say. They change the prefill alone, and nothing is saved by them.
+"""Diagnostics on the stock model, for what no plan can say. They change the prefill alone, and save nothing.
 
 A plan knows visual tokens only, and skips or reduces. What a paper's control needs beyond that (adding something else,
 reducing text) is a hook on the model's own modules, within a ``with``.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,8 @@ from ..runtime.families import Located, locate
 
 @dataclass
 class Prompt:
-    """Of the call that is running: which tokens are visual and which are no padding, bool ``[batch, sequence]``; None in
-    a decode step."""
+    """Of the call that is running: which tokens are visual and which are no padding, bool ``[batch, sequence]``; None
+    in a decode step."""
 
     visual: Tensor | None = None
     real: Tensor | None = None
@@ -51,7 +52,7 @@ def watched(loaded: Loaded) -> Iterator[tuple[Located, Prompt]]:
 
 
 @contextmanager
-def removed(hooks: list) -> Iterator[None]:  # type: ignore[type-arg]
+def removed(hooks: list[Any]) -> Iterator[None]:
     """``hooks`` in force inside, and gone after it."""
     try:
         yield

@@ -16,11 +16,11 @@ from ..comparison.run import per_question
 from ..comparison.workspace import Workspace
 from ..data import Samples, load_data
 from ..errors import DataError
-from ..evaluation import compared, dense_answers, evaluate
+from ..evaluation import Answer, dense_answers, evaluate
 from ..geometry import Geometry
 from ..loading import Loaded
 from ..methods import METHODS
-from ..plan import Plan, Provenance
+from ..plan import Plan
 from ..scores import Scores
 from .store import Numbers, Store, Words, fingerprint
 
@@ -129,15 +129,16 @@ class Lab:
             lambda: scores_by_name(self.loaded, samples, measure, progress=False),
         )
 
-    def plan(self, method: str, task: str, seed: int = 0, **knobs: Any) -> Plan:
-        """The plan of a published method; knobs that are not given are the paper's at this model's depth.
+    def plan(self, method: str, task: str, draw: int = 0, **knobs: Any) -> Plan:
+        """The plan of a published method, by the calibration samples of a draw. Knobs that are not given are the
+        paper's, at this model's depth.
 
         Raises:
             PlanError: a knob is out of the method's range.
         """
         chosen = METHODS[method]
         fixed = chosen.prompt_arguments(self.work.visual, self.work.text) if chosen.prompt_arguments else {}
-        scores = {measure: self.scores(task, measure, seed) for measure in chosen.measures}
+        scores = {measure: self.scores(task, measure, draw) for measure in chosen.measures}
         return chosen.build(self.geometry, scores, **{**fixed, **knobs})
 
     def dense(self, task: str) -> list[str]:
@@ -153,43 +154,80 @@ class Lab:
         self, name: str, task: str, plan: Plan, *, setting: str = "", draw: int = 0, side: float = 1
     ) -> Outcome:
         """Under ``plan``, on images whose sides are the share ``side`` of their own."""
-        entry, test = Entry(plan, side), self.work.test[task]
+        entry = Entry(plan, side)
+        words = self.words(name, task, entry)
+        return self._outcome(name, task, setting, draw, words, self._kept(entry), self.work.kept_papers(entry))
 
-        def answered() -> Outcome:
-            dense = self.dense(task)
+    def words(self, name: str, task: str, entry: Entry) -> tuple[str, ...]:
+        """The answers themselves."""
+        test, batch = self.work.test[task], self.sizes.batch
+
+        def answered() -> Words:
             with entry.images(self.loaded) as loaded:
-                found = evaluate(loaded, test, plan, batch=self.sizes.batch, dense=dense, progress=False)
-            kept = self.work.kept(entry)
-            prices = {"kept_papers": self.work.kept_papers(entry), "kept_live": kept * self.work.stock / self.work.lean}
-            return Outcome(method="", setting="", task=task, kept=kept, **prices, **per_question(found))
+                found = evaluate(loaded, test, entry.plan, batch=batch, dense=self.dense(task), progress=False)
+            return Words(words=tuple(answer.plan or "" for answer in found.answers))
 
-        parts = ("answers", test.hash, plan.hash, side, self.sizes.batch)
-        found = self.store.cell(f"{task} {name} {setting}", parts, Outcome, answered)
-        return found.model_copy(update={"method": name, "setting": setting, "task": task, "draw": draw})
+        assert entry.plan is not None
+        parts = ("answers", test.hash, entry.plan.hash, entry.side, batch)
+        return self.store.cell(f"{task} {name}", parts, Words, answered).words
 
     def answers_with(self, name: str, task: str, hooks: Hooks, *, setting: str = "") -> Outcome:
         """Of the stock model with a diagnostic on it, which ``name`` and ``setting`` describe wholly; nothing is saved
-        by it, so it has no price."""
-        test = self.work.test[task]
+        by it, so that it has the stock model's price."""
+        test, batch = self.work.test[task], self.sizes.batch
 
-        def answered() -> Outcome:
-            dense = self.dense(task)
+        def answered() -> Words:
             with hooks():
-                planned = dense_answers(self.loaded, test, self.sizes.batch, MAX_NEW_TOKENS, False)
-            found = compared(self.loaded.name, test, dense, planned, Provenance())
-            return Outcome(
-                method="", setting="", task=task, kept=1.0, kept_papers=None, kept_live=1.0, **per_question(found)
-            )
+                return Words(words=tuple(dense_answers(self.loaded, test, batch, MAX_NEW_TOKENS, False)))
 
-        parts = ("diagnostic", name, setting, test.hash, self.sizes.batch)
-        found = self.store.cell(f"{task} {name} {setting}", parts, Outcome, answered)
-        return found.model_copy(update={"method": name, "setting": setting, "task": task})
+        parts = ("diagnostic", name, setting, test.hash, batch)
+        words = self.store.cell(f"{task} {name}", parts, Words, answered).words
+        return self._outcome(name, task, setting, 0, words, 1.0, None)
+
+    def _kept(self, entry: Entry) -> float:
+        """The share of FLOPs that runs; where it is traced, a cell, which depends on the prompts that are traced."""
+        assert entry.plan is not None
+        if entry.plan.is_static:
+            return self.work.kept(entry)
+        parts = ("kept", entry.plan.hash, tuple(samples.hash for samples in self.work.calibration.values()))
+        return self.numbers("FLOPs", parts, lambda: {"kept": (self.work.kept(entry),)})["kept"][0]
+
+    def _outcome(
+        self,
+        name: str,
+        task: str,
+        setting: str,
+        draw: int,
+        words: Sequence[str],
+        kept: float,
+        kept_papers: float | None,
+    ) -> Outcome:
+        pairs = zip(self.work.test[task], self.dense(task), words, strict=True)
+        each = [Answer(question=s.question, expected=s.answer, dense=dense, plan=plan) for s, dense, plan in pairs]
+        return Outcome(
+            method=name,
+            setting=setting,
+            task=task,
+            draw=draw,
+            kept=kept,
+            kept_papers=kept_papers,
+            kept_live=kept * self.work.stock / self.work.lean,
+            **per_question(each),
+        )
 
     def on_tasks(
         self, name: str, plan: Callable[[str], Plan], *, setting: str = "", draw: int = 0
     ) -> tuple[Outcome, ...]:
         """The answers to every task, each under its own plan."""
         return tuple(self.answers(name, task, plan(task), setting=setting, draw=draw) for task in self.tasks)
+
+    def method(self, name: str, method: str, *, setting: str = "", draw: int = 0, **knobs: Any) -> tuple[Outcome, ...]:
+        """The answers to every task under a published method, as :meth:`plan` makes it."""
+        return self.on_tasks(name, lambda task: self.plan(method, task, draw, **knobs), setting=setting, draw=draw)
+
+    def everywhere(self, name: str, plan: Plan, *, setting: str = "", draw: int = 0) -> tuple[Outcome, ...]:
+        """The answers to every task, all under one plan."""
+        return self.on_tasks(name, lambda _: plan, setting=setting, draw=draw)
 
     def numbers(
         self, name: str, parts: tuple[Any, ...], measure: Callable[[], dict[str, tuple[float, ...]]]

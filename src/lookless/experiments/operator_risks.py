@@ -34,7 +34,7 @@ def run(lab: Lab) -> Found:
                 (layer, *(risk[layer] for risk in mean.values()), *(named[task][layer] for task in lab.tasks))
                 for layer in range(lab.layers)
             ),
-            note=f"Silent: skipping both risks at most {TAU} nats. Else attention-dominant or ffn-dominant, by what risks more.",
+            note=f"Silent: skipping both risks at most {TAU} nats. Else by the riskier operator.",
         ),
         Table(
             title="Layers by label",
@@ -68,7 +68,7 @@ def _layers(named: tuple[str, ...], label: str) -> str:
 
 
 def _findings(lab: Lab, named: dict[str, tuple[str, ...]], late: int) -> tuple[Finding, ...]:
-    attention, ffn, silent = LABELS
+    _, ffn, silent = LABELS
     tails = {task: all(label == silent for label in each[late:]) for task, each in named.items()}
     middle = [label for each in named.values() for label in each[:late] if label != silent]
     dominant = sum(label == ffn for label in middle)

@@ -43,7 +43,7 @@ def run(lab: Lab) -> Found:
             for layer in range(lab.layers)
         ),
         note="The state turns and the distribution moves when that one update is removed; influence is its first-order "
-        "estimate in the log-probability of the model's own answer. What the last layer does to visual tokens nothing reads.",
+        "estimate in the log-probability of the model's own answer. Nothing reads what the last layer does.",
         digits=5,
     )
     figure = curves_figure(
@@ -84,7 +84,7 @@ def _profile(lab: Lab, task: str, operator: str) -> Profile:
 def _removed(lab: Lab, task: str, operator: str) -> dict[str, tuple[float, ...]]:
     """What the answer loses with each update, mean over samples."""
     located, model = locate(lab.loaded.model), lab.loaded.model
-    cells = LayerPlan(**{operator: Skip()})
+    cells = LayerPlan(attention=Skip()) if operator == "attention" else LayerPlan(ffn=Skip())
     turns: list[list[float]] = [[] for _ in range(lab.layers)]
     shifts: list[list[float]] = [[] for _ in range(lab.layers)]
     with last_states(located) as states:
@@ -106,7 +106,7 @@ def last_states(located: Located) -> Iterator[list[Tensor]]:
     def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         states.append(output.detach().float())
 
-    hook = located.decoder.norm.register_forward_hook(record)  # type: ignore[union-attr]
+    hook = located.decoder.norm.register_forward_hook(record)
     try:
         yield states
     finally:
@@ -124,15 +124,16 @@ def _findings(lab: Lab, operator: str, profile: Profile) -> tuple[Finding, ...]:
     return (
         counted(
             "abstract",
-            f"late updates by visual {operator} stay large and hardly reach the answer (here: in the last third half the "
-            f"size of those before or more, and a tenth of the effect on the answer's state or less)",
+            f"late updates by visual {operator} stay large and hardly reach the answer (here: in the last third half "
+            f"the size of those before or more, and a tenth of the effect on the answer's state or less)",
             f"{size:.2f} of the size and {effect:.3f} of the effect, from layer {late} of {lab.layers} on.",
             size >= 0.5 and effect <= 0.1,
         ),
         counted(
             "abstract",
             f"the size of an update does not tell its effect ({operator}; here: a rank correlation below 0.5)",
-            f"a rank correlation of {agree:.2f} with the movement of the distribution; of the first-order influence {screened:.2f}.",
+            f"a rank correlation of {agree:.2f} with the movement of the distribution; of the first-order influence "
+            f"{screened:.2f}.",
             agree < 0.5,
         ),
     )

@@ -150,7 +150,7 @@ def _recorded(lab: Lab, visual: Tensor, sums: dict[str, list[_Moments]]) -> Iter
                 x = output[0] if isinstance(output, tuple) else output
                 moments.add(x[0, visual.to(x.device)])
 
-            hooks.append(module.register_forward_hook(add))  # type: ignore[union-attr]
+            hooks.append(module.register_forward_hook(add))
     with removed(hooks):
         yield located.inner
 

@@ -26,7 +26,7 @@ def run(lab: Lab) -> Found:
     )
     figure = curves_figure(
         {f"ranked by {by}": lines_of(each) for by, each in curves.items()},
-        title=f"Right answers kept when visual attention is hollow, the visual FFN has a fifth of its neurons, or both ({lab.loaded.name})",
+        title=f"Right answers kept when visual attention, the visual FFN or both are reduced ({lab.loaded.name})",
         x=f"reduced layers, of {lab.layers}",
         y="mean of the tasks' retentions",
         level=1.0,

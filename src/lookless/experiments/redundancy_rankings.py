@@ -9,7 +9,7 @@ from .claims import beats
 from .definition import Experiment
 from .lab import Lab
 from .redundancy import GREEDY, RANKINGS, on_tasks, random
-from .report import Found, Table
+from .report import Finding, Found, Table
 
 RANDOM = "random order"
 COUNTS = (8, 16, 24)
@@ -43,7 +43,7 @@ def run(lab: Lab) -> Found:
     return Found((table, orders), _findings(lab, curves), figure)
 
 
-def _findings(lab: Lab, curves: Curves) -> tuple:
+def _findings(lab: Lab, curves: Curves) -> tuple[Finding, ...]:
     at = lab.scaled(*COUNTS)[-1]
     mine = curves[GREEDY][at]
     return tuple(

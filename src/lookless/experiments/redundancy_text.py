@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,8 +45,8 @@ def text_too(loaded: Loaded, attention: Collection[int], ffn: Collection[int], w
             return _thinned(module, args[0], prompt) if prompt.is_prefill else None
 
         hooks = [
-            *(located.layers[i].self_attn.register_forward_pre_hook(narrowed, with_kwargs=True) for i in attention),  # type: ignore[union-attr]
-            *(located.layers[i].mlp.register_forward_hook(thinned) for i in ffn),  # type: ignore[union-attr]
+            *(located.layers[i].self_attn.register_forward_pre_hook(narrowed, with_kwargs=True) for i in attention),
+            *(located.layers[i].mlp.register_forward_hook(thinned) for i in ffn),
         ]
         with removed(hooks):
             yield
@@ -103,7 +104,7 @@ def _all(lab: Lab, count: int) -> Outcomes:
         orders = [order[:count] for order in one_layer(lab, task)]
         window = window_at(lab.work.visual)
         setting = f"{window}; {orders}"
-        hooks = lambda orders=orders, window=window: text_too(lab.loaded, *orders, window)  # noqa: E731
+        hooks = partial(text_too, lab.loaded, orders[0], orders[1], window)
         found.append(lab.answers_with(ALL, task, hooks, setting=setting))
     return tuple(found)
 

@@ -67,7 +67,7 @@ def plain(name: str) -> str:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """sha256 of the names, shapes and first numbers of all parameters, 12 hex digits: another checkpoint has another."""
+    """Of the names, shapes and first numbers of all parameters, 12 hex digits: another model has another."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         first = parameter.detach().flatten()[:16].float().cpu().numpy()

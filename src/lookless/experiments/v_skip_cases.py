@@ -8,15 +8,14 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
+from ..comparison.entry import Entry
 from ..data import Sample
-from ..evaluation import evaluate
 from ..figures import INK, panels_of
 from .answers import Outcomes
 from .claims import counted
 from .definition import Experiment
 from .lab import Lab
 from .report import Found, Table
-from .store import Words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,23 +52,16 @@ def run(lab: Lab) -> Found:
 def _cases(lab: Lab, task: str) -> list[Case]:
     """Each question with all answers, and which are right."""
     test, dense = lab.work.test[task], lab.dense(task)
-    answers = {"dense": dense, **{name: _answers(lab, task, method) for name, method in METHODS.items()}}
+    answers = {
+        "dense": dense,
+        **{name: [*lab.words(name, task, Entry(lab.plan(method, task)))] for name, method in METHODS.items()},
+    }
     outcomes: Outcomes = tuple(lab.answers(name, task, lab.plan(method, task)) for name, method in METHODS.items())
     right = {"dense": outcomes[0].dense, **{o.method: o.right for o in outcomes}}
     return [
         (sample, {n: each[i] for n, each in answers.items()}, {n: bool(each[i]) for n, each in right.items()})
         for i, sample in enumerate(test)
     ]
-
-
-def _answers(lab: Lab, task: str, method: str) -> list[str]:
-    test, plan, batch = lab.work.test[task], lab.plan(method, task), lab.sizes.batch
-
-    def answered() -> Words:
-        found = evaluate(lab.loaded, test, plan, batch=batch, dense=lab.dense(task), progress=False)
-        return Words(words=tuple(answer.plan or "" for answer in found.answers))
-
-    return list(lab.store.cell(f"{task} words {method}", ("words", test.hash, plan.hash, batch), Words, answered).words)
 
 
 def _differs(case: Case) -> int:

@@ -16,16 +16,11 @@ FASTV, BOTH, V_SKIP = "FastV", "FastV + V-Skip", "V-Skip"
 def run(lab: Lab) -> Found:
     [count], [layer] = lab.scaled(19), lab.scaled(3)
     layer = max(1, layer)
-    alone = lab.on_tasks(V_SKIP, lambda task: lab.plan("v-skip", task, layers=count))
-    curves: dict[str, dict[float, Outcomes]] = {FASTV: {}, BOTH: {}}
-    for keep in KEPT:
-        fastv = lab.plan("fastv", lab.tasks[0], layer=layer, keep=keep)
-        curves[FASTV][keep] = lab.on_tasks(FASTV, lambda _, plan=fastv: plan, setting=f"{keep}")  # type: ignore[misc]
-        curves[BOTH][keep] = lab.on_tasks(
-            BOTH,
-            lambda task, plan=fastv: plan | lab.plan("v-skip", task, layers=count),  # type: ignore[misc]
-            setting=f"{keep}",
-        )
+    alone = lab.method(V_SKIP, "v-skip", layers=count)
+    curves: dict[str, dict[float, Outcomes]] = {
+        FASTV: {keep: lab.method(FASTV, "fastv", setting=f"{keep}", layer=layer, keep=keep) for keep in KEPT},
+        BOTH: {keep: _both(lab, layer, keep, count) for keep in KEPT},
+    }
     table = Table(
         title=f"FastV before layer {layer}, V-Skip in {count} of {lab.layers} layers",
         heads=("method", "tokens kept", *HEADS),
@@ -53,6 +48,11 @@ def run(lab: Lab) -> Found:
         level=1.0,
     )
     return Found((table,), findings, figure)
+
+
+def _both(lab: Lab, layer: int, keep: float, count: int) -> Outcomes:
+    fastv = lab.plan("fastv", lab.tasks[0], layer=layer, keep=keep)
+    return lab.on_tasks(BOTH, lambda task: fastv | lab.plan("v-skip", task, layers=count), setting=f"{keep}")
 
 
 def _with_start(curves: Curves, alone: Outcomes) -> Curves:

@@ -7,6 +7,8 @@ alone issues queries: of n^2 scores T n are left, a factor of Nv / Nt + 1. Rows 
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -17,36 +19,54 @@ from ..comparison.timing import shares
 from ..plan import Plan
 from ..runtime.patching import apply
 from ..runtime.tracing import trace
-from .answers import Outcomes
+from .answers import Outcomes, each_draw
 from .charts import Line, curves_figure
 from .claims import counted, keeps
 from .definition import Experiment
 from .lab import Lab
-from .report import Finding, Found, Table
+from .report import Finding, Found, Table, Value
 
-DENSE, V_SKIP = "dense", "V-Skip"
 NEAR = 0.02  #: of a share of time that may be noise
+DENSE_MS = "dense ms"
+
+
+@dataclass(frozen=True)
+class Priced:
+    """One method: its plan for the first task, the answers to all, and its prices as shares of the stock model's.
+
+    Attributes:
+        tflops: as papers count.
+        scores: query rows times key rows, of each layer.
+        time: of the prefill.
+    """
+
+    plan: Plan
+    outcomes: Outcomes
+    tflops: float
+    scores: list[int]
+    time: float
 
 
 def run(lab: Lab) -> Found:
     [count], [last] = lab.scaled(19), lab.scaled(16)
-    task = lab.tasks[0]
+    full = Plan.full(lab.geometry)
     plans = {
-        V_SKIP: lambda t: lab.plan("v-skip", t, layers=count),
-        "ShortV": lambda t: lab.plan("shortv", t, layers=count),
-        "VTW": lambda t: lab.plan("vtw", t, after=min(last, lab.layers - 2)),
+        "dense": full,
+        "V-Skip": lab.plan("v-skip", lab.tasks[0], layers=count),
+        "ShortV": lab.plan("shortv", lab.tasks[0], layers=count),
+        "VTW": lab.plan("vtw", lab.tasks[0], after=min(last, lab.layers - 2)),
     }
-    outcomes: dict[str, Outcomes] = {name: lab.on_tasks(name, plan) for name, plan in plans.items()}
-    first = {name: plan(task) for name, plan in plans.items()}
-    times = _times(lab, first)
-    scores = {name: _pairs(lab, plan) for name, plan in {DENSE: Plan.full(lab.geometry), **first}.items()}
-    dense = flops.prefill(lab.geometry, visual=lab.work.visual, text=lab.work.text).total_tflops
-    rows: list[tuple] = [(DENSE, dense, 1.0, 1.0, times["dense ms"], 1.0, None)]
-    for name, plan in first.items():
-        price = flops.prefill(lab.geometry, visual=lab.work.visual, text=lab.work.text, plan=plan).total_tflops
-        share = times[name]
-        kept = retention_by_task(outcomes[name])
-        rows.append((name, price, price / dense, scores[name] / scores[DENSE], times["dense ms"] * share, share, kept))
+    outcomes = {
+        "dense": lab.everywhere("dense", full),
+        "V-Skip": lab.method("V-Skip", "v-skip", layers=count),
+        "ShortV": lab.method("ShortV", "shortv", layers=count),
+        "VTW": lab.everywhere("VTW", plans["VTW"]),
+    }
+    times = _times(lab, plans)
+    rows = {
+        name: Priced(plan, outcomes[name], _tflops(lab, plan), _scores(lab, plan), times[name])
+        for name, plan in plans.items()
+    }
     table = Table(
         title=f"{lab.work.visual} visual and {lab.work.text} text tokens, batch 1",
         heads=(
@@ -58,90 +78,90 @@ def run(lab: Lab) -> Found:
             "prefill time, %",
             "mean of the tasks' retentions, %",
         ),
-        rows=tuple(rows),
-        note=f"Timed on {_machine(lab)}. Scores: query rows times key rows of the runtime, all layers; dead work is skipped.",
+        rows=tuple((name, *_row(row, rows["dense"], times[DENSE_MS])) for name, row in rows.items()),
+        note=f"Timed on {_machine(lab)}. Scores: query rows times key rows, all layers; dead work is skipped.",
         digits=5,
     )
-    kept = {name: retention_by_task(each) for name, each in outcomes.items()}
-    figure = curves_figure(
+    return Found((table,), _findings(lab, rows["V-Skip"], rows["dense"]), _figure(lab, rows))
+
+
+def _row(row: Priced, dense: Priced, dense_ms: float) -> tuple[Value, ...]:
+    share, scores = row.tflops / dense.tflops, sum(row.scores) / sum(dense.scores)
+    return (row.tflops, share, scores, dense_ms * row.time, row.time, retention_by_task(row.outcomes))
+
+
+def _figure(lab: Lab, rows: Mapping[str, Priced]):  # type: ignore[no-untyped-def]
+    def points(price: Mapping[str, float]) -> dict[str, Line]:
+        return {name: Line([price[name]], each_draw(row.outcomes) or [0.0]) for name, row in rows.items()}
+
+    return curves_figure(
         {
-            f"{lab.loaded.name}, {'time' if by else 'FLOPs'}": {
-                name: Line([times[name] if by else rows[i + 1][2]], [kept_.value if kept_ else 0.0])
-                for i, (name, kept_) in enumerate(kept.items())
-            }
-            for by in (False, True)
+            "by FLOPs, papers' count": points({n: r.tflops / rows["dense"].tflops for n, r in rows.items()}),
+            "by the prefill's time": points({n: r.time for n, r in rows.items()}),
         },
-        title="Right answers kept by price",
+        title=f"Right answers kept by price ({lab.loaded.name})",
         x="share of the stock prefill's",
         y="mean of the tasks' retentions",
         level=1.0,
         columns=2,
     )
-    return Found((table,), _findings(lab, first[V_SKIP], outcomes[V_SKIP], times, rows), figure)
 
 
 def _machine(lab: Lab) -> str:
     device = next(lab.loaded.model.parameters()).device
-    return f"{device} ({platform.machine()}, {torch.get_num_threads()} threads)"
+    return f"{device} ({platform.machine()}, threads: {torch.get_num_threads()})"
 
 
-def _times(lab: Lab, plans: dict[str, Plan]) -> dict[str, float]:
+def _tflops(lab: Lab, plan: Plan) -> float:
+    return flops.prefill(lab.geometry, visual=lab.work.visual, text=lab.work.text, plan=plan).total_tflops
+
+
+def _times(lab: Lab, plans: Mapping[str, Plan]) -> dict[str, float]:
+    """Shares of the stock model's time by name, and its milliseconds."""
+    timed = {name: plan for name, plan in plans.items() if not plan.is_full}
+
     def measured() -> dict[str, tuple[float, ...]]:
-        found, dense = shares(lab.work, [Entry(plan) for plan in plans.values()], 1, repeats=11, warm_up=2)
-        return {**{name: (share,) for name, share in zip(plans, found, strict=True)}, "dense ms": (dense,)}
+        found, dense = shares(lab.work, [Entry(plan) for plan in timed.values()], 1, repeats=11, warm_up=2)
+        return {**{name: (share,) for name, share in zip(timed, found, strict=True)}, DENSE_MS: (dense,)}
 
-    parts = ("times", tuple(plan.hash for plan in plans.values()), lab.work.test[lab.tasks[0]].hash, _machine(lab))
-    return {name: value for name, (value,) in lab.numbers("latency", parts, measured).items()}
+    parts = ("times", tuple(plan.hash for plan in timed.values()), lab.work.test[lab.tasks[0]].hash, _machine(lab))
+    found = lab.numbers("latency", parts, measured)
+    return {"dense": 1.0, **{name: values[0] for name, values in found.items()}}
 
 
-@torch.no_grad()
-def _pairs(lab: Lab, plan: Plan) -> int:
-    """Query rows times key rows of all layers, counted in one prompt."""
+def _scores(lab: Lab, plan: Plan) -> list[int]:
+    """Of each layer in the first prompt, query rows times key rows."""
     inputs = lab.loaded.inputs(lab.work.test[lab.tasks[0]].items[:1])
-    with apply(lab.loaded.model, plan), trace(lab.loaded.model) as counted:
+    with torch.no_grad(), apply(lab.loaded.model, plan), trace(lab.loaded.model) as counted:
         lab.loaded.model(**inputs, logits_to_keep=1)
-    return sum(rows["query"] * rows["key"] for rows in counted.layers)
+    return [rows["query"] * rows["key"] for rows in counted.layers]
 
 
-def _findings(
-    lab: Lab, plan: Plan, outcomes: Outcomes, times: dict[str, float], rows: list[tuple]
-) -> tuple[Finding, ...]:
-    visual, text, layers = lab.work.visual, lab.work.text, lab.layers
-    layer = plan.skipped("attention")[0]
-    fewer = (visual + text) ** 2 / _one_layer(lab, plan, layer)
-    share = times[V_SKIP]
+def _findings(lab: Lab, mine: Priced, dense: Priced) -> tuple[Finding, ...]:
+    skipped = mine.plan.skipped("attention")
+    fewer, wanted = dense.scores[skipped[0]] / mine.scores[skipped[0]], lab.work.visual / lab.work.text + 1
+    left, here = mine.tflops / dense.tflops, f"at {len(skipped)} of {lab.layers} layers"
     return (
         counted(
             "Sec. 3.3",
             "in a layer that skips, attention is Nv / Nt + 1 times cheaper",
-            f"{fewer:.2f} times fewer scores in layer {layer}, and Nv / Nt + 1 is {visual / text + 1:.2f}.",
-            abs(fewer - (visual / text + 1)) < 1e-9,
+            f"{fewer:.2f} times fewer scores in layer {skipped[0]}, and Nv / Nt + 1 is {wanted:.2f}.",
+            abs(fewer - wanted) < 1e-9,
         ),
         counted(
             "Table 3",
-            "19 of 32 layers take a tenth of the FLOPs (8.54 to 7.69 TFLOPs on LLaVA-1.5-7B)",
-            f"{100 * rows[1][2]:.1f} % are left at {len(plan.skipped('attention'))} of {layers} layers.",
-            rows[1][2] <= 0.91,
+            "19 of 32 layers take a tenth of the FLOPs (8.54 to 7.69 TFLOPs on LLaVA-1.5-7B; here: 9 % or more)",
+            f"{100 * left:.1f} % are left {here}.",
+            left <= 0.91,
         ),
         counted(
             "Table 3",
             "the prefill is faster (171.71 to 158.40 ms, 92 %, on an RTX 3090)",
-            f"{100 * share:.1f} % of the stock prefill's time, on {_machine(lab)}.",
-            True if share < 1 - NEAR else False if share > 1 + NEAR else None,
+            f"{100 * mine.time:.1f} % of the stock prefill's time, on {_machine(lab)}.",
+            None if abs(1 - mine.time) <= NEAR else mine.time < 1,
         ),
-        keeps(
-            "Table 3", "nothing is lost (here: 99 % or more)", outcomes, 0.99, f"at 19 of 32 layers' depth of {layers}"
-        ),
+        keeps("Table 3", "nothing is lost (here: 99 % or more)", mine.outcomes, 0.99, here),
     )
-
-
-@torch.no_grad()
-def _one_layer(lab: Lab, plan: Plan, layer: int) -> int:
-    """Scores of a layer of the plan in one prompt."""
-    inputs = lab.loaded.inputs(lab.work.test[lab.tasks[0]].items[:1])
-    with apply(lab.loaded.model, plan), trace(lab.loaded.model) as counted:
-        lab.loaded.model(**inputs, logits_to_keep=1)
-    return counted.layers[layer]["query"] * counted.layers[layer]["key"]
 
 
 EXPERIMENT = Experiment(run, "2606.08511", "FLOPs, milliseconds and answers in one table", "Table 3; Sec. 3.3")

@@ -30,15 +30,17 @@ V_SKIP, FFN, SAME, SHORTV, COSINE, RANDOM, VTW = (
 )
 COUNTS = (0, 4, 8, 16, 19, 21, 24, 28, 32)
 NOTE = (
-    "Draws: of V-Skip, calibrations on other samples; of random layers, other layers. FLOPs of the methods at one number "
-    "of layers differ: an FFN saves more than attention."
+    "Draws: of V-Skip, calibrations on other samples; of random layers, other layers. FLOPs of the methods at one "
+    "number of layers differ: an FFN saves more than attention."
 )
 Made = Callable[[Lab, str, int, int], Plan]
 
 
 def run(lab: Lab) -> Found:
     counts = lab.scaled(*COUNTS)
-    curves = {name: {n: _drawn(lab, name, n) for n in counts if name != VTW or 0 < n < lab.layers} for name in PLANS}
+    curves: dict[str, dict[float, Outcomes]] = {
+        name: {n: _drawn(lab, name, n) for n in counts if name != VTW or 0 < n < lab.layers} for name in PLANS
+    }
     heads = ("method", "layers", *HEADS)
     table = Table(title="Answers kept by the number of layers", heads=heads, rows=curve_rows(curves), note=NOTE)
     figure = curves_figure(

@@ -12,6 +12,7 @@ from statistics import fmean
 import numpy as np
 
 from ..evaluation import Estimate, mean_estimate
+from ..layer_plan import spans
 from .agreement import jaccard
 from .charts import Matrix, matrix_figure
 from .claims import counted
@@ -41,14 +42,13 @@ def run(lab: Lab) -> Found:
         heads=("task", "layers", "layers of all calibrations", "layers of some"),
         rows=tuple((names[task], *_listed(masks[task])) for task in lab.tasks),
     )
-    return Found((similarity, skipped), _findings(lab, masks), matrix_figure(_maps(lab), **_WORDS))
-
-
-_WORDS = {
-    "title": "Layers that skip visual attention (dark), by how many may",
-    "x": "decoder layer",
-    "y": "layers that skip",
-}
+    figure = matrix_figure(
+        _maps(lab),
+        title="Layers that skip visual attention (dark), by how many may",
+        x="decoder layer",
+        y="layers that skip",
+    )
+    return Found((similarity, skipped), _findings(lab, masks), figure)
 
 
 def _maps(lab: Lab) -> dict[str, Matrix]:
@@ -69,10 +69,10 @@ def _within(masks: list[tuple[int, ...]]) -> float:
     return fmean(jaccard(a, b) for a, b in combinations(masks, 2))
 
 
-def _listed(masks: list[tuple[int, ...]]) -> tuple[str, str, str]:
+def _listed(masks: list[tuple[int, ...]]) -> list[str]:
     always = set.intersection(*map(set, masks))
     sometimes = set.union(*map(set, masks)) - always
-    return (*(" ".join(map(str, sorted(layers))) for layers in (masks[0], always, sometimes)),)  # type: ignore[return-value]
+    return [" ".join(spans(sorted(layers))) for layers in (masks[0], always, sometimes)]
 
 
 def _findings(lab: Lab, masks: dict[str, list[tuple[int, ...]]]) -> tuple[Finding, ...]:

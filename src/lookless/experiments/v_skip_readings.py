@@ -1,8 +1,8 @@
 """Three readings of Eq. 6 of arXiv 2606.08511, measured: what a visual token gets where its attention is bypassed.
 
 1. Nothing: the residual stream as it was. The only reading that gives the paper's FLOPs, and the one of this library.
-2. As printed, ``LN(H) + H``: the layer's own normalised input is added. No plan says this, so that it is a diagnostic on
-   the stock model.
+2. As printed, ``LN(H) + H``: the layer's own normalised input is added. No plan says this, so that it is a diagnostic
+   on the stock model.
 3. A "heterogeneous mask": the token attends to itself and to the text before it. ``Window(1)`` is that.
 """
 
@@ -23,6 +23,7 @@ from ..cells import Window
 from ..comparison.statistics import retention_by_task
 from ..layer_plan import LayerPlan
 from ..loading import Loaded
+from ..plan import Plan
 from ..scores import Scores
 from .agreement import jaccard
 from .answers import HEADS, Outcomes, row_of
@@ -49,7 +50,7 @@ def literal(loaded: Loaded, layers: Collection[int]) -> Iterator[None]:
             assert prompt.visual is not None
             return (torch.where(prompt.visual[..., None].to(normed.device), normed, output[0]), *output[1:])
 
-        with removed([located.layers[i].self_attn.register_forward_hook(added, with_kwargs=True) for i in layers]):  # type: ignore[union-attr]
+        with removed([located.layers[i].self_attn.register_forward_hook(added, with_kwargs=True) for i in layers]):
             yield
 
 
@@ -59,7 +60,7 @@ def run(lab: Lab) -> Found:
     chosen = {task: {r: s.lowest(count) for r, s in readings.items()} for task, readings in gains.items()}
     first, second, third = READINGS
 
-    def window(task: str, reading: str):  # type: ignore[no-untyped-def]
+    def window(task: str, reading: str) -> Plan:
         return lab.plan("v-skip", task, layers=0).at(chosen[task][reading], attention=Window(1))
 
     def literally(reading: str) -> Outcomes:

@@ -15,12 +15,12 @@ from ..cells import Skip
 from ..methods.selection import change_lowest
 from ..scores import Scores
 from .agreement import jaccard
-from .answers import HEADS, Curves, curve_rows, lines_of
+from .answers import HEADS, Curves, Outcomes, curve_rows, lines_of
 from .charts import curves_figure
 from .claims import alike
 from .definition import Experiment
 from .lab import Lab
-from .report import Found, Table
+from .report import Finding, Found, Table
 
 GAIN = "visual_information_gain"
 SIZES = (14, 28, 42, 56)
@@ -30,14 +30,13 @@ STRATIFIED, RANDOM = "stratified", "random"
 
 def run(lab: Lab) -> Found:
     [count] = lab.scaled(19)
-    gains = [
-        [row for seed in range(lab.sizes.seeds) for row in lab.scores(t, GAIN, seed).per_sample] for t in lab.tasks
-    ]
+    seeds = range(lab.sizes.seeds)
+    gains = [[row for seed in seeds for row in lab.scores(task, GAIN, seed).per_sample] for task in lab.tasks]
     blank, total = lab.scores(lab.tasks[0], GAIN), sum(map(len, gains))
     whole = _scores(blank, [row for task in gains for row in task]).lowest(count)
     sizes = [size for size in SIZES if size < total] or [max(1, total // 2)]
     agreement: dict[tuple[str, int], float] = {}
-    curves: dict[str, dict[float, tuple]] = {}
+    curves: dict[str, dict[float, Outcomes]] = {}
     for name in (STRATIFIED, RANDOM):
         for size in sizes:
             rng = np.random.default_rng(size)
@@ -45,9 +44,7 @@ def run(lab: Lab) -> Found:
             agreement[name, size] = fmean(jaccard(scores.lowest(count), whole) for scores in drawn)
             plans = [change_lowest(scores, count, attention=Skip()) for scores in drawn[: lab.sizes.seeds]]
             curves.setdefault(name, {})[size] = tuple(
-                o
-                for draw, plan in enumerate(plans)
-                for o in lab.on_tasks(name, lambda _, plan=plan: plan, setting=str(size), draw=draw)  # type: ignore[misc]
+                o for draw, plan in enumerate(plans) for o in lab.everywhere(name, plan, setting=str(size), draw=draw)
             )
     tables = (
         Table(
@@ -60,7 +57,14 @@ def run(lab: Lab) -> Found:
             digits=2,
         ),
     )
-    return Found(tables, _findings(curves, sizes), _figure(lab, curves))
+    figure = curves_figure(
+        {lab.loaded.name: lines_of(curves)},
+        title="Right answers kept by one mask of so many samples (band: lowest to highest draw)",
+        x="samples, of all tasks together",
+        y="mean of the tasks' retentions",
+        level=1.0,
+    )
+    return Found(tables, _findings(curves, sizes), figure)
 
 
 def _drawn(
@@ -80,41 +84,22 @@ def _scores(blank: Scores, rows: list[tuple[float, ...]]) -> Scores:
     return blank.model_copy(update={"per_sample": tuple(rows), "sample_hashes": None, "data": None, "data_hash": None})
 
 
-def _findings(curves: Curves, sizes: list[int]) -> tuple:
+def _findings(curves: Curves, sizes: list[int]) -> tuple[Finding, ...]:
     few, many = min(sizes), max(sizes)
     every = {name: tuple(o for outcomes in points.values() for o in outcomes) for name, points in curves.items()}
+    strata = "random samples are as good as stratified ones"
     return (
-        alike(
-            "Figure 7a",
-            "random samples are as good as stratified ones",
-            every[RANDOM],
-            every[STRATIFIED],
-            "above stratified",
+        alike("Figure 7a", strata, every[RANDOM], every[STRATIFIED], "above stratified"),
+        *(
+            alike(
+                "Figure 7a",
+                f"{few} samples are as good as {many} ({name})",
+                points[few],
+                points[many],
+                f"above {many} samples",
+            )
+            for name, points in curves.items()
         ),
-        alike(
-            "Figure 7a",
-            f"{few} samples are as good as {many} (stratified)",
-            curves[STRATIFIED][few],
-            curves[STRATIFIED][many],
-            f"above {many} samples",
-        ),
-        alike(
-            "Figure 7a",
-            f"{few} samples are as good as {many} (random)",
-            curves[RANDOM][few],
-            curves[RANDOM][many],
-            f"above {many} samples",
-        ),
-    )
-
-
-def _figure(lab: Lab, curves: Curves):  # type: ignore[no-untyped-def]
-    return curves_figure(
-        {lab.loaded.name: lines_of(curves)},
-        title="Right answers kept by one mask of so many samples (band: lowest to highest draw)",
-        x="samples, of all tasks together",
-        y="mean of the tasks' retentions",
-        level=1.0,
     )
 
 

@@ -22,14 +22,10 @@ def run(lab: Lab) -> Found:
     seeds = range(lab.sizes.seeds)
     scores = {task: [lab.scores(task, GAIN, seed) for seed in seeds] for task in lab.tasks}
     agreement = {task: mean_jaccard([s.lowest(count) for s in each]) for task, each in scores.items()}
-    drawn: Outcomes = tuple(
-        o
-        for seed in seeds
-        for o in lab.on_tasks("V-Skip", lambda task, seed=seed: lab.plan("v-skip", task, seed, layers=count), draw=seed)  # type: ignore[misc]
-    )
+    drawn: Outcomes = tuple(o for seed in seeds for o in lab.method("V-Skip", "v-skip", draw=seed, layers=count))
     tables = (
         Table(
-            title=f"{lab.sizes.seeds} calibrations of {lab.sizes.samples} samples each, {count} of {lab.layers} layers",
+            title=f"{lab.sizes.seeds} calibrations of {lab.sizes.samples} samples, {count} of {lab.layers} layers",
             heads=("task", "same layers (mean Jaccard)", "rank correlation of the gains"),
             rows=tuple(
                 (
@@ -52,7 +48,7 @@ def run(lab: Lab) -> Found:
             "Figure 5b",
             f"the layers do not depend on the samples (here: a mean Jaccard index of {SAME} or more)",
             f"{fmean(agreement.values()):.2f} in the mean of the tasks, {min(agreement.values()):.2f} on the least: "
-            f"{'the choice is stable' if fmean(agreement.values()) >= SAME else 'the choice is sensitive to the samples'}.",
+            f"the choice is {'stable' if fmean(agreement.values()) >= SAME else 'sensitive to the samples'}.",
             fmean(agreement.values()) >= SAME,
         ),
         alike(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..comparison.results import Outcome
 from ..comparison.statistics import retention_by_task
 from ..errors import DataError
 from ..methods import METHODS
@@ -24,11 +25,11 @@ def run(lab: Lab) -> Found:
     rows: dict[str, Outcomes] = {}
     for task in lab.tasks:
         plan = lab.plan("v-skip", task, layers=count)
-        rows[lab.short[task]] = lab.on_tasks(f"calibrated on {lab.short[task]}", lambda _, plan=plan: plan)  # type: ignore[misc]
+        rows[lab.short[task]] = lab.everywhere(f"calibrated on {lab.short[task]}", plan)
     for name, by in UNIVERSAL:
         scores = [lab.scores(task, GAIN) for task in lab.tasks]
         plan = METHODS["v-skip-universal"].build(lab.geometry, scores, layers=count, by=by)
-        rows[name] = lab.on_tasks(name, lambda _, plan=plan: plan)  # type: ignore[misc]
+        rows[name] = lab.everywhere(name, plan)
     values = {name: [_retention(o) for o in outcomes] for name, outcomes in rows.items()}
     own = tuple(o for task in lab.tasks for o in rows[lab.short[task]] if o.task == task)
     others = tuple(o for task in lab.tasks for o in rows[lab.short[task]] if o.task != task)
@@ -76,8 +77,8 @@ def run(lab: Lab) -> Found:
     return Found(tables, findings, figure)
 
 
-def _retention(outcome: Outcomes | object) -> float | None:
-    found = retention_by_task([outcome])  # type: ignore[list-item]
+def _retention(outcome: Outcome) -> float | None:
+    found = retention_by_task([outcome])
     return None if found is None else found.value
 
 

@@ -19,7 +19,7 @@ from .definition import Experiment
 from .lab import Lab
 from .report import Finding, Found, Table
 
-COUNTS = (4, 8, 12, 16, 20, 24, 28)
+COUNTS = (4, 8, 16, 24)
 Made = Callable[[Plan, int], Plan]
 NOT_BEFORE, ONLY_BEFORE, WITHDRAWN, APART = (
     "text reads no image before layer k",
@@ -45,8 +45,7 @@ def run(lab: Lab) -> Found:
     full = Plan.full(lab.geometry)
     counts = [k for k in lab.scaled(*COUNTS) if 0 < k < lab.layers]
     curves: dict[str, dict[float, Outcomes]] = {
-        name: {k: lab.on_tasks(name, lambda _, p=made(full, k): p, setting=str(k)) for k in counts}  # type: ignore[misc]
-        for name, made in RANGES.items()
+        name: {k: lab.everywhere(name, made(full, k), setting=str(k)) for k in counts} for name, made in RANGES.items()
     }
     [end] = lab.scaled(7)
     shallow = full.at(range(1, max(end, 2)), visible=Skip())
@@ -56,7 +55,7 @@ def run(lab: Lab) -> Found:
         SHALLOW: shallow,
         BOTH: shallow.at([0], visible=Sink()),
     }
-    told = {name: lab.on_tasks(name, lambda _, p=plan: p) for name, plan in facts.items()}  # type: ignore[misc]
+    told = {name: lab.everywhere(name, plan) for name, plan in facts.items()}
     tables = (
         Table(title="Answers kept by the range masked", heads=("what", "k", *HEADS), rows=curve_rows(curves)),
         Table(
@@ -77,8 +76,8 @@ def run(lab: Lab) -> Found:
 
 
 def _findings(lab: Lab, curves: Curves, told: dict[str, Outcomes]) -> tuple[Finding, ...]:
-    stock = lab.on_tasks("dense", lambda _: Plan.full(lab.geometry))
-    late = [k for k in lab.scaled(*COUNTS) if k >= lab.scaled(24)[0] and k < lab.layers][0]
+    stock = lab.everywhere("dense", Plan.full(lab.geometry))
+    late = max(k for k in lab.scaled(*COUNTS) if k < lab.layers)
     deep = f"from layer {late} of {lab.layers} on"
     return (
         beats(

@@ -46,10 +46,7 @@ def stages(lab: Lab) -> dict[str, Plan]:
 
 
 def run(lab: Lab) -> Found:
-    rows: dict[str, Outcomes] = {
-        name: lab.on_tasks(name, lambda _, p=plan: p)
-        for name, plan in stages(lab).items()  # type: ignore[misc]
-    }
+    rows = {name: lab.everywhere(name, plan) for name, plan in stages(lab).items()}
     price = mean_kept(rows[ALL])
     for other in ("fastv", "random-tokens", "down-sampling"):
         try:
@@ -62,7 +59,7 @@ def run(lab: Lab) -> Found:
         title="Stages of VisiPruner",
         heads=("stages", *HEADS),
         rows=tuple((name, *row_of(outcomes)) for name, outcomes in rows.items()),
-        note="Stage 3 alone withdraws all visual tokens when idle, and keeps all before. FLOPs are traced, prompt by prompt.",
+        note="Stage 3 alone keeps all visual tokens until it withdraws them. FLOPs are traced, prompt by prompt.",
     )
     lines = {name: Line([mean_kept(o)], each_draw(o)[:1] or [0.0]) for name, o in rows.items()}
     figure = curves_figure(
@@ -77,7 +74,7 @@ def run(lab: Lab) -> Found:
 
 
 def _findings(lab: Lab, rows: dict[str, Outcomes]) -> tuple[Finding, ...]:
-    stock = lab.on_tasks("dense", lambda _: Plan.full(lab.geometry))
+    stock = lab.everywhere("dense", Plan.full(lab.geometry))
     kept = mean_kept(rows[ALL])
     return (
         alike("stage 1", "shallow layers need no reading of the image", rows[SHALLOW], stock, "above the stock model"),

@@ -7,6 +7,7 @@ nine tenths of what the image gives it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -52,7 +53,7 @@ def run(lab: Lab) -> Found:
                 "attention work removed, %",
             ),
             rows=tuple((lab.short[task], *row) for task, row in by_task.items()),
-            note="Layers: of prompts that were filtered, or withdrawn. Attention work: pairs of query and key, one of them visual.",
+            note="Layers: of prompts that are filtered, or exit. Work: pairs of query and key, one of them visual.",
             digits=1,
         ),
         Table(
@@ -88,7 +89,7 @@ def _summary(lab: Lab, traced: dict[str, tuple[float, ...]], first: int) -> tupl
     visual = traced["visual"]
     prompts = range(len(visual))
     alive = [[traced[f"alive {i}"][p] for i in range(lab.layers)] for p in prompts]
-    filters = [_first(alive[p], first, lambda a, p=p: a < visual[p]) for p in prompts]  # type: ignore[misc]
+    filters = [_first(alive[p], first, lambda a, p=p: a < visual[p]) for p in prompts]
     exits = [_first(alive[p], first, lambda a: a == 0) for p in prompts]
     kept = [alive[p][at] for p, at in zip(prompts, filters, strict=True) if at is not None]
     done, gone = ([at for at in found if at is not None] for found in (filters, exits))
@@ -161,30 +162,40 @@ def _contributions(lab: Lab, task: str) -> dict[str, tuple[float, ...]]:
     located = locate(lab.loaded.model)
     found: dict[str, list[float]] = {f"{name} {i}": [] for name in (TURN, FEW) for i in range(lab.layers)}
     for prompt in visual_prompts(lab.loaded, lab.draw(task), "", "last", False):
-        values: list[Tensor] = []
-        hooks = []
-        for index, layer in enumerate(located.layers):
-
-            def weigh(
-                module: Any, args: Any, output: tuple[Tensor, Tensor], index: int = index, prompt: Any = prompt
-            ) -> None:
-                turn, few = concentration(output[1][0, :, -1], values.pop()[0], prompt.visual, module.head_dim)
-                found[f"{TURN} {index}"].append(turn)
-                found[f"{FEW} {index}"].append(few)
-
-            def keep(module: nn.Module, args: Any, output: Tensor) -> None:
-                values.append(output)
-
-            hooks.append(layer.self_attn.v_proj.register_forward_hook(keep))  # type: ignore[union-attr]
-            hooks.append(layer.self_attn.register_forward_hook(weigh))  # type: ignore[union-attr]
+        watches = [_Watch(prompt.visual) for _ in located.layers]
+        hooks = [h for layer, watch in zip(located.layers, watches, strict=True) for h in watch.hooks(layer.self_attn)]
         with removed(hooks), eager_attention(located):
             located.inner(**prompt.inputs, use_cache=False)
+        for index, watch in enumerate(watches):
+            found[f"{TURN} {index}"].append(watch.turn)
+            found[f"{FEW} {index}"].append(watch.few)
     return {name: tuple(each) for name, each in found.items()}
 
 
+@dataclass
+class _Watch:
+    """One layer's attention in one pass: what :func:`concentration` says of its last row."""
+
+    visual: Tensor
+    value: Tensor | None = None
+    turn: float = 0.0
+    few: float = 0.0
+
+    def hooks(self, attention: Any) -> list[Any]:
+        return [attention.v_proj.register_forward_hook(self._keep), attention.register_forward_hook(self._weigh)]
+
+    def _keep(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.value = output[0]
+
+    def _weigh(self, module: Any, args: Any, output: tuple[Tensor, Tensor]) -> None:
+        assert self.value is not None
+        self.turn, self.few = concentration(output[1][0, :, -1], self.value, self.visual, module.head_dim)
+        self.value = None
+
+
 def concentration(weights: Tensor, value: Tensor, visual: Tensor, head_dim: int) -> tuple[float, float]:
-    """How far the attention's output turns at the most without one visual token, and how many visual tokens make up nine
-    tenths of the lengths of their contributions.
+    """How far the attention's output turns at the most without one visual token, and how many visual tokens make up
+    nine tenths of the lengths of their contributions.
 
     Args:
         weights: of one query row, ``[heads, keys]``.
