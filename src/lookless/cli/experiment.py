@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
+from ..errors import LooklessError
 from .common import Device, Dtype, Json, Revision, app, one_sentence, out, print_json, print_whole, writable
 
 if TYPE_CHECKING:
+    from ..experiments.definition import Experiment
+    from ..experiments.lab import Lab
     from ..experiments.report import Report
 
 Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="Of an experiment, or `all`; without: list them.")]
@@ -49,33 +53,45 @@ def experiment(
 
     Example: lookless experiment v-skip-masks reference --data reference:chart --data reference:counting
     """
-    from ..experiments import registry
+    from .. import reference
+    from ..errors import DataError
+    from ..experiments.lab import Sizes
+    from ..experiments.registry import chosen
+    from ..experiments.run import lab_of, telling
+    from ..loading import load_model
 
     if name is None:
         _list(as_json)
         return
-    chosen = registry.chosen(name)
+    wanted = chosen(name)
     writable(out_dir, folder=True)
-    from .. import reference
-    from ..errors import DataError
-    from ..experiments.lab import Sizes
-    from ..experiments.run import lab_of, run_experiment, telling
-    from ..loading import load_model
-
     if not data and model not in reference.NAMES:
         raise DataError(f"on what data is {model} to answer? Give --data FILE.jsonl, once for each task.")
     tasks = data or [f"reference:{task}" for task in reference.tasks_of(model)]
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
-    reports = []
-    with telling("reading data") as told:
+    with telling() as told:
         lab = lab_of(loaded, tasks, out_dir, Sizes(questions, samples, seeds, batch), told)
-        for one in chosen.values():
-            reports.append(run_experiment(one, lab))
+        reports = _run(wanted, lab)
     if as_json:
         print_json({report.experiment: report.model_dump(mode="json") for report in reports})
         return
     for report in reports:
         _show(report, lab.folder)
+
+
+def _run(wanted: Mapping[str, Experiment], lab: Lab) -> list[Report]:
+    """The reports; of several experiments, one that this model or data cannot do is told of, and the others are run."""
+    from ..experiments.run import run_experiment
+
+    reports = []
+    for name, experiment in wanted.items():
+        try:
+            reports.append(run_experiment(experiment, lab))
+        except LooklessError as problem:
+            if len(wanted) == 1:
+                raise
+            typer.echo(f"lookless: {name} was not run: {problem}", err=True)
+    return reports
 
 
 def _list(as_json: bool) -> None:

@@ -54,16 +54,16 @@ def run_experiment(experiment: Experiment, lab: Lab) -> Report:
 
 
 @contextmanager
-def telling(what: str) -> Iterator[Callable[[str], None]]:
-    """A line on standard error, on a terminal, that says which cell is being measured, and the how manieth it is. (No
-    live display, as calibration has a bar of its own.)"""
+def telling() -> Iterator[Callable[[str], None]]:
+    """A line on standard error, on a terminal, that says which cell is being measured, and its number. (No live
+    display, as calibration has a bar of its own.)"""
     console, count = Console(stderr=True), 0
 
     def told(cell: str) -> None:
         nonlocal count
         count += 1
         if console.is_terminal:
-            line = f"{what}, cell {count}: {cell.strip()}"
+            line = f"measuring, cell {count}: {cell.strip()}"
             console.file.write(f"\r\x1b[K{line[: console.width - 1]}")
             console.file.flush()
 
