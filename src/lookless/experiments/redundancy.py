@@ -50,14 +50,14 @@ def on_tasks(lab: Lab, name: str, ranking: Ranking, attention: int, ffn: int, dr
 
 def greedy(lab: Lab, task: str) -> tuple[Order, Order]:
     """One order for all tasks, by the hybrid greedy search with the paper's penalty of 2."""
-    found = []
+    found, window = [], window_at(lab.work.visual)
     for operator in OPERATORS:
         order = redundancylens_order(
             lab.work.objective,
             operator,  # type: ignore[arg-type]
             preranked=round(PRERANKED * lab.layers),
-            window=window_at(lab.work.visual),
-            path=lab.store.folder / f"redundancylens-{operator}.{lab.work.searched_on.hash}.json",
+            window=window,
+            path=lab.store.folder / f"redundancylens-{operator}.{window}.{lab.work.searched_on.hash}.json",
             progress=False,
         )
         found.append(tuple(order.candidates[index].layer for index in order.taken))
