@@ -208,6 +208,7 @@ def test_a_token_s_contribution_is_what_its_row_of_attention_gives():
     heads, groups, width, keys = 4, 2, 3, 7
     weights = torch.rand(heads, keys, generator=generator).softmax(-1)
     value = torch.randn(keys, groups * width, generator=generator)
+    value[4] *= 0.01  # a token that gives next to nothing is not needed for nine tenths
     visual = torch.tensor([0, 1, 1, 0, 1, 1, 0]).bool()
     turn, few = concentration(weights, value, visual, width)
 
@@ -222,7 +223,7 @@ def test_a_token_s_contribution_is_what_its_row_of_attention_gives():
     ]
     assert turn == pytest.approx(max(turns), rel=1e-4)
     lengths = sorted((float(output([one]).norm()) for one in mine), reverse=True)
-    assert few == next(n for n in range(1, 5) if sum(lengths[:n]) >= 0.9 * sum(lengths))
+    assert few == next(n for n in range(1, 5) if sum(lengths[:n]) >= 0.9 * sum(lengths)) < 4
 
 
 @torch.no_grad()

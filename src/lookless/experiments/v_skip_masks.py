@@ -47,6 +47,7 @@ def run(lab: Lab) -> Found:
         title="Layers that skip visual attention (dark), by how many may",
         x="decoder layer",
         y="layers that skip",
+        size=0.22,
     )
     return Found((similarity, skipped), _findings(lab, masks), figure)
 

@@ -7,6 +7,7 @@ nine tenths of what the image gives it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -38,7 +39,7 @@ def run(lab: Lab) -> Found:
     traced = {task: _traced(lab, task, plan) for task in lab.tasks}
     read = {task: _read(lab, task) for task in lab.tasks}
     first = next(layer for layer, row in enumerate(plan.layers) if isinstance(row.keep, Filter))
-    by_task = {task: _summary(lab, each, first) for task, each in traced.items()}
+    seen = {task: _seen(lab, each, first) for task, each in traced.items()}
     tables = (
         Table(
             title="By task, mean over prompts",
@@ -52,7 +53,7 @@ def run(lab: Lab) -> Found:
                 "exit layer",
                 "attention work removed, %",
             ),
-            rows=tuple((lab.short[task], *row) for task, row in by_task.items()),
+            rows=tuple((lab.short[task], *list(vars(each).values())[:-1]) for task, each in seen.items()),
             note="Layers: of prompts that are filtered, or exit. Work: pairs of query and key, one of them visual.",
             digits=1,
         ),
@@ -67,10 +68,7 @@ def run(lab: Lab) -> Found:
     )
     layers = [*range(lab.layers)]
     panels = {
-        "visual tokens left, share": {
-            lab.short[task]: Line(layers, [fmean(each[f"alive {i}"]) / lab.work.visual for i in layers])
-            for task, each in traced.items()
-        },
+        "visual tokens left, share": {lab.short[task]: Line(layers, each.alive) for task, each in seen.items()},
         TURN: {lab.short[task]: Line(layers, [fmean(read[task][f"{TURN} {i}"]) for i in layers]) for task in lab.tasks},
     }
     figure = curves_figure(
@@ -81,32 +79,58 @@ def run(lab: Lab) -> Found:
         share=False,
         columns=2,
     )
-    return Found(tables, _findings(lab, by_task, read), figure)
+    return Found(tables, _findings(lab, [*seen.values()], read), figure)
 
 
-def _summary(lab: Lab, traced: dict[str, tuple[float, ...]], first: int) -> tuple[Any, ...]:
-    """A row of the first table."""
+@dataclass(frozen=True)
+class _Seen:
+    """What VisiPruner did to the prompts of a task.
+
+    Attributes:
+        filtered, exited: shares of the prompts.
+        filter_layer, exit_layer, kept: means of those prompts; None where there are none.
+        visual: tokens of a prompt.
+        removed: share of the attention work.
+        alive: visual tokens left, as a share, by layer.
+    """
+
+    filtered: float
+    filter_layer: float | None
+    kept: float | None
+    visual: float
+    exited: float
+    exit_layer: float | None
+    removed: float
+    alive: list[float]
+
+
+def _seen(lab: Lab, traced: dict[str, tuple[float, ...]], first: int) -> _Seen:
+    """Layers before ``first`` have no filter."""
     visual = traced["visual"]
-    prompts = range(len(visual))
-    alive = [[traced[f"alive {i}"][p] for i in range(lab.layers)] for p in prompts]
-    filters = [_first(alive[p], first, lambda a, p=p: a < visual[p]) for p in prompts]
-    exits = [_first(alive[p], first, lambda a: a == 0) for p in prompts]
-    kept = [alive[p][at] for p, at in zip(prompts, filters, strict=True) if at is not None]
-    done, gone = ([at for at in found if at is not None] for found in (filters, exits))
-    work = 1 - sum(traced["pairs"]) / sum(traced["dense pairs"])
-    return (
-        len(done) / len(visual),
-        fmean(done) if done else None,
-        fmean(kept) if kept else None,
-        fmean(visual),
-        len(gone) / len(visual),
-        fmean(gone) if gone else None,
-        work,
+    alive = [*zip(*(traced[f"alive {i}"] for i in range(lab.layers)), strict=True)]  # [prompts][layers]
+    filters = [_first(each, first, below=count) for each, count in zip(alive, visual, strict=True)]
+    exits = [_first(each, first, below=1) for each in alive]
+    kept = [each[at] for each, at in zip(alive, filters, strict=True) if at is not None]
+    return _Seen(
+        filtered=len(kept) / len(visual),
+        filter_layer=_mean(filters),
+        kept=_mean(kept),
+        visual=fmean(visual),
+        exited=1 - exits.count(None) / len(visual),
+        exit_layer=_mean(exits),
+        removed=1 - sum(traced["pairs"]) / sum(traced["dense pairs"]),
+        alive=[fmean(a / v for a, v in zip(layer, visual, strict=True)) for layer in zip(*alive, strict=True)],
     )
 
 
-def _first(alive: list[float], start: int, found: Any) -> int | None:
-    return next((layer for layer in range(start, len(alive)) if found(alive[layer])), None)
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def _first(alive: Sequence[float], start: int, *, below: float) -> int | None:
+    """The first layer from ``start`` on with fewer tokens than ``below``."""
+    return next((layer for layer in range(start, len(alive)) if alive[layer] < below), None)
 
 
 def _traced(lab: Lab, task: str, plan: Plan) -> dict[str, tuple[float, ...]]:
@@ -212,36 +236,35 @@ def concentration(weights: Tensor, value: Tensor, visual: Tensor, head_dim: int)
     return float(turn), float(few)
 
 
-def _findings(
-    lab: Lab, by_task: dict[str, tuple[Any, ...]], read: dict[str, dict[str, tuple[float, ...]]]
-) -> tuple[Finding, ...]:
-    kept = [row[2] for row in by_task.values() if row[2] is not None]
-    gone = [row[4] for row in by_task.values()]
-    exits = [row[5] for row in by_task.values() if row[5] is not None]
-    work = [row[6] for row in by_task.values()]
-    filtered = fmean(row[0] for row in by_task.values())
-    few = min(fmean(fmean(read[t][f"{FEW} {i}"]) for t in lab.tasks) for i in range(lab.layers)) / lab.work.visual
-    share = fmean(kept) / lab.work.visual if kept else None
+def _findings(lab: Lab, seen: list[_Seen], read: dict[str, dict[str, tuple[float, ...]]]) -> tuple[Finding, ...]:
+    visual, kept, exits = (
+        fmean(each.visual for each in seen),
+        _mean([each.kept for each in seen]),
+        _mean([each.exit_layer for each in seen]),
+    )
+    filtered, gone = fmean(each.filtered for each in seen), fmean(each.exited for each in seen)
+    removed = [each.removed for each in seen]
+    few = min(fmean(fmean(read[t][f"{FEW} {i}"]) for t in lab.tasks) for i in range(lab.layers)) / visual
     return (
         counted(
             "Sec. 4",
             "the filter keeps 10.3 of 576 tokens (here: at most a twentieth)",
             f"{100 * filtered:.0f} % of the prompts are filtered"
-            + (f", and {fmean(kept):.1f} of {lab.work.visual} tokens kept." if kept else "."),
-            share is not None and share <= 0.05,
+            + ("." if kept is None else f", and {kept:.1f} of {visual:.0f} tokens kept."),
+            kept is not None and kept / visual <= 0.05,
         ),
         counted(
             "Sec. 4",
             "all visual tokens leave before the end (layer 23.9 of 32; here: in most prompts)",
-            f"{100 * fmean(gone):.0f} % of the prompts exit"
-            + (f", at layer {fmean(exits):.1f} of {lab.layers}." if exits else "."),
-            fmean(gone) > 0.5,
+            f"{100 * gone:.0f} % of the prompts exit"
+            + ("." if exits is None else f", at layer {exits:.1f} of {lab.layers}."),
+            gone > 0.5,
         ),
         counted(
             "abstract",
             "99 % of the attention work that visual tokens cause is removed (here: 95 % or more)",
-            f"{100 * fmean(work):.1f} %, by task {100 * min(work):.1f} to {100 * max(work):.1f} %.",
-            fmean(work) >= 0.95,
+            f"{100 * fmean(removed):.1f} %, by task {100 * min(removed):.1f} to {100 * max(removed):.1f} %.",
+            fmean(removed) >= 0.95,
         ),
         counted(
             "abstract",
