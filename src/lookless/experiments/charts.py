@@ -66,38 +66,32 @@ def curves_figure(
         axes.set_title(panel, loc="left", fontsize=10, color=INK)
         axes.set_xlabel(x, fontsize=9)
     figure.supylabel(y, fontsize=10)
-    _legend(figure, axes_of[0], names)
+    _legend(figure, names)
     figure.suptitle(title, fontsize=11)
     return figure
 
 
-def _curve(axes: Any, line: Line, number: int, log: bool) -> None:
-    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+def _style(number: int) -> dict[str, Any]:
+    """Colour and marker of a curve; hollow from the fifth on, as colours come again."""
+    colour = COLOURS[number % len(COLOURS)]
+    marker = MARKERS[number % len(MARKERS)]
+    return {"color": colour, "marker": marker, "ms": 4, "lw": 1.5, "mfc": "white" if number > 3 else colour}
 
+
+def _curve(axes: Any, line: Line, number: int, log: bool) -> None:
     def drawn(values: Sequence[float]) -> list[float]:
         return [max(v, 1e-6) for v in values] if log else list(values)
 
-    axes.plot(line.x, drawn(line.y), color=colour, marker=marker, ms=4, lw=1.5, mfc="white" if number > 3 else colour)
+    axes.plot(line.x, drawn(line.y), **_style(number))
     if line.low is not None and line.high is not None:
-        axes.fill_between(line.x, drawn(line.low), drawn(line.high), color=colour, alpha=0.18, lw=0)
+        axes.fill_between(line.x, drawn(line.low), drawn(line.high), color=_style(number)["color"], alpha=0.18, lw=0)
 
 
-def _legend(figure: Figure, axes: Any, names: Sequence[str]) -> None:
+def _legend(figure: Figure, names: Sequence[str]) -> None:
+    """Below the panels, as many names side by side as fit; none where one name is all."""
     from matplotlib.lines import Line2D
 
-    marks = [
-        Line2D(
-            [],
-            [],
-            color=COLOURS[i % len(COLOURS)],
-            marker=MARKERS[i % len(MARKERS)],
-            ms=4,
-            lw=1.5,
-            mfc="white" if i > 3 else COLOURS[i % len(COLOURS)],
-            label=name,
-        )
-        for i, name in enumerate(names)
-    ]
+    marks = [Line2D([], [], label=name, **_style(i)) for i, name in enumerate(names)]
     if len(names) > 1:
         widest = 0.35 + 0.075 * max(map(len, names))  # inches
         fits = max(1, int(figure.get_figwidth() / widest))
@@ -146,16 +140,9 @@ def matrix_figure(
         axes.set_ylabel(y, fontsize=9)
         if matrix.form:
             for (i, j), value in np.ndenumerate(values):
-                dark = value > low + 0.6 * (high - low)
-                axes.text(
-                    j,
-                    i,
-                    format(value, matrix.form),
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="white" if dark else INK,
-                )
+                colour = "white" if value > low + 0.6 * (high - low) else INK
+                said = "-" if np.isnan(value) else format(value, matrix.form)
+                axes.text(j, i, said, ha="center", va="center", fontsize=8, color=colour)
     figure.suptitle(title, fontsize=11)
     return figure
 

@@ -5,7 +5,7 @@ And composed with token pruning: FastV's half of the tokens, with the operators 
 
 from __future__ import annotations
 
-from ..errors import LooklessError
+from ..errors import PlanError
 from .answers import HEADS, Curves, Outcomes, curve_rows, priced, row_of
 from .charts import curves_figure
 from .claims import beats, keeps
@@ -23,13 +23,8 @@ PAPER = 0.337
 def run(lab: Lab) -> Found:
     curves: dict[str, dict[float, Outcomes]] = {}
     for save in SAVED:
-        for name in (MINE, *OTHERS):
-            try:
-                found = _mine(lab, save) if name == MINE else at_price(lab, name, 1 - save)
-            except LooklessError:  # out of the method's reach
-                found = None
-            if found is not None:
-                curves.setdefault(name, {})[save] = found
+        for name, found in {**_mine(lab, save), **at_price(lab, OTHERS, 1 - save).found}.items():
+            curves.setdefault(name, {})[save] = found
     fastv = lab.plan("fastv", lab.tasks[0])
     composed = lab.on_tasks(COMPOSED, lambda task: fastv | lab.plan(MINE, task, save=PAPER), setting=f"{PAPER}")
     table = Table(
@@ -50,8 +45,12 @@ def run(lab: Lab) -> Found:
     return Found((table,), _findings(curves, composed), figure)
 
 
-def _mine(lab: Lab, save: float) -> Outcomes:
-    return lab.on_tasks(MINE, lambda task: lab.plan(MINE, task, save=save), setting=f"{save}")
+def _mine(lab: Lab, save: float) -> dict[str, Outcomes]:
+    """Nothing where freezing every layer does not save as much."""
+    try:
+        return {MINE: lab.method(MINE, MINE, setting=f"{save}", save=save)}
+    except PlanError:
+        return {}
 
 
 def _findings(curves: Curves, composed: Outcomes) -> tuple[Finding, ...]:

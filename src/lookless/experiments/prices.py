@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from ..comparison.contestants import contestants_of
-from ..comparison.entry import Entry
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..comparison.contestants import Contestant, contestants_of
+from ..errors import LooklessError, PlanError
 from ..methods import METHODS
 from .answers import Outcomes
 from .lab import Lab
@@ -11,23 +14,47 @@ from .lab import Lab
 NEAR = 0.03  #: how far from the price a plan may be
 
 
-def at_price(lab: Lab, name: str, kept: float) -> Outcomes | None:
-    """The answers to all tasks under the method ``name``, or down-sampling, at the plan nearest to ``kept`` of the
-    FLOPs that run; None where none is near. Random choices have a draw for each seed.
+@dataclass(frozen=True)
+class AtPrice:
+    """Methods at one price.
 
-    Raises:
-        PlanError: the method is not one amount, or gives no plan for this model.
+    Attributes:
+        found: by name, the answers to all tasks.
+        missed: by name, why there are none.
     """
-    who = contestants_of(METHODS)[name]
-    found: list[Entry] = []
+
+    found: dict[str, Outcomes]
+    missed: dict[str, str]
+
+    @property
+    def note(self) -> str:
+        """For a table: what is not in it."""
+        return (
+            f"Not at this price: {'; '.join(f'{n} ({why})' for n, why in self.missed.items())}" if self.missed else ""
+        )
+
+
+def at_price(lab: Lab, names: Iterable[str], kept: float) -> AtPrice:
+    """Published methods, or ``down-sampling``, at the plan nearest to ``kept`` of the FLOPs that run. Random choices
+    have a draw for each seed."""
+    contestants, found, missed = contestants_of(METHODS), {}, {}
+    for name in names:
+        try:
+            found[name] = _answers(lab, contestants[name], kept)
+        except LooklessError as problem:
+            missed[name] = str(problem).rstrip(".")
+    return AtPrice(found, missed)
+
+
+def _answers(lab: Lab, who: Contestant, kept: float) -> Outcomes:
+    """Raises: PlanError: no plan for this model is near the price."""
     draws = range(min(who.draws, lab.sizes.seeds))
+    entries = [(task, draw, who.near(lab.work, task, kept, draw)) for draw in draws for task in lab.tasks]
     outcomes = []
-    for draw in draws:
-        for task in lab.tasks:
-            entry = who.near(lab.work, task, kept, draw)
-            found.append(entry)
-            if abs(lab.work.kept(entry) - kept) > NEAR:
-                return None
-            assert entry.plan is not None
-            outcomes.append(lab.answers(name, task, entry.plan, setting=f"{kept:.3f}", draw=draw, side=entry.side))
+    for _, _, entry in entries:
+        if abs(lab.work.kept(entry) - kept) > NEAR:
+            raise PlanError(f"its nearest plan keeps {lab.work.kept(entry):.0%}")
+    for task, draw, entry in entries:
+        assert entry.plan is not None
+        outcomes.append(lab.answers(who.name, task, entry.plan, setting=f"{kept:.3f}", draw=draw, side=entry.side))
     return tuple(outcomes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..errors import LooklessError
 from .answers import HEADS, Outcomes, each_draw, mean_kept, row_of
 from .charts import Line, curves_figure
 from .claims import alike, beats, counted, keeps
@@ -21,16 +20,11 @@ def run(lab: Lab) -> Found:
     fastv = lab.plan("fastv", lab.tasks[0])
     rows: dict[str, Outcomes] = {
         LENS: on_tasks(lab, LENS, one_layer, half, half),
-        FASTV: lab.on_tasks(FASTV, lambda _: fastv),
+        FASTV: lab.everywhere(FASTV, fastv),
         BOTH: lab.on_tasks(BOTH, lambda task: reduced(lab, task, one_layer, half, half) | fastv),
     }
-    for name in OTHERS:
-        try:
-            found = at_price(lab, name, mean_kept(rows[BOTH]))
-        except LooklessError:
-            found = None
-        if found is not None:
-            rows[f"{name} at the price of both"] = found
+    others = at_price(lab, OTHERS, mean_kept(rows[BOTH]))
+    rows |= {f"{name} at the price of both": found for name, found in others.found.items()}
     table = Table(
         title=f"Attention and FFN reduced in {half} of {lab.layers} layers, with and without FastV",
         heads=("method", *HEADS),

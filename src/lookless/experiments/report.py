@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -138,7 +137,3 @@ def shown(found: Estimate | None, sign: str = "") -> str:
 
 def points(found: Estimate) -> str:
     return shown(found, "+").replace(" %", " points")
-
-
-def settings_table(settings: Mapping[str, Any]) -> dict[str, str | int]:
-    return {name: value if isinstance(value, int) else str(value) for name, value in settings.items()}

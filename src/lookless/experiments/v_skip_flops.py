@@ -17,7 +17,6 @@ from .prices import at_price
 from .report import Finding, Found, Table
 
 METHODS = (
-    "v-skip",
     "shortv",
     "vtw",
     "fastv",
@@ -33,28 +32,15 @@ METHODS = (
 
 def run(lab: Lab) -> Found:
     [count] = lab.scaled(19)
-    mine = lab.on_tasks("v-skip", lambda task: lab.plan("v-skip", task, layers=count))
+    mine = lab.method("v-skip", "v-skip", layers=count)
     price = mean_kept(mine)
-    found: dict[str, Outcomes | None] = {"v-skip": mine}
-    reasons: dict[str, str] = {}
-    from ..errors import LooklessError
-
-    for name in METHODS[1:]:
-        try:
-            found[name] = at_price(lab, name, price)
-        except LooklessError as problem:
-            found[name], reasons[name] = None, str(problem)
-    known = {name: outcomes for name, outcomes in found.items() if outcomes is not None}
-    missed = [
-        f"{name} ({reasons.get(name, 'its nearest plan is more than 3 points away')})"
-        for name in found
-        if name not in known
-    ]
+    others = at_price(lab, METHODS, price)
+    known = {"v-skip": mine, **others.found}
     table = Table(
         title=f"At {100 * price:.1f} % of the FLOPs that run",
         heads=("method", *HEADS),
         rows=tuple((name, *row_of(outcomes)) for name, outcomes in known.items()),
-        note=f"Not at this price: {'; '.join(missed)}." if missed else "",
+        note=others.note,
     )
     kept = {name: retention_by_task(outcomes) for name, outcomes in known.items()}
     bars = [Retained(name, mean_kept(known[name]), e.value, e.low, e.high) for name, e in kept.items() if e is not None]

@@ -7,7 +7,6 @@ stage may never act. `visipruner-tokens` tells where it does.
 from __future__ import annotations
 
 from ..cells import Filter, Sink, Skip
-from ..errors import LooklessError
 from ..plan import Plan
 from .answers import HEADS, Outcomes, each_draw, mean_kept, row_of
 from .charts import Line, curves_figure
@@ -48,13 +47,8 @@ def stages(lab: Lab) -> dict[str, Plan]:
 def run(lab: Lab) -> Found:
     rows = {name: lab.everywhere(name, plan) for name, plan in stages(lab).items()}
     price = mean_kept(rows[ALL])
-    for other in ("fastv", "random-tokens", "down-sampling"):
-        try:
-            found = at_price(lab, other, price)
-        except LooklessError:
-            found = None
-        if found is not None:
-            rows[f"{other} at the price of all"] = found
+    others = at_price(lab, ("fastv", "random-tokens", "down-sampling"), price)
+    rows |= {f"{name} at the price of all": found for name, found in others.found.items()}
     table = Table(
         title="Stages of VisiPruner",
         heads=("stages", *HEADS),
