@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from statistics import fmean
+from statistics import fmean, median
 
 from torch import Tensor, nn
 
 from ..calibration.distances import kl, turn
 from ..calibration.replay import full_runs, one_row, run_from
 from ..cells import Skip
-from ..layer_plan import LayerPlan
+from ..layer_plan import LayerPlan, spans
 from ..runtime.families import Located, locate
 from .agreement import rank_correlation
 from .charts import Line, curves_figure
@@ -27,6 +27,7 @@ from .lab import Lab
 from .report import Finding, Found, Table
 
 OPERATORS = ("attention", "ffn")
+TAU = 0.003  #: nats, up to which the answer is said not to hear an update; as of the labels of operator-risks
 SIZE, TURN, SHIFT, INFLUENCE = "update size", "answer's state turns", "answer's distribution moves", "influence"
 UNITS = {SIZE: "share of the state", TURN: "1 - cos", SHIFT: "nats", INFLUENCE: "nats"}
 Profile = dict[str, list[float]]  # by measure, of each layer
@@ -36,14 +37,15 @@ def run(lab: Lab) -> Found:
     profiles = {operator: _mean([_profile(lab, task, operator) for task in lab.tasks]) for operator in OPERATORS}
     table = Table(
         title="Mean of the tasks",
-        heads=("operator", "layer", *(f"{name} ({unit})" for name, unit in UNITS.items())),
+        heads=("operator", "layer", *(f"{name} ({unit})" for name, unit in UNITS.items()), "so it is"),
         rows=tuple(
-            (operator, layer, *(profile[name][layer] for name in UNITS))
+            (operator, layer, *(profile[name][layer] for name in UNITS), kind)
             for operator, profile in profiles.items()
-            for layer in range(lab.layers)
+            for layer, kind in enumerate(kinds(profile))
         ),
         note="The state turns and the distribution moves when that one update is removed; influence is its first-order "
-        "estimate in the log-probability of the model's own answer. Nothing reads what the last layer does.",
+        "estimate in the log-probability of the model's own answer. Nothing reads what the last layer does. "
+        f"Silent: at most {TAU} nats. Large: the median update of the operator, or more.",
         digits=5,
     )
     figure = curves_figure(
@@ -62,6 +64,15 @@ def run(lab: Lab) -> Found:
     return Found(
         (table,), tuple(f for operator in OPERATORS for f in _findings(lab, operator, profiles[operator])), figure
     )
+
+
+def kinds(profile: Profile) -> list[str]:
+    """Of each layer: large or small, by the median update; heard or silent, by whether the distribution moves."""
+    middle = median(profile[SIZE])
+    sizes = ["large" if size >= middle else "small" for size in profile[SIZE]]
+    return [
+        f"{size}, {'silent' if shift <= TAU else 'heard'}" for size, shift in zip(sizes, profile[SHIFT], strict=True)
+    ]
 
 
 def _mean(profiles: list[Profile]) -> Profile:
@@ -119,6 +130,7 @@ def _findings(lab: Lab, operator: str, profile: Profile) -> tuple[Finding, ...]:
     sizes, turns = profile[SIZE][:end], profile[TURN][:end]
     size = fmean(sizes[late:]) / (fmean(sizes[:late]) or 1)
     effect = fmean(turns[late:]) / (fmean(turns[:late]) or 1)
+    loud = [layer for layer, kind in enumerate(kinds(profile)[:end]) if kind == "large, silent"]
     agree = rank_correlation(profile[SIZE][:end], profile[SHIFT][:end])
     screened = rank_correlation(profile[INFLUENCE][:end], profile[SHIFT][:end])
     return (
@@ -126,7 +138,8 @@ def _findings(lab: Lab, operator: str, profile: Profile) -> tuple[Finding, ...]:
             "abstract",
             f"late updates by visual {operator} stay large and hardly reach the answer (here: in the last third half "
             f"the size of those before or more, and a tenth of the effect on the answer's state or less)",
-            f"{size:.2f} of the size and {effect:.3f} of the effect, from layer {late} of {lab.layers} on.",
+            f"{size:.2f} of the size and {effect:.3f} of the effect, from layer {late} of {lab.layers} on. Large and "
+            f"silent: {'layers ' + ' '.join(spans(loud)) if loud else 'no layer'}.",
             size >= 0.5 and effect <= 0.1,
         ),
         counted(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from ..comparison.entry import Entry
 from .answers import HEADS, Curves, Outcomes, curve_rows, lines_of
 from .charts import curves_figure
 from .claims import beats, keeps
 from .definition import Experiment
 from .lab import Lab
-from .redundancy import GREEDY, ONE_LAYER, RANKINGS, on_tasks
+from .redundancy import GREEDY, ONE_LAYER, RANKINGS, on_tasks, one_layer, reduced
 from .report import Finding, Found, Table
 
 ATTENTION, FFN, BOTH = "attention", "FFN", "both"
 COUNTS = (8, 16, 24, 32)
+BUDGETS = (0.9, 0.8, 0.72, 0.6)
 
 
 def run(lab: Lab) -> Found:
@@ -32,7 +34,19 @@ def run(lab: Lab) -> Found:
         level=1.0,
         columns=2,
     )
-    return Found(tables, _findings(lab, curves[GREEDY]), figure)
+    return Found((*tables, _budgets(lab)), _findings(lab, curves[GREEDY]), figure)
+
+
+def _budgets(lab: Lab) -> Table:
+    """The stop of the paper's ranking: as many layers as it takes to a share of the FLOPs."""
+    plans = [reduced(lab, lab.tasks[0], one_layer, n, n) for n in range(lab.layers + 1)]
+    kept = [lab.work.kept_papers(Entry(plan)) or 1.0 for plan in plans]
+    layers = [next((n for n, share in enumerate(kept) if share <= budget), None) for budget in BUDGETS]
+    return Table(
+        title="Layers to reduce, attention and FFN, until a budget of FLOPs is met",
+        heads=("budget, %", "layers", "FLOPs, papers' count, %"),
+        rows=tuple((b, n, None if n is None else kept[n]) for b, n in zip(BUDGETS, layers, strict=True)),
+    )
 
 
 def _curves(lab: Lab, by: str) -> dict[str, dict[float, Outcomes]]:

@@ -1,6 +1,7 @@
 """Visual information gain by layer and task: Figures 3 and 10, Table 9 and Appendix D of arXiv 2606.08511.
 
-Beside the gain, ShortV's layer contribution (arXiv 2504.00502), which the appendix sets it against. The dashed line is
+Beside the gain, ShortV's layer contribution (arXiv 2504.00502), which the appendix sets it against, and how far a layer
+turns the states of visual tokens: what saturates, and what the answer sees of it, are two things. The dashed line is
 the adaptive threshold: between the last layer that V-Skip skips at the paper's depth and the first that it does not.
 """
 
@@ -17,7 +18,7 @@ from .definition import Experiment
 from .lab import Lab
 from .report import Finding, Found, Table
 
-GAIN, CONTRIBUTION = "visual_information_gain", "layer_contribution"
+GAIN, CONTRIBUTION, TURN = "visual_information_gain", "layer_contribution", "state_cosine"
 SATURATED = 0.01  #: of a task's whole gain
 
 
@@ -61,12 +62,13 @@ def run(lab: Lab) -> Found:
             lab.short[task]: {
                 "visual information gain": Line([*layers], gains[task].mean),
                 "ShortV's layer contribution": Line([*layers], contributions[task].mean),
+                "turn of visual states (1 - cos)": Line([*layers], lab.scores(task, TURN).mean),
             }
             for task in lab.tasks
         },
         title="How far the next token's distribution moves when one layer skips (dashed: V-Skip's threshold)",
         x="decoder layer",
-        y="nats",
+        y="nats, or 1 - cos",
         log=True,
         level=levels,
     )

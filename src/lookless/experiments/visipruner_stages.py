@@ -10,7 +10,7 @@ from ..cells import Filter, Sink, Skip
 from ..plan import Plan
 from .answers import HEADS, Outcomes, each_draw, mean_kept, row_of
 from .charts import Line, curves_figure
-from .claims import alike, beats, counted, keeps
+from .claims import alike, beats, keeps
 from .definition import Experiment
 from .lab import Lab
 from .prices import at_price
@@ -81,12 +81,6 @@ def _findings(lab: Lab, rows: dict[str, Outcomes]) -> tuple[Finding, ...]:
         ),
         alike("stage 3", "and none in the end (61.3 to 61.0)", rows[ALL], rows[TWO], "above stages 1 and 2"),
         keeps("Table 5", "97 % is kept by all three (63.8 to 61.9)", rows[ALL], 0.97, f"at {kept:.0%} of the FLOPs"),
-        counted(
-            "abstract",
-            "53.9 % of the FLOPs are saved (of visual tokens alone, and multiply-adds)",
-            f"{100 * (1 - kept):.1f} % of the whole prefill's.",
-            kept <= 0.6,
-        ),
         *(
             beats("abstract", f"it keeps more than {name.split()[0]} at one price", rows[ALL], found, f"above {name}")
             for name, found in rows.items()
