@@ -126,7 +126,8 @@ def matrix_figure(
     """Matrices as fields of colour, dark for high, one panel for each."""
     first = next(iter(panels.values()))
     columns = min(columns, len(panels))
-    width, height = max(3.2, size * len(first.columns) + 1.4), max(2.4, size * len(first.rows) + 0.9)
+    names = 0.075 * max(map(len, first.rows))  # inches
+    width, height = max(3.2, size * len(first.columns) + names + 0.9), max(2.4, size * len(first.rows) + 0.9)
     figure, axes_of = panels_of(len(panels), height=height, columns=columns, width=width)
     every = np.concatenate([np.asarray(m.values, dtype=float).ravel() for m in panels.values()])
     low, high = np.nanmin(every) if low is None else low, np.nanmax(every) if high is None else high

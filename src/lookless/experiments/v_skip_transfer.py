@@ -66,13 +66,13 @@ def run(lab: Lab) -> Found:
         [*values], [*lab.short.values()], [[float("nan") if v is None else v for v in r] for r in values.values()]
     )
     figure = matrix_figure(
-        {f"{lab.loaded.name}, {count} of {lab.layers} layers": matrix},
-        title="Right answers kept",
+        {"": matrix},
+        title=f"Right answers kept, {count} of {lab.layers} layers ({lab.loaded.name})",
         x="tested on",
         y="calibrated on",
         low=0,
         high=1.0,
-        size=0.62,
+        size=0.75,
     )
     return Found(tables, findings, figure)
 
