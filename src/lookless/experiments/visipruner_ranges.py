@@ -1,6 +1,6 @@
 """Masking by ranges of layers: the pilot analysis of arXiv 2510.17205.
 
-Text reads no image in the first layers, or only in those; the image is withdrawn from a layer on; visual tokens attend
+Text reads no image in the first layers; or in those alone, as the image is withdrawn after them; visual tokens attend
 to none but themselves and text before them in the first layers. And the facts that the paper builds its stages on: the
 first layer needs a sink, the next ones nothing. Departure: keys are masked before the softmax, where the authors' code
 sets weights to zero after it.
@@ -21,15 +21,13 @@ from .report import Finding, Found, Table
 
 COUNTS = (4, 8, 16, 24)
 Made = Callable[[Plan, int], Plan]
-NOT_BEFORE, ONLY_BEFORE, WITHDRAWN, APART = (
+NOT_BEFORE, WITHDRAWN, APART = (
     "text reads no image before layer k",
-    "text reads the image before layer k alone",
     "no visual token from layer k on",
     "visual tokens attend to none before layer k",
 )
 RANGES: dict[str, Made] = {
     NOT_BEFORE: lambda plan, k: plan.at(range(k), visible=Skip()),
-    ONLY_BEFORE: lambda plan, k: plan.at(range(k, len(plan.layers)), visible=Skip()),
     WITHDRAWN: lambda plan, k: plan.at([k], keep=Keep(0)),
     APART: lambda plan, k: plan.at(range(k), attention=Window(1)),
 }
