@@ -117,8 +117,8 @@ def at_least(found: Estimate | None, bound: float) -> Verdict:
 
 
 def above_zero(found: Estimate) -> Verdict:
-    """Whether a difference is above zero. It is not where the whole interval is below, or is zero alone."""
-    return HOLDS if found.low > 0 else FAILS if found.high < 0 or found.low == found.high == 0 else OPEN
+    """Whether a difference is above zero: open while zero is inside the interval."""
+    return HOLDS if found.low > 0 else FAILS if found.high < 0 else OPEN
 
 
 def equal(found: Estimate, within: float) -> Verdict:
