@@ -28,6 +28,7 @@ from lookless.serving.launch import command_for
 #: What would take minutes takes seconds: the last of two options counts.
 SHORTER = {
     "calibrate": "--samples 2",
+    "experiment": "--questions 2 --samples 1 --seeds 2",
     "table": "--questions 2 --samples 1 --data reference:chart",
     "bench": "--repeats 2",
     "eval": "--limit 2",

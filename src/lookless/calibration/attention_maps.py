@@ -132,7 +132,7 @@ def _sample(located: Located, prompt: VisualPrompt) -> _Watch:
     watch = _Watch(visual, text)
     hooks = [layer.self_attn.register_forward_hook(watch) for layer in located.layers]  # type: ignore[union-attr]
     try:
-        with _eager(located):
+        with eager_attention(located):
             located.inner(**prompt.inputs, use_cache=False)
     finally:
         for hook in hooks:
@@ -141,7 +141,7 @@ def _sample(located: Located, prompt: VisualPrompt) -> _Watch:
 
 
 @contextmanager
-def _eager(located: Located) -> Iterator[None]:
+def eager_attention(located: Located) -> Iterator[None]:
     """With attention that returns its weights."""
     config: Any = located.decoder.config
     usual = config._attn_implementation

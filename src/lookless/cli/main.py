@@ -6,7 +6,6 @@ Bad input is one sentence and exit code 2.
 from __future__ import annotations
 
 # each adds its commands, in this order
-from . import model, plan, refit, route, flops, bench, optimize, search, comparison, report, certify, compare, lmms  # noqa: F401  # isort: skip
 from .common import app
 
 __all__ = ["app"]

@@ -14,7 +14,7 @@ from typing import Literal
 
 from .. import files
 from ..errors import LooklessError, PlanError, first_line
-from ..evaluation import evaluate, normal
+from ..evaluation import Answer, evaluate, normal
 from ..geometry import Geometry
 from ..loading import Loaded
 from ..methods import Method
@@ -183,8 +183,6 @@ def _outcome(work: Workspace, who: Contestant, setting: Setting, task: str, draw
     dense = work.dense(task)
     with entry.images(work.loaded) as loaded:
         found = evaluate(loaded, work.test[task], entry.plan, batch=work.batch, dense=dense, progress=False)
-    expected = [normal(answer.expected) for answer in found.answers]
-    planned = [normal(answer.plan or "") for answer in found.answers]
     return Outcome(
         method=who.name,
         setting=setting.key,
@@ -193,7 +191,15 @@ def _outcome(work: Workspace, who: Contestant, setting: Setting, task: str, draw
         kept=work.kept(entry),
         kept_papers=work.kept_papers(entry),
         kept_live=work.kept(entry) * work.stock / work.lean,
-        right=tuple(p == e for p, e in zip(planned, expected, strict=True)),
-        dense=tuple(normal(d) == e for d, e in zip(dense, expected, strict=True)),
-        same=tuple(p == normal(d) for p, d in zip(planned, dense, strict=True)),
+        **per_question(found.answers),
     )
+
+
+def per_question(answers: Sequence[Answer]) -> dict[str, tuple[bool, ...]]:
+    """Of answers under a plan: whether each is right, whether the dense model's is, and whether the two agree."""
+    each = [(normal(a.expected), normal(a.plan or ""), normal(a.dense)) for a in answers]
+    return {
+        "right": tuple(planned == expected for expected, planned, _ in each),
+        "dense": tuple(dense == expected for expected, _, dense in each),
+        "same": tuple(planned == dense for _, planned, dense in each),
+    }

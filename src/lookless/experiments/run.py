@@ -1,0 +1,74 @@
+"""Run an experiment and write its page: JSON, Markdown and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from .. import files
+from ..figures import save_figure
+from ..loading import Loaded
+from .definition import Experiment
+from .lab import Lab, Sizes
+from .report import Report
+from .store import plain
+
+
+def lab_of(
+    loaded: Loaded, tasks: Sequence[str], out: Path, sizes: Sizes, told: Callable[[str], None] = lambda _: None
+) -> Lab:
+    """The lab of a model, whose folder in ``out`` all experiments on it share."""
+    return Lab(loaded, tasks, out / plain(loaded.name), sizes, told)
+
+
+def run_experiment(experiment: Experiment, lab: Lab) -> Report:
+    """Run ``experiment`` and write ``NAME.json``, ``NAME.md`` and ``NAME.png`` into the lab's folder, each whole.
+
+    What was measured before is not measured again, so that an interrupted run resumes, and a finished one writes the
+    same bytes.
+    """
+    found = experiment.run(lab)
+    sizes = lab.sizes
+    report = Report(
+        experiment=experiment.name,
+        title=experiment.title,
+        paper=experiment.paper,
+        model=lab.loaded.name,
+        settings={
+            "tasks": " ".join(lab.short.values()),
+            "questions": sizes.questions,
+            "samples": sizes.samples,
+            "seeds": sizes.seeds,
+        },
+        tables=found.tables,
+        findings=found.findings,
+    )
+    name = lab.folder / experiment.name
+    save_figure(found.figure, name.with_suffix(".png"))
+    files.write_text(name.with_suffix(".json"), files.dump(report))
+    files.write_text(name.with_suffix(".md"), report.markdown(f"{experiment.name}.png"))
+    return report
+
+
+@contextmanager
+def telling() -> Iterator[Callable[[str], None]]:
+    """A line on standard error, on a terminal, that says which cell is being measured, and its number. (No live
+    display, as calibration has a bar of its own.)"""
+    console, count = Console(stderr=True), 0
+
+    def told(cell: str) -> None:
+        nonlocal count
+        count += 1
+        if console.is_terminal:
+            line = f"measuring, cell {count}: {cell.strip()}"
+            console.file.write(f"\r\x1b[K{line[: console.width - 1]}")
+            console.file.flush()
+
+    try:
+        yield told
+    finally:
+        if console.is_terminal:
+            console.file.write("\r\x1b[K")
