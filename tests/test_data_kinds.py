@@ -112,6 +112,8 @@ def test_columns_are_named(folder):
     assert load_data(parquet(folder, ROWS, **names), columns=columns).hashes == found.hashes
     with pytest.raises(DataError, match=r"line 1: there is no 'picture', it has img, q, a, qid, junk\."):
         load_data(jsonl(folder, rows), columns={"image": "picture"})
+    with pytest.raises(DataError, match=r"row 1: answer: field required \(it has q, a, qid, img; --columns says which"):
+        load_data(str(folder / "data.parquet"))
     with pytest.raises(DataError, match="a sample has no 'imgae': name columns for image, images"):
         load_data(jsonl(folder, rows), columns={"imgae": "img"})
     with pytest.raises(DataError, match=r"unknown key 'img' \(value 'a.png'\) \(--columns names the keys to read\)"):

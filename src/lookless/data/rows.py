@@ -151,6 +151,7 @@ def row_of(values: Mapping[str, Any], where: str, columns: Mapping[str, str] | N
     Raises:
         DataError: a key is missing or not known, or a value is not what it should be.
     """
+    given = ", ".join(str(key) for key in values if key not in KEYS)
     if columns is not None:
         missing = next((theirs for theirs in columns.values() if theirs not in values), None)
         if missing is not None:
@@ -163,5 +164,7 @@ def row_of(values: Mapping[str, Any], where: str, columns: Mapping[str, str] | N
         first = problem.errors()[0]
         if first["type"] == "value_error":
             raise DataError(f"{where}: {first['ctx']['error']}.") from problem
-        hint = " (--columns names the keys to read)" if first["type"] == "extra_forbidden" else ""
-        raise DataError(f"{where}: {sentence(problem)}{hint}.") from problem
+        hints = {"extra_forbidden": " (--columns names the keys to read)"}
+        if given:
+            hints["missing"] = f" (it has {given[:100]}; --columns says which is which)"
+        raise DataError(f"{where}: {sentence(problem)}{hints.get(first['type'], '')}.") from problem
