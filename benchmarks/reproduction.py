@@ -66,14 +66,17 @@ def _paper(paper: str, title: str, found: Mapping[str, Reports], folder: Path) -
 
 
 def _experiment(experiment: Experiment, reports: Reports, folder: Path) -> str:
+    heading = [f"### {experiment.name}: {experiment.title}", f"{experiment.repeats}."]
+    if not reports:
+        return "\n\n".join(
+            [*heading, f"    lookless experiment {experiment.name} MODEL --data DATA", "Not measured yet."]
+        )
     commands = "\n".join(f"    {_command(experiment, report)}" for report in reports.values())
     claims = {finding.claim: finding.where for report in reports.values() for finding in report.findings}
     rows = [(claim, where, *(_cell(reports.get(model), claim) for model in NAMES)) for claim, where in claims.items()]
     table = markdown_table(("claim", "in the paper", *NAMES), rows)
     picture = _picture(experiment, reports, folder)
-    return "\n\n".join(
-        [f"### {experiment.name}: {experiment.title}", f"{experiment.repeats}.", commands, table, *picture]
-    )
+    return "\n\n".join([*heading, commands, table, *picture])
 
 
 def _command(experiment: Experiment, report: Report) -> str:
