@@ -110,11 +110,11 @@ class Cases:
 
 
 def kind_of(answer: Answer) -> str:
-    """A key of :data:`KINDS`, by exact match as in :func:`lookless.evaluate`."""
-    expected, dense, plan = (normal(a or "") for a in (answer.expected, answer.dense, answer.plan))
-    if dense == plan:
+    """A key of :data:`KINDS`, by the evaluation's metric."""
+    if normal(answer.dense) == normal(answer.plan or ""):
         return "same"
-    return "lost" if dense == expected else "gained" if plan == expected else "changed"
+    change = (answer.plan_score or 0.0) - answer.dense_score
+    return "lost" if change < 0 else "gained" if change > 0 else "changed"
 
 
 def cases_of(material: Material, album: Album) -> list[Cases]:
