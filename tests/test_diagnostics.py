@@ -42,7 +42,7 @@ def test_influence_is_the_finite_difference(name):
     located = locate(model)
     visual = prompts_of(located, arguments).visual[0]
     _, answer = said(model, arguments)
-    eps, pairs = 1e-2, []
+    eps, pairs = 1e-3 if "moe" in name else 1e-2, []  # where a row goes to another expert, there is a jump
     for operator, path in (("attention", "self_attn"), ("ffn", "mlp")):
         found = scores[f"{operator}_influence"].per_sample[0]
         for layer, module in enumerate(located.layers):

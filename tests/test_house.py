@@ -31,6 +31,7 @@ ORDER = [
     "cells",
     "fitted",
     "layer_plan",
+    "limits",
     "plan",
     "scores",
     "flops",

@@ -11,9 +11,9 @@ from .errors import GeometryError, first_line
 from .geometry import Geometry
 
 #: The decoder block of each kind of model; any other preset has Llama's.
-_OF_KIND = {"qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2", "qwen3_vl": "qwen3"}
+_OF_KIND = {"qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2", "qwen3_vl": "qwen3", "qwen3_vl_moe": "qwen3_moe"}
 #: The decoder block of each kind of text model.
-_OF_TEXT = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+_OF_TEXT = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3_moe": "qwen3_moe"}
 _OF_TEXT |= {f"{kind}_text": block for kind, block in _OF_KIND.items()}
 
 
@@ -23,7 +23,8 @@ class Shape:
 
     Attributes:
         geometry: its numbers.
-        block: ``llama``, ``qwen2`` (with biases) or ``qwen3`` (with norms of queries and keys).
+        block: ``llama``, ``qwen2`` (with biases), ``qwen3`` (with norms of queries and keys) or ``qwen3_moe`` (and a
+            mixture of experts).
     """
 
     geometry: Geometry

@@ -4,13 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from .errors import GeometryError
 from .files import sentence
+
+
+class Experts(BaseModel):
+    """A mixture of experts in the place of the feed-forward network: each row passes the few that a router picks.
+
+    Attributes:
+        count: experts of a layer, E.
+        used: how many of them a row passes, k.
+        intermediate: inner width of one expert.
+        shared: inner width of the gated network beside them that every row passes; 0 without one.
+        dense: layers with a plain feed-forward network instead.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    count: int = Field(gt=0)
+    used: int = Field(gt=0)
+    intermediate: int = Field(gt=0)
+    shared: int = Field(default=0, ge=0)
+    dense: tuple[int, ...] = ()
+
+    def read(self, rows: float) -> float:
+        """How many experts' weights ``rows`` rows read, if each picks its experts at random."""
+        missed: float = (1 - self.used / self.count) ** rows
+        return self.count * (1 - missed)
 
 
 class Geometry(BaseModel):
@@ -24,6 +49,7 @@ class Geometry(BaseModel):
         heads: query heads, H.
         kv_heads: key and value heads; fewer than ``heads`` under grouped-query attention.
         head_dim: width of one head; ``heads * head_dim`` need not be ``hidden``.
+        experts: of a mixture of experts; None where every layer has one feed-forward network.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,6 +61,34 @@ class Geometry(BaseModel):
     heads: int = Field(gt=0)
     kv_heads: int = Field(gt=0)
     head_dim: int = Field(gt=0)
+    experts: Experts | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What a decoder has not is not written, so files and fingerprints of earlier versions stay as they are."""
+        return {name: value for name, value in handler(self).items() if value is not None}
+
+    def experts_of(self, layer: int) -> Experts | None:
+        """The mixture of experts of ``layer``; None where it has a plain feed-forward network."""
+        return None if self.experts is None or layer in self.experts.dense else self.experts
+
+    def ffn_width(self, layer: int) -> int:
+        """Inner width of all that a row passes in the feed-forward network of ``layer``."""
+        experts = self.experts_of(layer)
+        return self.intermediate if experts is None else experts.used * experts.intermediate + experts.shared
+
+    def only(self, layer: int) -> Geometry:
+        """A decoder of one layer, shaped as ``layer`` is."""
+        experts = self.experts_of(layer)
+        return self.model_copy(
+            update={"layers": 1, "experts": None if experts is None else experts.model_copy(update={"dense": ()})}
+        )
+
+    @property
+    def like(self) -> tuple[int, ...]:
+        """Of each layer, the first one with its shape."""
+        first: dict[bool, int] = {}
+        return tuple(first.setdefault(self.experts_of(layer) is None, layer) for layer in range(self.layers))
 
     @property
     def query_width(self) -> int:
@@ -53,8 +107,12 @@ class Geometry(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def __str__(self) -> str:
+        experts = self.experts
+        ffn = f"intermediate {self.intermediate}"
+        if experts is not None:
+            ffn = f"{experts.used} of {experts.count} experts of {experts.intermediate}"
         return (
-            f"{self.model_type}: {self.layers} layers, hidden {self.hidden}, intermediate {self.intermediate}, "
+            f"{self.model_type}: {self.layers} layers, hidden {self.hidden}, {ffn}, "
             f"{self.heads} heads ({self.kv_heads} key/value) of {self.head_dim}"
         )
 
@@ -63,16 +121,11 @@ class Geometry(BaseModel):
         """From a ``PretrainedConfig`` or the mapping in a ``config.json`` that spells its numbers out.
 
         Raises:
-            GeometryError: a number is missing, with its name; or the decoder is a mixture of experts.
+            GeometryError: a number is missing, with its name; or no decoder has such numbers.
         """
         top: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
         text = next((top[k] for k in ("text_config", "llm_config") if isinstance(top.get(k), Mapping)), top)
         model_type = str(top.get("model_type", "unknown"))
-        if text.get("num_experts") or text.get("num_local_experts"):
-            raise GeometryError(
-                f"{model_type} has a mixture-of-experts decoder, whose feed-forward rows lookless cannot price yet; "
-                f"dense decoders are supported."
-            )
 
         def number(key: str) -> int:
             if not isinstance(text.get(key), int):
@@ -83,15 +136,18 @@ class Geometry(BaseModel):
             return int(text[key])
 
         heads, hidden = number("num_attention_heads"), number("hidden_size")
+        layers = number("num_hidden_layers")
         try:
+            experts = _experts(text, layers, number)
             return cls(
                 model_type=model_type,
-                layers=number("num_hidden_layers"),
+                layers=layers,
                 hidden=hidden,
-                intermediate=number("intermediate_size"),
+                intermediate=experts.intermediate if experts and not experts.dense else number("intermediate_size"),
                 heads=heads,
                 kv_heads=text.get("num_key_value_heads") or heads,
                 head_dim=text.get("head_dim") or hidden // heads,
+                experts=experts,
             )
         except ValidationError as problem:
             raise GeometryError(
@@ -109,6 +165,21 @@ class Geometry(BaseModel):
         if name.lower() not in by_name:
             raise GeometryError(f"no geometry is called {name!r}; choose one of {', '.join(PRESETS)}.")
         return by_name[name.lower()]
+
+
+def _experts(text: Mapping[str, Any], layers: int, number: Callable[[str], int]) -> Experts | None:
+    """The mixture of experts of a decoder's configuration; None of a dense one."""
+    key = next((k for k in ("num_experts", "num_local_experts") if text.get(k)), None)
+    if key is None:
+        return None
+    plain, step = text.get("mlp_only_layers") or (), text.get("decoder_sparse_step") or 1
+    return Experts(
+        count=number(key),
+        used=number("num_experts_per_tok"),
+        intermediate=number("moe_intermediate_size"),
+        shared=text.get("shared_expert_intermediate_size") or 0,
+        dense=tuple(i for i in range(layers) if i in plain or (i + 1) % step),
+    )
 
 
 def _row(kind: str, layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, head_dim: int) -> Geometry:
@@ -132,5 +203,8 @@ PRESETS: dict[str, Geometry] = {
     "Qwen2-VL-7B": _row("qwen2_vl", 28, 3584, 18944, 28, 4, 128),
     "Qwen2.5-VL-7B": _row("qwen2_5_vl", 28, 3584, 18944, 28, 4, 128),
     "Qwen3-VL-8B": _row("qwen3_vl", 36, 4096, 12288, 32, 8, 128),
+    "Qwen3-VL-30B-A3B": _row("qwen3_vl_moe", 48, 2048, 768, 32, 4, 128).model_copy(
+        update={"experts": Experts(count=128, used=8, intermediate=768)}
+    ),
     "InternVL2-8B": _row("internvl", 32, 4096, 14336, 32, 8, 128),
 }

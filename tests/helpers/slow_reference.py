@@ -160,7 +160,7 @@ class Conversation:
             rows = rows | tops[row.ffn]
         elif isinstance(row.ffn, Full):
             rows = rows | self.alive
-        x = x + layer.mlp(h) * rows[:, None]
+        x = x + layer.mlp(h[None])[0] * rows[:, None]  # experts take no two-dimensional rows
         if isinstance(row.ffn, Neurons):
             for c in self.calls:
                 mine = (self.alive & (self.call == c)).nonzero().flatten()

@@ -31,7 +31,12 @@ TOWER = {
 TOWER_LAYERS = 24
 LONGEST = 4096
 WORDS = ("tokenizer.json", "chat_template.jinja", "generation_config.json")
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
 
 
 def write_dummy_checkpoint(shape: Shape, folder: Path, *, whole: int, visual: int = 576) -> int:

@@ -49,8 +49,20 @@ class DummyModel:
 
 def decoder(shape: Shape) -> dict[str, Any]:
     """The decoder's configuration."""
-    geometry = shape.geometry
+    geometry, experts = shape.geometry, shape.geometry.experts
+    mixture = (
+        {}
+        if experts is None
+        else {
+            "num_experts": experts.count,
+            "num_experts_per_tok": experts.used,
+            "moe_intermediate_size": experts.intermediate,
+            "mlp_only_layers": [*experts.dense],
+            "norm_topk_prob": True,
+        }
+    )
     return {
+        **mixture,
         "model_type": shape.block,
         "hidden_size": geometry.hidden,
         "intermediate_size": geometry.intermediate,
@@ -87,4 +99,9 @@ def make_dummy_model(shape: Shape, *, dtype: torch.dtype, device: str = "cpu") -
 
 def _weights(g: Geometry) -> int:
     """Number of weights in all layers."""
-    return g.layers * g.hidden * (2 * g.query_width + 2 * g.key_width + 3 * g.intermediate)
+
+    def ffn(layer: int) -> int:
+        experts = g.experts_of(layer)
+        return 3 * (g.intermediate if experts is None else experts.count * experts.intermediate + experts.shared)
+
+    return sum(g.hidden * (2 * g.query_width + 2 * g.key_width + ffn(layer)) for layer in range(g.layers))

@@ -15,6 +15,7 @@ from ..plan import Plan
 from ..runtime.affine import on
 from ..runtime.calls import Call, attend, causal_calls, scaled_dot_product, window_calls
 from ..runtime.families import Located
+from ..runtime.inplace import is_mixture
 from ..runtime.prompts import Prompts
 from ..runtime.rows import Rows
 
@@ -71,7 +72,7 @@ def _layer(layer: Any, work: LayerWork, prompts: Prompts) -> list[Callable[[], A
     ]
     for part in work.attention:
         steps += _attention(attention, part, prompts, batch)
-    steps += [_linear(linear, batch, ffn) for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
+    steps += _ffn(mlp, batch, ffn)
     if work.neurons is not None:
         visual = count(VISUAL)
         probes, channels = int(work.neurons.probes(visual)), work.neurons.channels(mlp.gate_proj.weight.shape[0])
@@ -84,7 +85,24 @@ def _layer(layer: Any, work: LayerWork, prompts: Prompts) -> list[Callable[[], A
             steps.append(_product(weight, batch, visual))
     for cell in work.affine:
         if cell.inner:
-            steps += [_product(matrix, batch, count(VISUAL)) for matrix in on(cell.weights, mlp.gate_proj.weight)[1:]]
+            matrices = on(cell.weights, attention.q_proj.weight)[1:]
+            steps += [_product(matrix, batch, count(VISUAL)) for matrix in matrices]
+    return steps
+
+
+def _ffn(mlp: Any, batch: int, rows: int) -> list[Callable[[], Tensor]]:
+    """A gated FFN; of a mixture, the router and each expert that it picks for random rows, whose weights must be
+    read."""
+    if not is_mixture(mlp):
+        return [_linear(linear, batch, rows) for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
+    x = torch.randn(batch * rows, mlp.gate.weight.shape[1], dtype=mlp.gate.weight.dtype, device=mlp.gate.weight.device)
+    with torch.no_grad():
+        *_, picked = mlp.gate(x)  # [rows, experts of a row]
+    steps = [_product(mlp.gate.weight, 1, len(x))]
+    for expert, mine in enumerate(picked.flatten().bincount().tolist()):
+        if mine:
+            weights = (mlp.experts.gate_up_proj[expert], mlp.experts.down_proj[expert])
+            steps += [_product(weight, 1, mine) for weight in weights]
     return steps
 
 

@@ -265,5 +265,7 @@ def _prompt(loaded: Loaded, sample: Sample, position: Position) -> tuple[dict[st
 
 
 def one_row(geometry: Geometry, layer: int, cells: LayerPlan) -> Plan:
-    """``cells`` in one layer, and all others full."""
-    return Plan.full(geometry).at([layer], **{column: getattr(cells, column) for column in COLUMNS})
+    """``cells`` in one layer, and all others full. Raises: PlanMismatchError: the layer cannot run them."""
+    plan = Plan.full(geometry).at([layer], **{column: getattr(cells, column) for column in COLUMNS})
+    plan.check(geometry)
+    return plan

@@ -16,8 +16,18 @@ from ..ranks import RANKS
 from .vision import Report, capture_clip, capture_qwen
 
 #: Decoders whose layer is the Llama block: norm, attention with separate q, k, v, o projections (and norms of queries
-#: and keys in Qwen3), causal also among visual tokens, norm, gated FFN.
-DECODERS = ("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
+#: and keys in Qwen3), causal also among visual tokens, norm, gated FFN or a mixture of gated experts.
+DECODERS = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "qwen2_vl_text",
+    "qwen2_5_vl_text",
+    "qwen3_vl_text",
+    "qwen3_vl_moe_text",
+)
 #: Reasons why similar-looking models are not supported, by model_type.
 NOT_CAUSAL = "lets image tokens attend to those after them, which the runtime's causal attention would get wrong"
 REFUSED = {
@@ -26,7 +36,6 @@ REFUSED = {
     "gemma3n": f"it {NOT_CAUSAL}, and its decoder has other operators",
     "mllama": "its images are read by cross-attention layers and are no tokens of the decoder",
     "idefics2": "its resampler and Mistral decoder would need a row in lookless.runtime.families and a test",
-    "qwen3_vl_moe": "its feed-forward networks are mixtures of experts, which need their own row selection and price",
     "internvl_chat": "it is remote code; convert it to transformers' own InternVL (model_type 'internvl')",
 }
 #: Implementations whose masks row sets can cut.
@@ -61,6 +70,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2_vl": Family("model", "model.language_model", _VIDEO, capture_qwen, "model.visual"),
     "qwen2_5_vl": Family("model", "model.language_model", _VIDEO, None, "model.visual"),
     "qwen3_vl": Family("model", "model.language_model", _VIDEO, capture_qwen, "model.visual"),
+    "qwen3_vl_moe": Family("model", "model.language_model", _VIDEO, capture_qwen, "model.visual"),
     "internvl": Family("model", "model.language_model", _IMAGE),
 }
 

@@ -134,6 +134,11 @@ def heads(x: Tensor, head_dim: int) -> Tensor:
     return x.unflatten(-1, (-1, head_dim))
 
 
+def is_mixture(mlp: Any) -> bool:
+    """Whether an FFN is a mixture of experts."""
+    return hasattr(mlp, "experts")
+
+
 def gated_ffn(mlp: Any, x: Tensor, buffers: Buffers) -> Tensor:
     """``mlp``, a gated FFN (``down(act(gate(x)) * up(x))``), on ``x [..., hidden]``."""
     own = is_plain(mlp) and is_plain(mlp.act_fn) and is_own(mlp.gate_proj)

@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from ..errors import ModelError
-from .inplace import is_plain
+from .inplace import is_mixture, is_plain
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "scaling", "layer_idx", "head_dim")
 #: What the inner model, a decoder layer and its attention are called with, by name.
@@ -41,7 +41,7 @@ def check_internals(inner: nn.Module, layers: Iterable[nn.Module]) -> None:
         require(layer.self_attn, *ATTENTION)
         require_arguments(layer, *LAYER_CALL)
         require_arguments(layer.self_attn, "hidden_states", *LAYER_CALL)
-        if is_plain(layer.mlp):  # another is called as it is
+        if is_plain(layer.mlp) and not is_mixture(layer.mlp):  # another is called as it is
             require(layer.mlp, "act_fn", "gate_proj", "up_proj", "down_proj")
 
 

@@ -93,7 +93,7 @@ def frame_prices(rows: Sequence[Sequence[LayerPlan]], frame: Frame, pricing: Pri
     alive = pricing.alive(empty)
     last = next((layer for layer, keep in frame if keep.withdraws), len(rows)) - 1
     return [
-        [pricing.cell(row, alive[layer], is_read=layer != last) for row in choices]
+        [pricing.cell(layer, row, alive[layer], is_read=layer != last) for row in choices]
         for layer, choices in enumerate(rows)
     ]
 
