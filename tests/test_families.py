@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache
 
+from helpers.alike import ALIKE
 from helpers.compare import TOLERANCE, far, text_of
-from helpers.families import FAMILIES, model_of
+from helpers.families import FAMILIES, SPECIAL, model_of
 from helpers.models import LAYERS
-from helpers.plans import DECODE, FULL, PLANS, STATIC
+from helpers.plans import DECODE, FULL, PLANS, SKIPPED, STATIC
 from helpers.slow_reference import slow_logits
 from lookless import Geometry, Neurons, Plan, Skip, apply
 from lookless.bench.lower_bound import lower_bound_of
@@ -18,6 +20,7 @@ from lookless.calibration.replay import one_row
 from lookless.calibration.sweep import INTERVENTIONS
 from lookless.errors import ModelError, PlanMismatchError
 from lookless.flops import prefill
+from lookless.runtime.families import FAMILIES as SUPPORTED
 from lookless.runtime.families import geometry_of, locate
 from lookless.runtime.prompts import prompts_of
 from lookless.search import Menu
@@ -144,3 +147,44 @@ def test_a_search_proposes_what_layers_can_run():
             Plan.full(LAYERS).at([layer], **dict(row)).check(geometry)
     with pytest.raises(PlanMismatchError, match=r"layer 0 of qwen3_vl_moe cannot run ffn=0\.2 of neurons"):
         one_row(geometry, 0, INTERVENTIONS["neuron_effect"].cells)
+
+
+# families over a decoder that another has as well
+
+
+@pytest.mark.parametrize("name", ALIKE)
+@torch.no_grad()
+def test_a_family_over_a_known_decoder(name):
+    """Each kind of batch, generation over a cache and a second turn: text, visual tokens and layers are found."""
+    family, model = ALIKE[name], ALIKE[name].build()
+    located = locate(model)
+    others = [module for module in located.inner.children() if module is not located.decoder]
+    assert located.tower is max(others, key=lambda module: sum(p.numel() for p in module.parameters()))
+    for plan in ("mixed", "keep by value_aware", "decode"):
+        rows = {**SKIPPED, **PLANS, **DECODE}[plan]
+        for kind in family.kinds:
+            arguments = family.batch(kind)
+            text = text_of(family, arguments)
+            slow = slow_logits(model, rows, arguments, family.visual_ids)[text]
+            with apply(model, rows):
+                assert far(model(**arguments).logits[text], slow) < TOLERANCE, (plan, kind)
+        if plan != "decode":
+            assert far(model(**arguments).logits[text], slow) > 10 * TOLERANCE
+        first, turn, whole = family.turns(model, 4, "wide", 5)
+        cache = DynamicCache(config=model.config.get_text_config())
+        with apply(model, rows):
+            model(**first, past_key_values=cache)
+            fast = model(**turn, past_key_values=cache).logits[:, -5:]
+        ends = [first["input_ids"].shape[1], whole["input_ids"].shape[1]]
+        assert far(fast, slow_logits(model, rows, whole, family.visual_ids, ends)[:, -5:]) < TOLERANCE, plan
+    arguments = family.batch("one image")
+    words = [
+        {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": SPECIAL, "use_cache": c} for c in (True, False)
+    ]
+    with apply(model, PLANS["skip"]):
+        assert torch.equal(*(model.generate(**arguments, **options, use_cache=cached) for cached in (True, False)))
+
+
+def test_every_supported_family_is_tested():
+    tested = {family.build().config.model_type for family in FAMILIES.values()} | {*ALIKE}
+    assert tested == {*SUPPORTED}

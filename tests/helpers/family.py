@@ -139,7 +139,7 @@ def _joined(tensors: list[Tensor]) -> Tensor:
 def finished(model: Any, attention: str) -> Any:
     """Norms start as ones and biases as zeros, whose confusion nobody would see: they become all different."""
     with torch.no_grad():
-        for parameter in model.model.language_model.parameters():
+        for parameter in model.model.get_decoder().parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
     model = contrasted(model.eval())

@@ -36,13 +36,13 @@ def slow_logits(
         for index, layer in enumerate(layers):
             x = prompt.layer(layer, plan, index, x, rotary)
             x = x + entered[index + 1][2][b]  # DeepStack
-        states.append(model.model.language_model.norm(x))
+        states.append(model.model.get_decoder().norm(x))
     return model.lm_head(torch.stack(states))
 
 
 def _captured(model, arguments):
     """What enters each layer of the stock model, and what is added between layers."""
-    layers = model.model.language_model.layers
+    layers = model.model.get_decoder().layers
     entered, left = [], []
     hooks = [
         layer.register_forward_pre_hook(
@@ -381,7 +381,7 @@ def slow(model, plan: Plan) -> Iterator[None]:
         return (update, *output[1:]) if isinstance(output, tuple) else update
 
     hooks = [model.model.register_forward_pre_hook(see, with_kwargs=True)]
-    for layer, row in zip(model.model.language_model.layers, plan.layers, strict=True):
+    for layer, row in zip(model.model.get_decoder().layers, plan.layers, strict=True):
         if row.attention == Skip():
             hooks.append(layer.self_attn.register_forward_hook(throw_away))
         if row.ffn == Skip():

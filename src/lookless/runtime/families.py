@@ -72,6 +72,14 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl": Family("model", "model.language_model", _VIDEO, capture_qwen, "model.visual"),
     "qwen3_vl_moe": Family("model", "model.language_model", _VIDEO, capture_qwen, "model.visual"),
     "internvl": Family("model", "model.language_model", _IMAGE),
+    "smolvlm": Family("model", "model.text_model", _IMAGE, None, "model.vision_model"),
+    "idefics3": Family("model", "model.text_model", _IMAGE, None, "model.vision_model"),
+    "mistral3": Family("model", "model.language_model", _IMAGE),
+    "lighton_ocr": Family("model", "model.language_model", _IMAGE, None, "model.vision_encoder"),
+    "qianfan_ocr": Family("model", "model.language_model", _IMAGE),
+    "vipllava": Family("model", "model.language_model", _IMAGE),
+    "deepseek_vl": Family("model", "model.language_model", _IMAGE, None, "model.vision_model"),
+    "video_llama_3": Family("model", "model.language_model", _VIDEO, None, "model.vision_model"),
 }
 
 
