@@ -178,9 +178,7 @@ def test_a_family_over_a_known_decoder(name):
         ends = [first["input_ids"].shape[1], whole["input_ids"].shape[1]]
         assert far(fast, slow_logits(model, rows, whole, family.visual_ids, ends)[:, -5:]) < TOLERANCE, plan
     arguments = family.batch("one image")
-    words = [
-        {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": SPECIAL, "use_cache": c} for c in (True, False)
-    ]
+    options = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": SPECIAL}
     with apply(model, PLANS["skip"]):
         assert torch.equal(*(model.generate(**arguments, **options, use_cache=cached) for cached in (True, False)))
 
