@@ -117,14 +117,14 @@ def test_trace_is_what_the_plan_predicts(name, plan):
 def test_liveness_changes_no_text_logit(name):
     """Work that nobody reads, spared in a plan that does nothing else."""
     family, model = FAMILIES[name], model_of(name)
-    plan = FULL.live()
+    plan, limit = FULL.live(), 1e-5 if "3_5" in name else 1e-6  # scans by chunks round by where padding is
     assert plan.skipped("attention") == plan.skipped("ffn") == (LAYERS - 1,)
     for kind in family.kinds:
         arguments = family.batch(kind)
         text = text_of(family, arguments)
         stock = model(**arguments).logits[text]
         with apply(model, plan):
-            assert far(model(**arguments).logits[text], stock) < 1e-6, kind
+            assert far(model(**arguments).logits[text], stock) < limit, kind
 
 
 def beams(model, arguments, steps, count):
@@ -180,6 +180,7 @@ def test_sampling_over_a_pruned_cache():
 def test_filters_are_the_slow_reference(name):
     """Contributions are of another size in every model: of these lengths one cuts, somewhere."""
     family, model = FAMILIES[name], model_of(name)
+    needs(model, FULL.at([1, 2, 3, 4], keep=Filter()))
     moved = 0.0
     for norm in (0.003, 0.02, 0.1, 0.4):
         for exit_cosine in (0.9, 2.0):

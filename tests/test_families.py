@@ -20,6 +20,7 @@ from lookless.calibration.replay import one_row
 from lookless.calibration.sweep import INTERVENTIONS
 from lookless.errors import ModelError, PlanMismatchError
 from lookless.flops import prefill
+from lookless.ranks import RANKS
 from lookless.runtime.families import FAMILIES as SUPPORTED
 from lookless.runtime.families import geometry_of, locate
 from lookless.runtime.prompts import prompts_of
@@ -27,6 +28,13 @@ from lookless.search import Menu
 
 #: family -> the plans of tests/helpers/plans.py that its layers cannot run; all run on any other
 REFUSED = {"qwen3_vl_moe": {"neurons"}}
+#: by what they ask of a layer with a gated delta rule: a window, a sink, keys to rank by, keys to decode with
+REFUSED["qwen3_5"] = {
+    *("window", "sink", "decode", "decode, asked by few", "filter", "recycle by both"),
+    *(f"top by {r}" for r in ("last_query_attention", "text_raters", "value_aware", "key_norm")),
+    *(f"{c} by {r}" for c in ("keep", "top") for r in RANKS if RANKS[r].reads == "this" and RANKS[r].heads),
+}
+REFUSED["qwen3_5_moe"] = {*REFUSED["qwen3_5"], "neurons", "keep, then window"}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

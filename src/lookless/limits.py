@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from .errors import PlanMismatchError
 from .geometry import Geometry
 from .layer_plan import LayerPlan
+from .ranks import RANKS
 
 EXPERTS = (
     "and its FFN is a mixture of experts, whose router already picks a part of the neurons for each row: use Skip, "
     "Top, Mean or Linear"
 )
+STATE = "whose gated delta rule keeps one state of all tokens and no key of any"
 
 
 def check_cells(rows: Sequence[LayerPlan], geometry: Geometry) -> None:
@@ -32,3 +34,14 @@ def _refused(row: LayerPlan, geometry: Geometry, layer: int) -> Iterator[tuple[s
     """Cells in words, and why each cannot be run."""
     if row.ffn.neurons is not None and geometry.experts_of(layer) is not None:
         yield f"ffn={row.ffn}", EXPERTS
+    if geometry.delta_of(layer) is not None:
+        if row.attention.window is not None:
+            yield f"attention={row.attention}", f"{STATE}: use Skip, Top, Mean or Linear"
+        if row.visible.is_sink:
+            yield f"visible={row.visible}", f"{STATE}: use Skip"
+        if not row.decode.is_full:
+            yield f"decode={row.decode}", f"{STATE}: it is written by all tokens, or, by visible=Skip, by text alone"
+    for rank in row.ranks:
+        read = layer - 1 if RANKS[rank].reads == "previous" else layer
+        if RANKS[rank].heads and geometry.delta_of(read) is not None:
+            yield f"a rank by {rank}", f"which reads keys of layer {read}, {STATE}: rank by diversity or update_norm"

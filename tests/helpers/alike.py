@@ -137,7 +137,7 @@ ALIKE = {
             "vipllava",
             _model(
                 VipLlavaConfig(
-                    vision_config=_CLIP, text_config=_LLAMA, image_token_index=IMAGE, vision_feature_layer=(-1, 0)
+                    vision_config=_CLIP, text_config=_LLAMA, image_token_index=IMAGE, vision_feature_layers=(-1, 0)
                 )
             ),
             _ONE,

@@ -12,6 +12,10 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
@@ -91,6 +95,33 @@ def _qwen3_moe(attention: str = "sdpa") -> Qwen3VLMoeForConditionalGeneration:
     return _seen_deepstack(Qwen3VLMoeForConditionalGeneration(config), attention)
 
 
+#: gated attention in layers 1 and 3, which turns half of each head
+_QWEN3_5_TEXT = {
+    **_QWEN_TEXT,
+    "head_dim": 32,
+    "rope_parameters": _mrope(4, 2, 2, mrope_interleaved=True, partial_rotary_factor=0.5),
+    "layer_types": ["linear_attention", "full_attention"] * 2 + ["linear_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+}
+_QWEN3_5_VISION = {k: v for k, v in _QWEN3_VISION.items() if k != "deepstack_visual_indexes"}
+
+
+def _qwen3_5(attention: str = "sdpa") -> Qwen3_5ForConditionalGeneration:
+    torch.manual_seed(0)
+    config = Qwen3_5Config(text_config=_QWEN3_5_TEXT, vision_config=_QWEN3_5_VISION, **_IDS)
+    return finished(Qwen3_5ForConditionalGeneration(config), attention)
+
+
+def _qwen3_5_moe(attention: str = "sdpa") -> Qwen3_5MoeForConditionalGeneration:
+    torch.manual_seed(0)
+    mixture = {**_MIXTURE, "shared_expert_intermediate_size": 40}
+    config = Qwen3_5MoeConfig(text_config={**_QWEN3_5_TEXT, **mixture}, vision_config=_QWEN3_5_VISION, **_IDS)
+    return finished(Qwen3_5MoeForConditionalGeneration(config), attention)
+
+
 def _seen_deepstack(model: Any, attention: str) -> Any:
     with torch.no_grad():  # else what DeepStack adds is lost beside the residual stream
         for parameter in model.model.visual.deepstack_merger_list.parameters():
@@ -138,5 +169,7 @@ QWEN = [
     Family("qwen2_vl", _qwen2, _qwen_visuals(_qwen_visual(2, 2, 3, video=True)), (IMAGE, VIDEO), mrope=True),
     Family("qwen2_5_vl", _qwen2_5, _qwen_visuals(_qwen2_5_video), (IMAGE, VIDEO), mrope=True),
     Family("qwen3_vl", _qwen3, _qwen_visuals(_qwen3_video), (IMAGE, VIDEO), mrope=True),
+    Family("qwen3_5", _qwen3_5, _qwen_visuals(_qwen3_video), (IMAGE, VIDEO), mrope=True),
+    Family("qwen3_5_moe", _qwen3_5_moe, _qwen_visuals(_qwen3_video), (IMAGE, VIDEO), mrope=True),
     Family("qwen3_vl_moe", _qwen3_moe, _qwen_visuals(_qwen3_video), (IMAGE, VIDEO), mrope=True),
 ]

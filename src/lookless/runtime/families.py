@@ -16,7 +16,8 @@ from ..ranks import RANKS
 from .vision import Report, capture_clip, capture_qwen
 
 #: Decoders whose layer is the Llama block: norm, attention with separate q, k, v, o projections (and norms of queries
-#: and keys in Qwen3), causal also among visual tokens, norm, gated FFN or a mixture of gated experts.
+#: and keys in Qwen3; a gate, or a gated delta rule, in Qwen3.5), causal also among visual tokens, norm, gated FFN or a
+#: mixture of gated experts.
 DECODERS = (
     "llama",
     "mistral",
@@ -27,6 +28,8 @@ DECODERS = (
     "qwen2_5_vl_text",
     "qwen3_vl_text",
     "qwen3_vl_moe_text",
+    "qwen3_5_text",
+    "qwen3_5_moe_text",
 )
 #: Reasons why similar-looking models are not supported, by model_type.
 NOT_CAUSAL = "lets image tokens attend to those after them, which the runtime's causal attention would get wrong"
@@ -71,6 +74,8 @@ FAMILIES: dict[str, Family] = {
     "qwen2_5_vl": Family("model", "model.language_model", _VIDEO, None, "model.visual"),
     "qwen3_vl": Family("model", "model.language_model", _VIDEO, capture_qwen, "model.visual"),
     "qwen3_vl_moe": Family("model", "model.language_model", _VIDEO, capture_qwen, "model.visual"),
+    "qwen3_5": Family("model", "model.language_model", _VIDEO, capture_qwen, "model.visual"),
+    "qwen3_5_moe": Family("model", "model.language_model", _VIDEO, capture_qwen, "model.visual"),
     "internvl": Family("model", "model.language_model", _IMAGE),
     "smolvlm": Family("model", "model.text_model", _IMAGE, None, "model.vision_model"),
     "idefics3": Family("model", "model.text_model", _IMAGE, None, "model.vision_model"),

@@ -15,6 +15,7 @@ from ..geometry import Geometry
 from ..layer_plan import LayerPlan
 from ..limits import can_run
 from ..plan import Plan
+from ..ranks import RANKS as RANKS_OF_TOKENS
 
 SKIP = Skip()
 FULL = LayerPlan()
@@ -86,7 +87,10 @@ class Menu:
             layer: tuple(row for row in (*some, *self.special.get(layer, ())) if can_run(row, geometry, layer))
             for layer in every
         }
-        return replace(self, rows=rows, special={layer: mine for layer, mine in special.items() if mine})
+        ranks = tuple(
+            rank for rank in self.ranks if geometry.delta is None or not RANKS_OF_TOKENS[rank].heads
+        )  # a frame moves freely, so its rank must be computed at any layer
+        return replace(self, rows=rows, ranks=ranks, special={layer: mine for layer, mine in special.items() if mine})
 
     def at(self, layer: int) -> tuple[LayerPlan, ...]:
         """The rows of ``layer``."""
