@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DynamicCache
+from transformers import DynamicCache, LlavaConfig, Mistral3Config
 
 from helpers.alike import ALIKE
 from helpers.compare import TOLERANCE, far, text_of
@@ -22,7 +24,7 @@ from lookless.errors import ModelError, PlanMismatchError
 from lookless.flops import prefill
 from lookless.ranks import RANKS
 from lookless.runtime.families import FAMILIES as SUPPORTED
-from lookless.runtime.families import geometry_of, locate
+from lookless.runtime.families import family_of, geometry_of, locate
 from lookless.runtime.prompts import prompts_of
 from lookless.search import Menu
 
@@ -194,3 +196,17 @@ def test_a_family_over_a_known_decoder(name):
 def test_every_supported_family_is_tested():
     tested = {family.build().config.model_type for family in FAMILIES.values()} | {*ALIKE}
     assert tested == {*SUPPORTED}
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (Mistral3Config(text_config={"model_type": "ministral3"}), "grows with their position"),
+        (LlavaConfig(text_config={"model_type": "gemma"}), "supported decoders are llama"),
+        (SimpleNamespace(model_type="gemma4"), "norm each branch twice"),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_what_is_not_supported_is_refused_with_the_reason(config, reason):
+    with pytest.raises(ModelError, match=rf"not supported.*{reason}"):
+        family_of(config)

@@ -94,6 +94,7 @@ def name_of(path: Path) -> str:
 INSIDE = {
     "runtime": [
         "inplace",
+        "mixers",
         "internals",
         "vision",
         "families",
@@ -105,6 +106,7 @@ INSIDE = {
         "record",
         "affine",
         "attention",
+        "delta",
         "ffn",
         "layer",
         "view",

@@ -31,12 +31,7 @@ TOWER = {
 TOWER_LAYERS = 24
 LONGEST = 4096
 WORDS = ("tokenizer.json", "chat_template.jinja", "generation_config.json")
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM",
-}
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 
 def write_dummy_checkpoint(shape: Shape, folder: Path, *, whole: int, visual: int = 576) -> int:
@@ -52,7 +47,7 @@ def write_dummy_checkpoint(shape: Shape, folder: Path, *, whole: int, visual: in
         The side of an image that needs no resizing, in pixels.
 
     Raises:
-        ModelError: ``visual`` is not a square number.
+        ModelError: ``visual`` is not a square number, or vLLM does not serve plans for this decoder.
     """
     patches = math.isqrt(visual)
     if patches**2 != visual:
@@ -70,7 +65,9 @@ def write_dummy_checkpoint(shape: Shape, folder: Path, *, whole: int, visual: in
 def _config(shape: Shape, whole: int, side: int) -> dict[str, Any]:
     shipped = _read("config.json")
     text = {**decoder(shape), "max_position_embeddings": LONGEST}
-    text["architectures"] = [ARCHITECTURES[text["model_type"]]]
+    if shape.block not in ARCHITECTURES:
+        raise ModelError(f"plans for {shape.geometry.model_type} run in transformers alone, so vLLM is not timed.")
+    text["architectures"] = [ARCHITECTURES[shape.block]]
     for name in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"):
         text[name] = shipped["text_config"][name]
     depth = max(1, round(TOWER_LAYERS * text["num_hidden_layers"] / whole))

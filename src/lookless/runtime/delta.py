@@ -64,6 +64,7 @@ def run_delta(
     ``keeps_record`` is of no matter: nothing of the record is written into.
     """
     module, live = record.module, prompts.live
+    _check_here(module)
     before, kept = _before(module, cache), prompts.rows(work.cached)
     written, after = _written(module, record.normed), None
     may_add = owns_x and not torch.is_grad_enabled()
@@ -85,6 +86,15 @@ def run_delta(
         cache.update_conv_state(after.conv, module.layer_idx, conv_kernel_size=module.conv_kernel_size)
         cache.update_recurrent_state(after.recurrent, module.layer_idx)
     return x
+
+
+def _check_here(module: Any) -> None:
+    """Raises: ModelError: parameters that are used without their module's ``forward`` are elsewhere."""
+    if module.A_log.is_meta or module.conv1d.weight.is_meta:
+        raise ModelError(
+            f"layer {module.layer_idx} has a gated delta rule whose weights are offloaded, and a plan uses them where "
+            f"they lie: load the model without offloading."
+        )
 
 
 def _before(module: Any, cache: Any) -> State | None:

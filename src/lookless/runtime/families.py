@@ -39,7 +39,19 @@ REFUSED = {
     "gemma3n": f"it {NOT_CAUSAL}, and its decoder has other operators",
     "mllama": "its images are read by cross-attention layers and are no tokens of the decoder",
     "idefics2": "its resampler and Mistral decoder would need a row in lookless.runtime.families and a test",
+    "gemma4": "its layers norm each branch twice, add an embedding of their own and share keys with later layers",
+    "glm4v": "its layers norm each branch twice and turn neighbouring numbers of a head",
+    "glm4v_moe": "its decoder's experts, with a bias of their own, have no row and no test here",
+    "lfm2_vl": "its short convolutions keep states that the runtime does not know",
+    "llama4": "it attends by chunks, and its experts weigh their input",
+    "paddleocr_vl": "its decoder has no row and no test here",
+    "qwen4_exp": "it has several residual streams, so a skipped operator is not the identity",
     "internvl_chat": "it is remote code; convert it to transformers' own InternVL (model_type 'internvl')",
+}
+#: Reasons why a decoder is not supported under a family that is, by its own model_type.
+REFUSED_DECODERS = {
+    "ministral3": "it multiplies queries by a number that grows with their position",
+    "qwen2_moe": "its mixtures of experts were never tried",
 }
 #: Implementations whose masks row sets can cut.
 ATTENTION = ("sdpa", "eager")
@@ -148,6 +160,9 @@ def family_of(config: Any) -> Family:
     if family is None:
         raise ModelError(f"models of type {model_type!r} are not supported; supported are {', '.join(FAMILIES)}.")
     text = config.get_text_config()
+    if text.model_type in REFUSED_DECODERS:
+        reason = REFUSED_DECODERS[text.model_type]
+        raise ModelError(f"{model_type} over a {text.model_type!r} decoder is not supported: {reason}.")
     if text.model_type not in DECODERS:
         raise ModelError(
             f"{model_type} over a {text.model_type!r} decoder is not supported; "
