@@ -43,7 +43,8 @@ def test_influence_is_the_finite_difference(name):
     located = locate(model)
     visual = prompts_of(located, arguments).visual[0]
     _, answer = said(model, arguments)
-    eps, pairs = 1e-3 if "moe" in name else 1e-2, []  # where a row goes to another expert, there is a jump
+    # where a row goes to another expert there is a jump, and what a state remembers is bent
+    eps, pairs = 1e-3 if "moe" in name or "3_5" in name else 1e-2, []
     for operator in ("attention", "ffn"):
         found = scores[f"{operator}_influence"].per_sample[0]
         for layer, module in enumerate(located.layers):
