@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from helpers.compare import needs
 from helpers.families import FAMILIES
 from helpers.loaded import PIXEL, TinyLoaded, samples_of, tiny_loaded
-from helpers.models import BATCHES, IMAGE, tiny_llava
+from helpers.models import BATCHES, IMAGE, LAYERS, tiny_llava
 from helpers.slow_reference import slow, slow_logits
 from lookless import (
     LayerPlan,
@@ -101,6 +102,8 @@ def test_every_measure_on_every_family(name, measure):
         cells = LayerPlan(attention=Window(4))
     samples = data.Samples("tiny", (data.Sample((PIXEL,), "q", ""),))
     loaded = SimpleNamespace(model=model, name=name, revision=None, inputs=lambda _: dict(arguments))
+    for layer in range(LAYERS):
+        needs(model, Plan.full(LAYERS).at([layer], **dict(cells)))
     scores = sweep(loaded, samples, cells, name=measure, distance=INTERVENTIONS[measure].distance, progress=False)
     stock = model(**arguments).logits[0, -1].float()
     for layer, score in enumerate(scores.mean):

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from helpers.compare import TOLERANCE, far, text_logits, text_of
+from helpers.compare import TOLERANCE, far, needs, text_logits, text_of
 from helpers.families import FAMILIES, SECOND, SPECIAL, model_of
 from helpers.models import LAYERS
 from helpers.plans import DECODE, FULL, OF_TOWER, PLANS, STATIC
@@ -21,6 +21,7 @@ from lookless.errors import ModelError, PlanError
 @torch.no_grad()
 def test_prefill_is_the_slow_reference(name, plan):
     family, model = FAMILIES[name], model_of(name)
+    needs(model, PLANS[plan])
     moved = 0.0
     for kind in family.kinds:
         arguments = family.batch(kind)
@@ -56,6 +57,7 @@ def test_cached_generation_is_uncached(name, plan):
     """Greedy answers over caches of different lengths per layer, against whole sequences without any cache."""
     family, model, new = FAMILIES[name], model_of(name), 4
     plan = {**PLANS, **DECODE}[plan]
+    needs(model, plan)
     options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
     options |= {"return_dict_in_generate": True, "output_logits": True, "suppress_tokens": SPECIAL}
     for kind in ("two images", "padded left"):
@@ -77,6 +79,7 @@ def test_cached_generation_is_uncached(name, plan):
 def test_a_second_turn_is_the_slow_reference(name, plan):
     family, model = FAMILIES[name], model_of(name)
     plan = {**PLANS, **DECODE}[plan]
+    needs(model, plan)
     for second in SECOND.values():
         first, turn, whole = family.turns(model, *second)
         cache = DynamicCache(config=model.config.get_text_config())
@@ -95,6 +98,7 @@ def test_a_second_turn_is_the_slow_reference(name, plan):
 @torch.no_grad()
 def test_trace_is_what_the_plan_predicts(name, plan):
     family, model = FAMILIES[name], model_of(name)
+    needs(model, STATIC[plan])
     for kind in ("one image", "padded left"):
         arguments = family.batch(kind)
         text = text_of(family, arguments)
@@ -113,14 +117,14 @@ def test_trace_is_what_the_plan_predicts(name, plan):
 def test_liveness_changes_no_text_logit(name):
     """Work that nobody reads, spared in a plan that does nothing else."""
     family, model = FAMILIES[name], model_of(name)
-    plan = FULL.live()
+    plan, limit = FULL.live(), 1e-5 if "3_5" in name else 1e-6  # scans by chunks round by where padding is
     assert plan.skipped("attention") == plan.skipped("ffn") == (LAYERS - 1,)
     for kind in family.kinds:
         arguments = family.batch(kind)
         text = text_of(family, arguments)
         stock = model(**arguments).logits[text]
         with apply(model, plan):
-            assert far(model(**arguments).logits[text], stock) < 1e-6, kind
+            assert far(model(**arguments).logits[text], stock) < limit, kind
 
 
 def beams(model, arguments, steps, count):
@@ -176,6 +180,7 @@ def test_sampling_over_a_pruned_cache():
 def test_filters_are_the_slow_reference(name):
     """Contributions are of another size in every model: of these lengths one cuts, somewhere."""
     family, model = FAMILIES[name], model_of(name)
+    needs(model, FULL.at([1, 2, 3, 4], keep=Filter()))
     moved = 0.0
     for norm in (0.003, 0.02, 0.1, 0.4):
         for exit_cosine in (0.9, 2.0):

@@ -13,6 +13,7 @@ from lookless.calibration.gradients import DIAGNOSTICS, diagnose, scores_by_name
 from lookless.calibration.sweep import calibrate
 from lookless.errors import DataError, ScoresError
 from lookless.runtime.families import geometry_of, locate
+from lookless.runtime.mixers import mixer_of
 from lookless.runtime.prompts import prompts_of
 
 
@@ -42,13 +43,14 @@ def test_influence_is_the_finite_difference(name):
     located = locate(model)
     visual = prompts_of(located, arguments).visual[0]
     _, answer = said(model, arguments)
-    eps, pairs = 1e-2, []
-    for operator, path in (("attention", "self_attn"), ("ffn", "mlp")):
+    # where a row goes to another expert there is a jump, and what a state remembers is bent
+    eps, pairs = 1e-3 if "moe" in name or "3_5" in name else 1e-2, []
+    for operator in ("attention", "ffn"):
         found = scores[f"{operator}_influence"].per_sample[0]
         for layer, module in enumerate(located.layers):
             ends = []
             for by in (1 - eps, 1 + eps):
-                hook = scaled(getattr(module, path), visual, by)
+                hook = scaled(mixer_of(module) if operator == "attention" else module.mlp, visual, by)
                 ends.append(said(model, arguments, answer)[0])
                 hook.remove()
             pairs.append((found[layer], abs(ends[1] - ends[0]) / (2 * eps)))

@@ -296,7 +296,7 @@ def test_refusals():
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_whole(name):
     g = Geometry.preset(name.upper())
-    assert g.query_width == g.hidden  # true of all the papers' models
+    assert g.query_width == g.hidden or g.experts  # true of all the papers' models
     assert g.heads % g.kv_heads == 0
 
 
@@ -307,8 +307,10 @@ def test_geometry_from_configs():
     assert Geometry.from_config(flat).head_dim == 4
     with pytest.raises(GeometryError, match="of x has no num_attention_heads"):
         Geometry.from_config({"model_type": "x"})
-    with pytest.raises(GeometryError, match="mixture-of-experts"):
+    with pytest.raises(GeometryError, match="of qwen2_vl has no num_experts_per_tok"):
         Geometry.from_config({**flat, "num_experts": 8})
+    mixed = Geometry.from_config({**flat, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 4})
+    assert (mixed.experts.count, mixed.ffn_width(0), mixed.intermediate) == (8, 8, 4)
     with pytest.raises(GeometryError, match=r"choose one of LLaVA-1\.5-7B"):
         Geometry.preset("llava")
     assert Geometry.from_config(flat).fingerprint != Geometry.from_config({**flat, "hidden_size": 16}).fingerprint

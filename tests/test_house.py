@@ -31,6 +31,7 @@ ORDER = [
     "cells",
     "fitted",
     "layer_plan",
+    "limits",
     "plan",
     "scores",
     "flops",
@@ -98,6 +99,7 @@ def name_of(path: Path) -> str:
 INSIDE = {
     "runtime": [
         "inplace",
+        "mixers",
         "internals",
         "vision",
         "families",
@@ -109,6 +111,7 @@ INSIDE = {
         "record",
         "affine",
         "attention",
+        "delta",
         "ffn",
         "layer",
         "view",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from helpers.compare import TOLERANCE, far, text_logits, text_of
+from helpers.compare import TOLERANCE, far, needs, text_logits, text_of
 from helpers.families import FAMILIES, model_of
 from helpers.slow_reference import slow_logits, tower_maps
 from lookless import apply
@@ -25,6 +25,7 @@ def reads_tower(plan) -> bool:
 def made(method, model, family):
     """The method's plan at its paper's relative depth, and whether the family's tower can be asked what it needs."""
     plan = METHODS[method].sample(geometry_of(model))
+    needs(model, plan)
     if reads_tower(plan) and SUPPORTED[model.config.model_type].capture is None:
         pytest.skip(f"{family.name}: refused by name, as tests/test_cells.py checks")
     return plan

@@ -6,7 +6,14 @@ head (one row of it is 0.003 % of LLaVA-1.5-7B). A layer with q query rows, k ke
 
     4 q d dq  +  4 k d dk  +  4 q k dq  +  6 f d m          (dq = heads x head_dim, dk = kv_heads x head_dim)
 
-for q and o projections, k and v projections, scores and weighted values, and the gated FFN. With q = k = f = n
+for q and o projections, k and v projections, scores and weighted values, and the gated FFN. In a mixture of experts m
+is the width of the experts that one row passes, and f rows pass the router, 2 f d E, as well; a gate of heads is 2 q d
+dq more. A gated delta rule with h states of a x b, whose rows write w columns (query, key, value, decay, rate), costs
+
+    2 k d w  +  4 q d h b  +  6 k h a b  +  6 f d m
+
+for what rows write, gate and output projection of those that read, and decayed read, write and read of the states
+(kernels that scan by chunks do more of this, and faster). With q = k = f = n
 and dq = dk = d this is 8nd^2 + 4n^2d + 6ndm, the dense layer of ShortV (arXiv 2504.00502, Sec. 4.1, there
 2(t+v)(4h+3m)h + 4(t+v)^2 h); with q = t it is V-Skip's (arXiv 2606.08511, Table 2), with q = f = t ShortV's.
 A map of rank r in place of an operator costs 4 d r for each living visual row.
@@ -32,10 +39,14 @@ class Prefill:
         visual: the share of ``total`` spent on visual rows alone: their projections, their FFN, and their attention
             to visual keys. VisiPruner (arXiv 2510.17205, App. M) reports this one, halved, as it counts
             multiply-adds; do not compare it with whole-prefill figures.
+        experts: how many experts' weights are read, all layers together, if routers pick at random. Where few rows are
+            left this, and not the FLOPs, is what a mixture of experts costs: 1,000 rows of Qwen3-VL-30B-A3B read all
+            128 experts of a layer, and so do 100 (127.8); 10 read 61.
     """
 
     total: float
     visual: float
+    experts: float = 0.0
 
     @property
     def total_tflops(self) -> float:
@@ -47,16 +58,36 @@ class Prefill:
 
 
 def layer(
-    geometry: Geometry, *, query: float, key: float, ffn: float, pairs: float | None = None, probe: float = 0
+    geometry: Geometry,
+    index: int = 0,
+    *,
+    query: float,
+    key: float,
+    ffn: float,
+    pairs: float | None = None,
+    probe: float = 0,
 ) -> float:
-    """FLOPs of one layer with ``query`` query rows, ``key`` key rows and ``ffn`` FFN rows.
+    """FLOPs of layer ``index`` with ``query`` query rows, ``key`` key rows and ``ffn`` FFN rows.
 
-    ``pairs`` is how many (query, key) pairs are scored; by default each query row with each key row. ``ffn`` counts a
+    ``pairs`` is how many (query, key) pairs are scored, by default each query row with each key row; of a gated delta
+    rule how many rows are scanned, by default the key rows. ``ffn`` counts a
     row that uses a part of the neurons as that part. ``probe`` rows pass the first two of the FFN's three matrices.
     """
-    g, pairs = geometry, query * key if pairs is None else pairs
-    projections = 4 * query * g.hidden * g.query_width + 4 * key * g.hidden * g.key_width
-    return projections + 4 * pairs * g.query_width + (6 * ffn + 4 * probe) * g.hidden * g.intermediate
+    g, delta = geometry, geometry.delta_of(index)
+    if delta is not None:
+        scanned = key if pairs is None else pairs
+        written, read = 2 * key * g.hidden * delta.written_width, 4 * query * g.hidden * delta.read_width
+        return written + read + 6 * scanned * delta.state + _ffn(g, index, ffn, probe)
+    pairs = query * key if pairs is None else pairs
+    projections = (4 + 2 * g.gated) * query * g.hidden * g.query_width + 4 * key * g.hidden * g.key_width
+    return projections + 4 * pairs * g.query_width + _ffn(g, index, ffn, probe)
+
+
+def _ffn(g: Geometry, index: int, rows: float, probe: float) -> float:
+    """Gate, up and down of ``rows``, gate and up of ``probe`` rows, and what routes them."""
+    experts = g.experts_of(index)
+    gates = 0 if experts is None else experts.count + bool(experts.shared)  # a shared network is gated by one number
+    return (6 * rows + 4 * probe) * g.hidden * g.ffn_width(index) + 2 * rows * g.hidden * gates
 
 
 def prefill(
@@ -91,21 +122,31 @@ def prefill(
     plan = plan or Plan.full(geometry)
     plan.check(geometry)
     return Prefill(
-        total=sum(_layers(geometry, plan, visual, text, before)), visual=sum(_layers(geometry, plan, visual, 0, None))
+        total=sum(_layers(geometry, plan, visual, text, before)),
+        visual=sum(_layers(geometry, plan, visual, 0, None)),
+        experts=_experts(geometry, plan, visual, text),
     )
 
 
 def _layers(g: Geometry, plan: Plan, visual: float, text: float, before: float | None) -> Iterator[float]:
     """FLOPs of each layer under ``plan``."""
-    for row, rows, alive in zip(plan.layers, plan.rows(visual, text), plan.alive(visual), strict=True):
+    each = zip(plan.layers, plan.rows(visual, text), plan.alive(visual), strict=True)
+    for index, (row, rows, alive) in enumerate(each):
         work, ffn, probe = row.work, rows["ffn"], 0.0
         if work.neurons is not None and alive:
             ffn += alive * work.neurons.channels(g.intermediate) / g.intermediate
             probe = work.neurons.probes(alive)
         count = _Count(text, visual, alive, before)
-        pairs = sum(count.pairs(part) for part in work.attention)
+        count_pairs = count.pairs if g.delta_of(index) is None else count.scanned
+        pairs = sum(map(count_pairs, work.attention))
         maps = sum(4 * alive * g.hidden * cell.inner for cell in work.affine)
-        yield layer(g, query=rows["query"], key=rows["key"], ffn=ffn, pairs=pairs, probe=probe) + maps
+        yield layer(g, index, query=rows["query"], key=rows["key"], ffn=ffn, pairs=pairs, probe=probe) + maps
+
+
+def _experts(g: Geometry, plan: Plan, visual: float, text: float) -> float:
+    """As :attr:`Prefill.experts`."""
+    layers = ((g.experts_of(index), rows["ffn"]) for index, rows in enumerate(plan.rows(visual, text)))
+    return sum(experts.read(ffn) for experts, ffn in layers if experts is not None)
 
 
 @dataclass(frozen=True)
@@ -120,6 +161,10 @@ class _Count:
 
     def rows(self, rows: RowSet) -> float:
         return rows.size(text=self.text, visual=self.visual, alive=self.alive)
+
+    def scanned(self, part: AttentionPart) -> float:
+        """Rows that a scan of a gated delta rule goes over for one part; none where nobody would read."""
+        return self.rows(part.key) if self.rows(part.query) else 0
 
     def pairs(self, part: AttentionPart) -> float:
         """(query, key) pairs that are scored in one part of a layer's attention."""

@@ -36,6 +36,7 @@ from .cells import Cell, Full, Skip
 from .errors import PlanError, PlanMismatchError
 from .geometry import Geometry
 from .layer_plan import COLUMNS, LayerPlan
+from .limits import check_cells
 from .ranks import RANKS
 from .sets import check_one_plan
 from .version import __version__
@@ -308,8 +309,9 @@ class Plan(BaseModel):
         return Plan(**{**dict(self), "layers": tuple(row.bound(weights) for row in self.layers)})
 
     def check(self, geometry: Geometry) -> None:
-        """Raises: PlanMismatchError: the plan was made for another architecture than ``geometry``."""
+        """Raises: PlanMismatchError: the plan is for another architecture than ``geometry``, which cannot run it."""
         self._check_fits(geometry.layers, geometry)
+        check_cells(self.layers, geometry)
 
     def _check_fits(self, layers: int, geometry: Geometry | None) -> None:
         if len(self.layers) != layers:
@@ -382,12 +384,10 @@ class Plan(BaseModel):
 
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
+        message = f"lookless plan: {self.provenance.method or 'hand-made'}"
         for name, content in self._files().items():
             commit = api.upload_file(
-                path_or_fileobj=content,
-                path_in_repo=name,
-                repo_id=repo_id,
-                commit_message=f"lookless plan: {self.provenance.method or 'hand-made'}",
+                path_or_fileobj=content, path_in_repo=name, repo_id=repo_id, commit_message=message
             )
         return str(commit.commit_url)
 

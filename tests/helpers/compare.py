@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import transformers.modeling_utils
+
+from lookless.errors import PlanMismatchError
+from lookless.runtime.families import geometry_of
 
 TOLERANCE = 1e-4  # of the logits' scale, float32
 
@@ -11,6 +15,14 @@ TOLERANCE = 1e-4  # of the logits' scale, float32
 def text_of(family, arguments) -> torch.Tensor:
     visual = torch.isin(arguments["input_ids"], torch.tensor(family.visual_ids))
     return arguments["attention_mask"].bool() & ~visual
+
+
+def needs(model, plan) -> None:
+    """Skip the test where layers of ``model`` cannot run ``plan``; tests/test_families.py has the list of these."""
+    try:
+        plan.check(geometry_of(model))
+    except PlanMismatchError as reason:
+        pytest.skip(str(reason))
 
 
 def far(fast: torch.Tensor, slow: torch.Tensor) -> float:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from helpers.slow_delta import is_gated, slow_delta
 from lookless import Filter, Full, Keep, Neurons, Plan, Sink, Skip, Top, Window
 from lookless.fitted import Linear, Mean
 
@@ -36,13 +37,13 @@ def slow_logits(
         for index, layer in enumerate(layers):
             x = prompt.layer(layer, plan, index, x, rotary)
             x = x + entered[index + 1][2][b]  # DeepStack
-        states.append(model.model.language_model.norm(x))
+        states.append(model.model.get_decoder().norm(x))
     return model.lm_head(torch.stack(states))
 
 
 def _captured(model, arguments):
     """What enters each layer of the stock model, and what is added between layers."""
-    layers = model.model.language_model.layers
+    layers = model.model.get_decoder().layers
     entered, left = [], []
     hooks = [
         layer.register_forward_pre_hook(
@@ -88,15 +89,22 @@ class Conversation:
     # operators
 
     def project(self, attention, name, h, rotary):
-        x = getattr(attention, f"{name}_proj")(h).view(self.n, -1, attention.head_dim)
+        x = getattr(attention, f"{name}_proj")(h)
+        x = x.view(self.n, -1, attention.head_dim * (2 if name == "q" and is_gated(attention) else 1))
+        x = x[..., : attention.head_dim]  # behind a query comes its gate
         x = getattr(attention, f"{name}_norm")(x) if hasattr(attention, f"{name}_norm") else x
         if rotary is None or name == "v":
             return x.transpose(0, 1)
         cos, sin = (t[:, None] for t in rotary)
-        half = x.shape[-1] // 2
-        return (x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin).transpose(0, 1)
+        half, rest = cos.shape[-1] // 2, x[..., cos.shape[-1] :]
+        turned = torch.cat((-x[..., half : 2 * half], x[..., :half]), -1)
+        return torch.cat((x[..., : 2 * half] * cos + turned * sin, rest), -1).transpose(0, 1)
 
     def attention(self, layer, row, tops, x, rotary):
+        if hasattr(layer, "linear_attn"):
+            h = layer.input_layernorm(x)
+            spread = (self.calls, self.call, self.visual, self.real, self.alive)
+            return self.added(layer, row, tops, x, h, slow_delta(layer.linear_attn, h, row, *spread), {})
         module = layer.self_attn
         h = layer.input_layernorm(x)
         q, k, v = (self.project(module, name, h, rotary) for name in "qkv")
@@ -113,7 +121,15 @@ class Conversation:
         out = weights @ sunk
         same = self.call[:, None] == self.call[None, :]
         out = torch.where(self.visual[None, :, None], (weights * same) @ v + (weights * ~same) @ sunk, out)
-        update = module.o_proj(out.transpose(0, 1).flatten(1))
+        out = out.transpose(0, 1)
+        if is_gated(module):
+            out = out * torch.sigmoid(module.q_proj(h).view(self.n, -1, 2, module.head_dim)[:, :, 1])
+        update = module.o_proj(out.flatten(1))
+        shown = {"k": k, "v": v, "sunk": sunk, "rotary": rotary}
+        return self.added(layer, row, tops, x, h, update, shown)
+
+    def added(self, layer, row, tops, x, h, update, shown):
+        """``x`` with the mixer's ``update`` of the rows that ask for it."""
         asks = ~self.visual
         if isinstance(row.attention, Top):
             asks = asks | tops[row.attention]
@@ -122,17 +138,8 @@ class Conversation:
         update = update * asks[:, None]
         if isinstance(row.attention, Mean | Linear):
             update = update + self.fitted(row.attention, h)
-        self.before = {
-            "x": x,
-            "h": h,
-            "k": k,
-            "v": v,
-            "sunk": sunk,
-            "update": update,
-            "layer": layer,
-            "out": x + update,
-        }
-        self.before |= {"rotary": rotary, "alive": self.alive.clone()}
+        self.before = {"x": x, "h": h, "update": update, "layer": layer, "out": x + update, **shown}
+        self.before["alive"] = self.alive.clone()
         return x + update
 
     def allowed(self, row, tops):
@@ -160,7 +167,7 @@ class Conversation:
             rows = rows | tops[row.ffn]
         elif isinstance(row.ffn, Full):
             rows = rows | self.alive
-        x = x + layer.mlp(h) * rows[:, None]
+        x = x + layer.mlp(h[None])[0] * rows[:, None]  # experts take no two-dimensional rows
         if isinstance(row.ffn, Neurons):
             for c in self.calls:
                 mine = (self.alive & (self.call == c)).nonzero().flatten()
@@ -257,7 +264,7 @@ class Conversation:
         if len(mine) < 2 or cell.is_none:
             return mine
         before = self.before
-        here = self.shown_by(layer, x, rotary)
+        here = None if hasattr(layer, "linear_attn") else self.shown_by(layer, x, rotary)
         in_call = self.call == c
         last = self.last(c)
         behind = (in_call & self.real & ~self.visual & (torch.arange(self.n) > mine[0])).nonzero().flatten()
@@ -381,7 +388,7 @@ def slow(model, plan: Plan) -> Iterator[None]:
         return (update, *output[1:]) if isinstance(output, tuple) else update
 
     hooks = [model.model.register_forward_pre_hook(see, with_kwargs=True)]
-    for layer, row in zip(model.model.language_model.layers, plan.layers, strict=True):
+    for layer, row in zip(model.model.get_decoder().layers, plan.layers, strict=True):
         if row.attention == Skip():
             hooks.append(layer.self_attn.register_forward_hook(throw_away))
         if row.ffn == Skip():

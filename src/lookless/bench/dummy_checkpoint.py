@@ -47,7 +47,7 @@ def write_dummy_checkpoint(shape: Shape, folder: Path, *, whole: int, visual: in
         The side of an image that needs no resizing, in pixels.
 
     Raises:
-        ModelError: ``visual`` is not a square number.
+        ModelError: ``visual`` is not a square number, or vLLM does not serve plans for this decoder.
     """
     patches = math.isqrt(visual)
     if patches**2 != visual:
@@ -65,7 +65,9 @@ def write_dummy_checkpoint(shape: Shape, folder: Path, *, whole: int, visual: in
 def _config(shape: Shape, whole: int, side: int) -> dict[str, Any]:
     shipped = _read("config.json")
     text = {**decoder(shape), "max_position_embeddings": LONGEST}
-    text["architectures"] = [ARCHITECTURES[text["model_type"]]]
+    if shape.block not in ARCHITECTURES:
+        raise ModelError(f"plans for {shape.geometry.model_type} run in transformers alone, so vLLM is not timed.")
+    text["architectures"] = [ARCHITECTURES[shape.block]]
     for name in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"):
         text[name] = shipped["text_config"][name]
     depth = max(1, round(TOWER_LAYERS * text["num_hidden_layers"] / whole))

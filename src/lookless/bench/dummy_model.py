@@ -49,8 +49,37 @@ class DummyModel:
 
 def decoder(shape: Shape) -> dict[str, Any]:
     """The decoder's configuration."""
-    geometry = shape.geometry
+    geometry, experts = shape.geometry, shape.geometry.experts
+    mixture = (
+        {}
+        if experts is None
+        else {
+            "num_experts": experts.count,
+            "num_experts_per_tok": experts.used,
+            "moe_intermediate_size": experts.intermediate,
+            "mlp_only_layers": [*experts.dense],
+            "shared_expert_intermediate_size": experts.shared,
+            "norm_topk_prob": True,
+        }
+    )
+    delta = geometry.delta
+    state = (
+        {}
+        if delta is None
+        else {
+            "linear_num_key_heads": delta.key_heads,
+            "linear_num_value_heads": delta.value_heads,
+            "linear_key_head_dim": delta.key_dim,
+            "linear_value_head_dim": delta.value_dim,
+            "layer_types": [
+                "full_attention" if geometry.delta_of(layer) is None else "linear_attention"
+                for layer in range(geometry.layers)
+            ],
+        }
+    )
     return {
+        **mixture,
+        **state,
         "model_type": shape.block,
         "hidden_size": geometry.hidden,
         "intermediate_size": geometry.intermediate,
@@ -87,4 +116,15 @@ def make_dummy_model(shape: Shape, *, dtype: torch.dtype, device: str = "cpu") -
 
 def _weights(g: Geometry) -> int:
     """Number of weights in all layers."""
-    return g.layers * g.hidden * (2 * g.query_width + 2 * g.key_width + 3 * g.intermediate)
+
+    def ffn(layer: int) -> int:
+        experts = g.experts_of(layer)
+        return 3 * (g.intermediate if experts is None else experts.count * experts.intermediate + experts.shared)
+
+    def mixer(layer: int) -> int:
+        delta = g.delta_of(layer)
+        if delta is not None:
+            return delta.written_width + 2 * delta.read_width
+        return (2 + g.gated) * g.query_width + 2 * g.key_width
+
+    return sum(g.hidden * (mixer(layer) + ffn(layer)) for layer in range(g.layers))

@@ -89,7 +89,8 @@ class LatencyTable(BaseModel):
     @property
     def pricing(self) -> Pricing:
         """Shares of the stock model's prefill time."""
-        return Pricing(self.visual, self._layer_ms, self.stock_ms, fixed=self.terms["plan"])
+        like = self.geometry.like
+        return Pricing(self.visual, self._layer_ms, self.stock_ms, fixed=self.terms["plan"], like=like)
 
     def share(self, plan: Plan) -> float:
         """The predicted time of ``plan`` over the stock model's. Raises: PlanError: the plan is not static."""
@@ -97,8 +98,8 @@ class LatencyTable(BaseModel):
         plan.alive(self.visual)
         return self.pricing.share(plan.layers)
 
-    def _layer_ms(self, row: LayerPlan) -> float:
-        found = layer_terms(row, self.geometry, self.visual, self.text)
+    def _layer_ms(self, layer: int, row: LayerPlan) -> float:
+        found = layer_terms(row, self.geometry, self.visual, self.text, layer)
         return self.batch * sum(self.terms[name] * amount for name, amount in found.items())
 
     def save(self, path: str | Path) -> Path:
@@ -112,11 +113,11 @@ class LatencyTable(BaseModel):
         return files.load(Path(path), cls, PlanError, SCHEMA_VERSION)
 
 
-def layer_terms(row: LayerPlan, geometry: Geometry, visual: float, text: float) -> dict[str, float]:
-    """What one prompt computes in a layer: FLOPs in 1e9, ranked tokens in thousands, and counts; see :data:`TERMS`."""
+def layer_terms(row: LayerPlan, geometry: Geometry, visual: float, text: float, layer: int = 0) -> dict[str, float]:
+    """What a prompt computes in ``layer``: FLOPs in 1e9, ranked tokens in thousands, and counts; see :data:`TERMS`."""
     one = Plan(layers=(row,))
     [rows], [alive] = one.rows(visual, text), one.alive(visual)
-    single = geometry.model_copy(update={"layers": 1})
+    single = geometry.only(layer)
     whole = flops.prefill(single, visual=visual, text=text, plan=one).total
 
     def cost(query: float = 0, key: float = 0, ffn: float = 0) -> float:
@@ -245,10 +246,10 @@ def _plan_terms(plan: Plan, geometry: Geometry, visual: float, text: float) -> n
     """Of all layers together, in the order of :data:`TERMS`."""
     total = dict.fromkeys(TERMS, 0.0)
     total["plan"] = float(not plan.is_full)
-    for row, alive in zip(plan.layers, plan.alive(visual), strict=True):
+    for layer, (row, alive) in enumerate(zip(plan.layers, plan.alive(visual), strict=True)):
         keep = kept_alive(alive, visual, row.keep.ranks_by)
         cells = alone(row.model_copy(update={"keep": keep}))
-        for name, amount in layer_terms(cells, geometry, visual, text).items():
+        for name, amount in layer_terms(cells, geometry, visual, text, layer).items():
             total[name] += amount
     return np.array([total[name] for name in TERMS])
 

@@ -10,18 +10,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import PlanError
+from ..geometry import GATED
 from ..layer_plan import LIVE, TEXT, VISUAL, AttentionPart, LayerWork, RowSet
 from ..plan import Plan
 from ..runtime.affine import on
 from ..runtime.calls import Call, attend, causal_calls, scaled_dot_product, window_calls
 from ..runtime.families import Located
+from ..runtime.inplace import is_mixture
+from ..runtime.mixers import is_delta, mixer_of
 from ..runtime.prompts import Prompts
 from ..runtime.rows import Rows
+
+#: Projections of rows that read and of rows that write, and the one of what was read.
+ATTENTION = (("q_proj",), ("k_proj", "v_proj"), "o_proj")
+DELTA = (("in_proj_z",), ("in_proj_qkv", "in_proj_a", "in_proj_b"), "out_proj")
 
 
 def lower_bound_of(located: Located, prompts: Prompts, plan: Plan | None) -> Callable[[], None]:
     """A function that does the unavoidable work of one prefill: every projection on its rows by the layer's own
-    weights, and every attention call, on random numbers. No norm, rotary embedding, residual, gather, mask or cache.
+    weights, and every attention call, on random numbers. No norm, rotary embedding, residual, gather, mask or cache,
+    and no scan of a state.
 
     ``plan`` None is the stock model. What a rank decides is decided at random, and its own cost is not unavoidable.
 
@@ -57,21 +65,19 @@ def lower_bound_of(located: Located, prompts: Prompts, plan: Plan | None) -> Cal
 
 
 def _layer(layer: Any, work: LayerWork, prompts: Prompts) -> list[Callable[[], Any]]:
-    batch, attention, mlp = len(prompts.text), layer.self_attn, layer.mlp
+    batch, mixer, mlp = len(prompts.text), mixer_of(layer), layer.mlp
 
     def count(rows: RowSet) -> int:
         return len(prompts.rows(rows).prompts[0])
 
     query, key, ffn = sum(count(part.query) for part in work.attention), count(work.key), count(work.ffn)
-    steps = [
-        _linear(attention.q_proj, batch, query),
-        _linear(attention.k_proj, batch, key),
-        _linear(attention.v_proj, batch, key),
-        _linear(attention.o_proj, batch, query),
-    ]
-    for part in work.attention:
-        steps += _attention(attention, part, prompts, batch)
-    steps += [_linear(linear, batch, ffn) for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
+    reads, writes, last = DELTA if is_delta(layer) else ATTENTION
+    steps = [_linear(getattr(mixer, name), batch, query) for name in (*reads, last)]
+    steps += [_linear(getattr(mixer, name), batch, key) for name in writes]
+    if not is_delta(layer):  # the scan of a state is no matrix product of its own
+        for part in work.attention:
+            steps += _attention(mixer, part, prompts, batch)
+    steps += _ffn(mlp, batch, ffn)
     if work.neurons is not None:
         visual = count(VISUAL)
         probes, channels = int(work.neurons.probes(visual)), work.neurons.channels(mlp.gate_proj.weight.shape[0])
@@ -84,7 +90,26 @@ def _layer(layer: Any, work: LayerWork, prompts: Prompts) -> list[Callable[[], A
             steps.append(_product(weight, batch, visual))
     for cell in work.affine:
         if cell.inner:
-            steps += [_product(matrix, batch, count(VISUAL)) for matrix in on(cell.weights, mlp.gate_proj.weight)[1:]]
+            matrices = on(cell.weights, layer.input_layernorm.weight)[1:]
+            steps += [_product(matrix, batch, count(VISUAL)) for matrix in matrices]
+    return steps
+
+
+def _ffn(mlp: Any, batch: int, rows: int) -> list[Callable[[], Tensor]]:
+    """A gated FFN; of a mixture, the router and each expert that it picks for random rows, whose weights must be
+    read."""
+    if not is_mixture(mlp):
+        return [_linear(linear, batch, rows) for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
+    shared = getattr(mlp, "shared_expert", None)
+    steps = [] if shared is None else [_linear(mlp.shared_expert_gate, batch, rows), *_ffn(shared, batch, rows)]
+    x = torch.randn(batch * rows, mlp.gate.weight.shape[1], dtype=mlp.gate.weight.dtype, device=mlp.gate.weight.device)
+    with torch.no_grad():
+        *_, picked = mlp.gate(x)  # [rows, experts of a row]
+    steps.append(_product(mlp.gate.weight, 1, len(x)))
+    for expert, mine in enumerate(picked.flatten().bincount().tolist()):
+        if mine:
+            weights = (mlp.experts.gate_up_proj[expert], mlp.experts.down_proj[expert])
+            steps += [_product(weight, 1, mine) for weight in weights]
     return steps
 
 
@@ -118,13 +143,13 @@ def _attention(module: Any, part: AttentionPart, prompts: Prompts, batch: int) -
 
 
 def _call(module: Any, batch: int, query: Rows, key: Rows, calls: list[Call] | None) -> Callable[[], Any]:
-    weight = module.q_proj.weight
+    weight, is_gated = module.q_proj.weight, module.config.model_type in GATED
 
     def heads(width: int, rows: int) -> Tensor:
         shape = (batch, rows, width // module.head_dim, module.head_dim)
         return torch.randn(shape, dtype=weight.dtype, device=weight.device)
 
-    q = heads(weight.shape[0], len(query.prompts[0]))
+    q = heads(weight.shape[0] // (1 + is_gated), len(query.prompts[0]))
     k, v = (heads(module.k_proj.weight.shape[0], len(key.prompts[0])) for _ in range(2))
     if calls is None:
         args = [t.transpose(1, 2) for t in (q, k, v)]

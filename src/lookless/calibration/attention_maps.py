@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from .. import files
 from ..data import Samples
+from ..errors import ModelError
 from ..loading import Loaded
 from ..runtime.families import Located, locate
 from .replay import VisualPrompt, visual_prompts
@@ -87,9 +88,14 @@ def attention_profile(loaded: Loaded, samples: Samples, *, progress: bool = True
 
     Raises:
         DataError: no sample has an image, or the processor puts no visual token into a prompt.
-        ModelError: a plan is applied to the model.
+        ModelError: a plan is applied to the model, or some layer has no attention.
     """
     located = locate(loaded.model)
+    if located.geometry.delta is not None:
+        raise ModelError(
+            f"{located.geometry.model_type} has layers with a gated delta rule, which weigh no token by another: there "
+            f"is no attention map of them."
+        )
     rows = [
         _sample(located, prompt)
         for prompt in visual_prompts(loaded, samples, f"attention on {samples.name}", "last", progress)

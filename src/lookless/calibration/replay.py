@@ -25,6 +25,7 @@ from ..progress import track
 from ..ranks import RANKS
 from ..runtime.families import Located, locate
 from ..runtime.forward import ForwardPass, steps_of
+from ..runtime.mixers import added_by, mixer_of
 from ..runtime.patching import check_stock
 from ..runtime.prompts import Prompts, prompts_of
 from .distances import Distance
@@ -142,7 +143,7 @@ def record_activations(located: Located) -> Iterator[Activations]:
     for layer in located.layers:
         hooks += [
             layer.register_forward_pre_hook(enter, with_kwargs=True),
-            layer.self_attn.register_forward_hook(lambda _, __, out: add(recorded.attention, out[0])),  # type: ignore[union-attr]
+            mixer_of(layer).register_forward_hook(lambda _, __, out: add(recorded.attention, added_by(out))),
             layer.mlp.register_forward_hook(lambda _, __, out: add(recorded.ffn, out)),  # type: ignore[union-attr]
             layer.register_forward_hook(lambda _, __, out: recorded.outputs.append(out)),
         ]
@@ -265,5 +266,7 @@ def _prompt(loaded: Loaded, sample: Sample, position: Position) -> tuple[dict[st
 
 
 def one_row(geometry: Geometry, layer: int, cells: LayerPlan) -> Plan:
-    """``cells`` in one layer, and all others full."""
-    return Plan.full(geometry).at([layer], **{column: getattr(cells, column) for column in COLUMNS})
+    """``cells`` in one layer, and all others full. Raises: PlanMismatchError: the layer cannot run them."""
+    plan = Plan.full(geometry).at([layer], **{column: getattr(cells, column) for column in COLUMNS})
+    plan.check(geometry)
+    return plan

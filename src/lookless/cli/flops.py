@@ -99,6 +99,7 @@ def _record(costs: dict[str, Prefill]) -> dict[str, Any]:
             "visual_tflops": cost.visual_tflops,
             "total_kept": _share(cost.total, dense.total),
             "visual_kept": _share(cost.visual, dense.visual),
+            **({"experts_read": cost.experts} if dense.experts else {}),
         }
         for name, cost in costs.items()
     }
@@ -110,12 +111,14 @@ def _table(title: str, costs: dict[str, Prefill]) -> Table:
         caption="visual only: projections, FFN and mutual attention of visual tokens\n"
         "the dense model and the plan are counted with dead work, as papers do; what runs is without it",
     )
-    for head in ("", "prefill TFLOPs", "kept", "visual only TFLOPs", "kept"):
+    reads = ("experts read",) if costs["dense"].experts else ()
+    for head in ("", "prefill TFLOPs", "kept", "visual only TFLOPs", "kept", *reads):
         table.add_column(head, justify="left" if not head else "right")
     for name, record in _record(costs).items():
         shares = ("-" if record[f"{of}_kept"] is None else f"{record[f'{of}_kept']:.1%}" for of in ("total", "visual"))
         total, visual = shares
-        table.add_row(name, f"{record['total_tflops']:.2f}", total, f"{record['visual_tflops']:.2f}", visual)
+        read = [f"{record['experts_read']:,.0f}"] if reads else []
+        table.add_row(name, f"{record['total_tflops']:.2f}", total, f"{record['visual_tflops']:.2f}", visual, *read)
     return table
 
 

@@ -140,7 +140,7 @@ class Workspace:
                 counted.clear()
                 inputs = self.loaded.inputs([item])
                 self.loaded.model(**inputs, logits_to_keep=1)
-                total += sum(flops.layer(self.geometry, **rows) for rows in counted.layers)
+                total += sum(flops.layer(self.geometry, index, **rows) for index, rows in enumerate(counted.layers))
                 prompts = prompts_of(locate(self.loaded.model), inputs)
                 assert prompts is not None
                 withdrew += counted.layers[-1]["key"] == len(prompts.text[0])

@@ -144,10 +144,10 @@ class Optimization:
 
     def menu(self, visual: float) -> Menu:
         """What layers may be given without fitting."""
-        layers = self.geometry.layers
         if self.run.engine == "vllm":
-            return Menu.served(layers)
-        return Menu.standard(layers, visual, tower=locate(self.loaded.model).family.capture is not None)
+            return Menu.served(self.geometry.layers).within(self.geometry)
+        tower = locate(self.loaded.model).family.capture is not None
+        return Menu.standard(self.geometry.layers, visual, tower=tower).within(self.geometry)
 
     def additive(self) -> Additive:
         """What every single change risks on the calibration samples, and the scores that methods need."""

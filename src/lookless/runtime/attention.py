@@ -17,7 +17,7 @@ from ..errors import ModelError
 from ..layer_plan import AttentionPart, LayerWork
 from .cache import UNKNOWN, VISUAL, remember_kinds, select, store
 from .calls import Call, attend, causal_calls, padded_mask, scaled_dot_product, window_calls
-from .inplace import linear, project
+from .inplace import linear, project_gated
 from .prompts import Prompts
 from .record import LayerRecord, Past
 from .rows import Rows
@@ -60,9 +60,10 @@ def run_attention(
         if not query_rows.count:  # a chunk that is all image, or an image withdrawn
             continue
         normed = prompts.within(query_rows, record.rows).gather(record.normed)
-        query = project(module, "q", normed, prompts.rotary_of(query_rows, record.rotary), buffers)
+        query, gate = project_gated(module, "q", normed, prompts.rotary_of(query_rows, record.rotary), buffers)
         part_value = value if part.is_sink else record.value
         output = _attend(part, prompts, record, query, part_value, held if part_value is value else None)
+        output = output if gate is None else output * gate.sigmoid()
         output = linear(module.o_proj, output, prompts.buffers, "up")
         inner = prompts.within(query_rows, live)
         x, may_add = inner.scatter_add_(x, output) if may_add else inner.scatter_add(x, output), True

@@ -16,8 +16,21 @@ from ..ranks import RANKS
 from .vision import Report, capture_clip, capture_qwen
 
 #: Decoders whose layer is the Llama block: norm, attention with separate q, k, v, o projections (and norms of queries
-#: and keys in Qwen3), causal also among visual tokens, norm, gated FFN.
-DECODERS = ("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
+#: and keys in Qwen3; a gate, or a gated delta rule, in Qwen3.5), causal also among visual tokens, norm, gated FFN or a
+#: mixture of gated experts.
+DECODERS = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "qwen2_vl_text",
+    "qwen2_5_vl_text",
+    "qwen3_vl_text",
+    "qwen3_vl_moe_text",
+    "qwen3_5_text",
+    "qwen3_5_moe_text",
+)
 #: Reasons why similar-looking models are not supported, by model_type.
 NOT_CAUSAL = "lets image tokens attend to those after them, which the runtime's causal attention would get wrong"
 REFUSED = {
@@ -26,8 +39,19 @@ REFUSED = {
     "gemma3n": f"it {NOT_CAUSAL}, and its decoder has other operators",
     "mllama": "its images are read by cross-attention layers and are no tokens of the decoder",
     "idefics2": "its resampler and Mistral decoder would need a row in lookless.runtime.families and a test",
-    "qwen3_vl_moe": "its feed-forward networks are mixtures of experts, which need their own row selection and price",
+    "gemma4": "its layers norm each branch twice, add an embedding of their own and share keys with later layers",
+    "glm4v": "its layers norm each branch twice and turn neighbouring numbers of a head",
+    "glm4v_moe": "its decoder's experts, with a bias of their own, have no row and no test here",
+    "lfm2_vl": "its short convolutions keep states that the runtime does not know",
+    "llama4": "it attends by chunks, and its experts weigh their input",
+    "paddleocr_vl": "its decoder has no row and no test here",
+    "qwen4_exp": "it has several residual streams, so a skipped operator is not the identity",
     "internvl_chat": "it is remote code; convert it to transformers' own InternVL (model_type 'internvl')",
+}
+#: Reasons why a decoder is not supported under a family that is, by its own model_type.
+REFUSED_DECODERS = {
+    "ministral3": "it multiplies queries by a number that grows with their position",
+    "qwen2_moe": "its mixtures of experts were never tried",
 }
 #: Implementations whose masks row sets can cut.
 ATTENTION = ("sdpa", "eager")
@@ -61,7 +85,18 @@ FAMILIES: dict[str, Family] = {
     "qwen2_vl": Family("model", "model.language_model", _VIDEO, capture_qwen, "model.visual"),
     "qwen2_5_vl": Family("model", "model.language_model", _VIDEO, None, "model.visual"),
     "qwen3_vl": Family("model", "model.language_model", _VIDEO, capture_qwen, "model.visual"),
+    "qwen3_vl_moe": Family("model", "model.language_model", _VIDEO, capture_qwen, "model.visual"),
+    "qwen3_5": Family("model", "model.language_model", _VIDEO, capture_qwen, "model.visual"),
+    "qwen3_5_moe": Family("model", "model.language_model", _VIDEO, capture_qwen, "model.visual"),
     "internvl": Family("model", "model.language_model", _IMAGE),
+    "smolvlm": Family("model", "model.text_model", _IMAGE, None, "model.vision_model"),
+    "idefics3": Family("model", "model.text_model", _IMAGE, None, "model.vision_model"),
+    "mistral3": Family("model", "model.language_model", _IMAGE),
+    "lighton_ocr": Family("model", "model.language_model", _IMAGE, None, "model.vision_encoder"),
+    "qianfan_ocr": Family("model", "model.language_model", _IMAGE),
+    "vipllava": Family("model", "model.language_model", _IMAGE),
+    "deepseek_vl": Family("model", "model.language_model", _IMAGE, None, "model.vision_model"),
+    "video_llama_3": Family("model", "model.language_model", _VIDEO, None, "model.vision_model"),
 }
 
 
@@ -125,6 +160,9 @@ def family_of(config: Any) -> Family:
     if family is None:
         raise ModelError(f"models of type {model_type!r} are not supported; supported are {', '.join(FAMILIES)}.")
     text = config.get_text_config()
+    if text.model_type in REFUSED_DECODERS:
+        reason = REFUSED_DECODERS[text.model_type]
+        raise ModelError(f"{model_type} over a {text.model_type!r} decoder is not supported: {reason}.")
     if text.model_type not in DECODERS:
         raise ModelError(
             f"{model_type} over a {text.model_type!r} decoder is not supported; "

@@ -12,7 +12,7 @@ from ..cells import Neurons
 from ..errors import ModelError
 from ..layer_plan import VISUAL, LayerWork
 from .affine import affine_of_visual
-from .inplace import gated_ffn, norm_into, rms_norm
+from .inplace import gated_ffn, is_mixture, norm_into, rms_norm
 from .prompts import Prompts
 from .rows import Rows
 
@@ -24,7 +24,7 @@ def run_ffn(layer: Any, work: LayerWork, prompts: Prompts, x: Tensor, *, owns_x:
     if rows.count:
         inner = prompts.within(rows, live)
         normed = norm_into(layer.post_attention_layernorm, inner.gather(x), prompts.buffers)
-        outputs.append((inner, gated_ffn(layer.mlp, normed, prompts.buffers)))
+        outputs.append((inner, _whole(layer.mlp, normed, prompts)))
     if work.neurons is not None and prompts.rows(VISUAL).count:
         inner = prompts.within(prompts.rows(VISUAL), live)
         outputs.append((inner, _neurons(layer, work.neurons, prompts, inner.gather(x))))
@@ -33,6 +33,15 @@ def run_ffn(layer: Any, work: LayerWork, prompts: Prompts, x: Tensor, *, owns_x:
     for inner, output in outputs:
         x = inner.add(x, output, owns_x=owns_x)
     return x
+
+
+def _whole(mlp: Any, normed: Tensor, prompts: Prompts) -> Tensor:
+    """The FFN of the compact rows ``normed [groups, rows, hidden]``. A mixture of experts routes each row by itself, so
+    a part of the rows is to it like a shorter prompt."""
+    if is_mixture(mlp):
+        routed: Tensor = mlp(normed.contiguous())
+        return routed
+    return gated_ffn(mlp, normed, prompts.buffers)
 
 
 def _neurons(layer: nn.Module, cell: Neurons, prompts: Prompts, taken: Tensor) -> Tensor:

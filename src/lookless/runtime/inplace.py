@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import SiLUActivation
 
+from ..geometry import GATED
+
 Rotary = tuple[Tensor, Tensor]  # cos and sin, [..., rows, head_dim]
 
 BLOCK = 1 << 18  # numbers for each thread at once: a megabyte in float32, which stays in a core's cache
@@ -96,7 +98,11 @@ def _norm_rows(x: Tensor, weight: Tensor, epsilon: float, into: Tensor) -> None:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, in_place: bool = False) -> Tensor:
-    """Rotary embedding of ``x [..., rows, heads, head_dim]`` by ``cos, sin [..., rows, head_dim]``."""
+    """Rotary embedding of ``x [..., rows, heads, head_dim]`` by ``cos, sin [..., rows, head_dim]``; where those are
+    narrower, of the first of a head's numbers alone."""
+    if (width := cos.shape[-1]) < x.shape[-1]:
+        turned = rotate(x[..., :width], cos, sin, in_place=in_place)
+        return x if in_place else torch.cat((turned, x[..., width:]), dim=-1)
     cos, sin, half = cos.unsqueeze(-2), sin.unsqueeze(-2), x.shape[-1] // 2
     if not in_place:
         out = x * cos
@@ -115,12 +121,24 @@ def project(module: Any, which: str, normed: Tensor, rotary: Rotary | None, buff
 
     With ``buffers`` they lie in the memory of the FFN's gate.
     """
-    projection = getattr(module, f"{which}_proj")
-    x = heads(linear(projection, normed, buffers, "gate"), module.head_dim)
+    return project_gated(module, which, normed, rotary, buffers)[0]
+
+
+def project_gated(
+    module: Any, which: str, normed: Tensor, rotary: Rotary | None, buffers: Buffers | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """As :func:`project`, and beside queries the gate of what their heads read, ``[groups, rows, heads * head_dim]``;
+    None of an attention without one."""
+    projection, gate = getattr(module, f"{which}_proj"), None
+    is_gated = which == "q" and module.config.model_type in GATED
+    x = heads(linear(projection, normed, buffers, "gate"), module.head_dim * (1 + is_gated))
+    if is_gated:
+        x, gate = x.chunk(2, dim=-1)
+        gate = gate.flatten(-2)
     may_overwrite = is_own(projection) and may_write(x)
     norm = getattr(module, f"{which}_norm", None)
     x = x if norm is None else rms_norm(norm, x, x if may_overwrite else None)
-    return x if rotary is None else rotate(x, *rotary, in_place=may_overwrite)
+    return x if rotary is None else rotate(x, *rotary, in_place=may_overwrite), gate
 
 
 def norm_into(module: Any, x: Tensor, buffers: Buffers | None) -> Tensor:
@@ -132,6 +150,11 @@ def norm_into(module: Any, x: Tensor, buffers: Buffers | None) -> Tensor:
 def heads(x: Tensor, head_dim: int) -> Tensor:
     """``[..., heads * head_dim]`` to ``[..., heads, head_dim]``."""
     return x.unflatten(-1, (-1, head_dim))
+
+
+def is_mixture(mlp: Any) -> bool:
+    """Whether an FFN is a mixture of experts."""
+    return hasattr(mlp, "experts")
 
 
 def gated_ffn(mlp: Any, x: Tensor, buffers: Buffers) -> Tensor:

@@ -8,18 +8,28 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 import transformers
 from torch import nn
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from ..errors import ModelError
-from .inplace import is_plain
+from . import mixers
+from .inplace import is_mixture, is_plain
+from .mixers import is_delta
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "scaling", "layer_idx", "head_dim")
+DELTA = (
+    *("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj", "norm", "conv1d", "A_log", "dt_bias"),
+    *("conv_kernel_size", "activation", "layer_idx", "key_dim", "value_dim", "head_k_dim", "head_v_dim"),
+    *("num_k_heads", "num_v_heads"),
+)
+KERNELS = ("torch_chunk_gated_delta_rule", "causal_conv1d_fn")
+STATE = ("conv_states", "recurrent_states", "has_previous_state", "record_past", "update_conv_state")
 #: What the inner model, a decoder layer and its attention are called with, by name.
 MODEL_CALL = ("input_ids", "attention_mask", "past_key_values")
 LAYER_CALL = ("attention_mask", "position_embeddings", "past_key_values")
@@ -37,12 +47,23 @@ def check_internals(inner: nn.Module, layers: Iterable[nn.Module]) -> None:
     _check_cache()
     require_arguments(inner, *MODEL_CALL)
     for layer in layers:
-        require(layer, "self_attn", "input_layernorm", "post_attention_layernorm", "mlp")
-        require(layer.self_attn, *ATTENTION)
+        require(layer, mixers.DELTA if is_delta(layer) else mixers.ATTENTION)
+        require(layer, "input_layernorm", "post_attention_layernorm", "mlp")
         require_arguments(layer, *LAYER_CALL)
-        require_arguments(layer.self_attn, "hidden_states", *LAYER_CALL)
-        if is_plain(layer.mlp):  # another is called as it is
+        if is_delta(layer):
+            _check_delta(layer.linear_attn)
+        else:
+            require(layer.self_attn, *ATTENTION)
+            require_arguments(layer.self_attn, "hidden_states", *LAYER_CALL)
+        if is_plain(layer.mlp) and not is_mixture(layer.mlp):  # another is called as it is
             require(layer.mlp, "act_fn", "gate_proj", "up_proj", "down_proj")
+
+
+def _check_delta(module: nn.Module) -> None:
+    require(module, *DELTA)
+    require_arguments(module, "hidden_states", "cache_params", "attention_mask")
+    require(sys.modules[type(module).__module__], *KERNELS)
+    require(LinearAttentionLayer(), *STATE)
 
 
 def require(thing: Any, *names: str) -> None:

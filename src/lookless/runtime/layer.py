@@ -1,6 +1,7 @@
 """One decoder layer under a plan: each operator on its own rows, and the rest of the layer as it was.
 
-Stock (Llama, Mistral, Qwen2, Qwen3 and the decoders of Qwen-VL; ``norm`` is RMSNorm)::
+Stock (Llama, Mistral, Qwen2, Qwen3, Qwen3.5 and the decoders of Qwen-VL; ``norm`` is RMSNorm, and in some layers of
+Qwen3.5 a gated delta rule takes the place of attention)::
 
     x = x + attention(norm(x))
     x = x + ffn(norm(x))
@@ -21,8 +22,10 @@ from ..layer_plan import VISUAL, LayerWork
 from .affine import affine_of_visual
 from .attention import run_attention
 from .cache import PrunedLayer, layer_of
+from .delta import run_delta
 from .ffn import run_ffn
 from .inplace import Rotary, is_small, rms_norm
+from .mixers import call_stock, is_delta
 from .prompts import Prompts
 from .record import LayerRecord, record_keys
 
@@ -44,13 +47,9 @@ def run_layer(
     The other arguments are those that transformers gives a decoder layer.
     """
     if not wants_record and _is_stock(layer, work, prompts, x, past_key_values):
-        attended = layer.self_attn(
-            hidden_states=rms_norm(layer.input_layernorm, x),
-            attention_mask=attention_mask,
-            position_embeddings=position_embeddings,
-            past_key_values=past_key_values,
-            **rest,
-        )[0]
+        normed = rms_norm(layer.input_layernorm, x)
+        attended = call_stock(layer, normed, attention_mask, position_embeddings, past_key_values, **rest)
+        del normed
         out = x + attended
         del attended  # or it is held while the FFN runs
         return run_ffn(layer, work, prompts, out, owns_x=True), None
@@ -60,7 +59,8 @@ def run_layer(
     call = {"mask": attention_mask, "rotary": position_embeddings, "cache": past_key_values}
     buffers = None if wants_record else prompts.buffers
     record = record_keys(layer, prompts, key_rows, gathered, x, **call, buffers=buffers)
-    out = run_attention(work, prompts, record, h, past_key_values, owns_x=owns_h, keeps_record=wants_record)
+    mix = run_delta if is_delta(layer) else run_attention
+    out = mix(work, prompts, record, h, past_key_values, owns_x=owns_h, keeps_record=wants_record)
     if work.attention_affine is not None and prompts.rows(VISUAL).count:  # their rows are still the layer's input
         inner, update = affine_of_visual(work.attention_affine, layer.input_layernorm, prompts, out)
         out = inner.add(out, update, owns_x=owns_h or out is not h)
@@ -73,10 +73,12 @@ def run_layer(
 
 
 def _is_stock(layer: Any, work: LayerWork, prompts: Prompts, x: Tensor, cache: Any) -> bool:
-    """Whether the layer's own attention runs: nothing of it is spared, and either it is another than the kernel called
+    """Whether the layer's own mixer runs: nothing of it is spared, and either it is another than the kernel called
     here, or it has a mask of its own, or there is so little to do that ours would not pay."""
     if not (work.has_full_attention and prompts.live.is_whole):
         return False
+    if is_delta(layer):  # the kernel is the same
+        return True
     held = None if cache is None else layer_of(cache, layer.self_attn.layer_idx)
     if isinstance(held, PrunedLayer):
         return False

@@ -219,7 +219,7 @@ class Applied:
         return ForwardPass(self._steps if reads_visual else self._live, prompts, tower)
 
     def _hands_out(self, what: str, given: Mapping[str, Any]) -> bool:
-        """Whether the call returns ``what`` (``hidden_states``, ``attentions``) of every layer."""
+        """Whether the call returns ``what`` (``hidden_states``, ``attentions``, ``router_logits``) of every layer."""
         wanted = given.get(f"output_{what}")
         configs = (self._located.inner.config, self._located.decoder.config)
         return bool(wanted if wanted is not None else any(getattr(c, f"output_{what}", False) for c in configs))
@@ -230,6 +230,11 @@ class Applied:
             raise ModelError(
                 "output_attentions=True asks for the attention map of every layer, and under a plan none is computed: "
                 "call without it, or on the stock model."
+            )
+        if self._hands_out("router_logits", given):
+            raise ModelError(
+                "output_router_logits=True asks where every token was routed in every layer, and under a plan some "
+                "pass no expert: call without it, or on the stock model."
             )
         if RECOMPUTES_CALLS and torch.is_grad_enabled() and any(map(_is_checkpointed, self._located.layers)):
             raise ModelError(

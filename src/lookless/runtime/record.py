@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from .cache import PrunedLayer, layer_of
 from .inplace import Buffers, Rotary, heads, linear, norm_into, project
+from .mixers import is_delta, mixer_of
 from .prompts import Prompts
 from .rows import Rows
 
@@ -37,10 +38,10 @@ class LayerRecord:
     """What the attention of one layer computed; ranks of the next layer read it.
 
     Attributes:
-        module: the layer's attention.
+        module: the layer's attention, or what else mixes its rows.
         rows: of the compact tensors below.
         normed: the attention's input, ``[groups, rows, hidden]``.
-        key, value: ``[groups, rows, kv_heads, head_dim]``, keys rotated.
+        key, value: ``[groups, rows, kv_heads, head_dim]``, keys rotated; without heads where there is a state instead.
         rotary: cos and sin, ``[batch or 1, sequence, head_dim]``.
         past: what earlier turns left in the layer's cache; None without any.
         mask: the layer's, ``[batch or 1, heads or 1, sequence, keys]``, bool or added to scores; None means causal.
@@ -85,8 +86,11 @@ def record_keys(
 
     With ``buffers`` the normed rows lie in memory that the next layer writes to.
     """
-    module = layer.self_attn
+    module = mixer_of(layer)
     normed = norm_into(layer.input_layernorm, gathered, buffers)
+    if is_delta(layer):  # its keys are in a state
+        none = normed.new_zeros(*normed.shape[:2], 0, 0)
+        return LayerRecord(module, rows, normed, none, none, rotary, None, None, layer_input)
     key = project(module, "k", normed, prompts.rotary_of(rows, rotary))
     value = heads(linear(module.v_proj, normed), module.head_dim)
     # Row sets say what a causal mask with padding says; only another mask is kept.

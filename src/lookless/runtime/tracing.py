@@ -15,9 +15,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from .families import locate
+from .mixers import is_delta
 
 #: operator -> the module whose input rows are its rows
 OPERATORS = {"query": "self_attn.q_proj", "key": "self_attn.k_proj", "ffn": "mlp"}
+#: the same where a gated delta rule mixes: rows that read from its state, and rows that write
+OF_DELTA = {"query": "linear_attn.in_proj_z", "key": "linear_attn.in_proj_qkv", "ffn": "mlp"}
 
 
 @dataclass
@@ -59,7 +62,7 @@ def trace(model: nn.Module) -> Iterator[Trace]:
     hooks = [
         layer.get_submodule(path).register_forward_pre_hook(counter(row, operator), with_kwargs=True)
         for layer, row in zip(layers, counted.layers, strict=True)
-        for operator, path in OPERATORS.items()
+        for operator, path in (OF_DELTA if is_delta(layer) else OPERATORS).items()
     ]
     try:
         yield counted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from statistics import fmean
 
@@ -54,9 +54,10 @@ class Additive(Choices):
         known = dict(zip(self.rows[layer], self.risks[layer], strict=True))
         return known.get(row)
 
-    def among(self, rows: Collection[LayerPlan]) -> Additive:
-        """Of the choices that are ``rows`` alone."""
-        kept = [[i for i, row in enumerate(layer) if row in rows] for layer in self.rows]
+    @property
+    def without_fitted(self) -> Additive:
+        """Of the choices that hold no fitted cell alone."""
+        kept = [[i for i, row in enumerate(layer) if not row.work.affine] for layer in self.rows]
         tables = ("rows", self.rows), ("risks", self.risks)
         chosen = {n: tuple(tuple(t[layer][i] for i in some) for layer, some in enumerate(kept)) for n, t in tables}
         return self.model_copy(update=chosen)
@@ -101,7 +102,10 @@ def frame_prices(rows: Sequence[Sequence[LayerPlan]], frame: Frame, pricing: Pri
     last = next((layer for layer, keep in frame if keep.withdraws), len(rows)) - 1
     keeps = {layer: {"keep": keep} for layer, keep in frame}
     return [
-        [pricing.cell(row.model_copy(update=keeps.get(layer)), alive[layer], is_read=layer != last) for row in choices]
+        [
+            pricing.cell(layer, row.model_copy(update=keeps.get(layer)), alive[layer], is_read=layer != last)
+            for row in choices
+        ]
         for layer, choices in enumerate(rows)
     ]
 

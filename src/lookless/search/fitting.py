@@ -41,7 +41,7 @@ def with_fitted(menu: Menu, fitter: Fitter, *, ranks: Sequence[int] = RANKS) -> 
     Raises: as :meth:`lookless.calibration.affine.Fitter.alone`.
     """
     cells = fitter.alone(ranks=ranks)
-    return menu.having([(*menu.rows, *_rows(cells, layer)) for layer in range(menu.layers)])
+    return menu.having([(*menu.at(layer), *_rows(cells, layer)) for layer in range(menu.layers)])
 
 
 def _rows(cells: dict[Place, dict[int, Fitted]], layer: int) -> tuple[LayerPlan, ...]:

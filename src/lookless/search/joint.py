@@ -114,7 +114,7 @@ def _additive(archive: Archive, additive: Additive, budget: float) -> None:
     if archive.has("additive", budget):
         return
     before, full = archive.evaluations, Plan.full(archive.objective.geometry)
-    tables = [additive, additive.among(archive.menu.rows)] if archive.menu.special else [additive]
+    tables = [additive, additive.without_fitted] if additive.weights else [additive]
     for table in tables:  # a fitted cell's risk alone promises more than it holds among others
         choice = table.plan(budget, archive.pricing, full)
         if choice is not None:

@@ -11,8 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..cells import Keep, Neurons, Skip, Window
+from ..geometry import Geometry
 from ..layer_plan import LayerPlan
+from ..limits import can_run
 from ..plan import Plan
+from ..ranks import RANKS as RANKS_OF_TOKENS
 
 SKIP = Skip()
 FULL = LayerPlan()
@@ -74,6 +77,20 @@ class Menu:
     def served(cls, layers: int) -> Menu:
         """What an engine with a paged cache can run: attention and FFN skipped, and every token kept."""
         return cls(layers, rows=tuple(row for row in ROWS if row.visible.is_full), shares=(), ranks=())
+
+    def within(self, geometry: Geometry) -> Menu:
+        """Without what no layer of ``geometry`` can run; what some layers can is of those alone."""
+        every = range(self.layers)
+        rows = tuple(row for row in self.rows if all(can_run(row, geometry, layer) for layer in every))
+        some = [row for row in self.rows if row not in rows]
+        special = {
+            layer: tuple(row for row in (*some, *self.special.get(layer, ())) if can_run(row, geometry, layer))
+            for layer in every
+        }
+        ranks = tuple(
+            rank for rank in self.ranks if geometry.delta is None or not RANKS_OF_TOKENS[rank].heads
+        )  # a frame moves freely, so its rank must be computed at any layer
+        return replace(self, rows=rows, ranks=ranks, special={layer: mine for layer, mine in special.items() if mine})
 
     def at(self, layer: int) -> tuple[LayerPlan, ...]:
         """The rows of ``layer``."""

@@ -17,8 +17,8 @@ from ..layer_plan import LayerPlan
 from ..plan import Plan
 from ..ranks import RANKS
 
-#: From a layer's cells, with ``keep`` saying how many tokens are alive, to its price.
-LayerPrice = Callable[[LayerPlan], float]
+#: From a layer and its cells, with ``keep`` saying how many tokens are alive, to its price.
+LayerPrice = Callable[[int, LayerPlan], float]
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,25 @@ class Pricing:
         of_layer: the price of one layer.
         stock: that of all layers of the stock model.
         fixed: what every plan costs besides, in the same unit.
+        like: of each layer, the first one with its shape, which has its prices; empty where all are alike.
     """
 
     visual: float
     of_layer: LayerPrice
     stock: float
     fixed: float = 0.0
-    _known: dict[tuple[LayerPlan, float, type, bool], float] = field(default_factory=dict, compare=False)
+    like: tuple[int, ...] = ()
+    _known: dict[tuple[int, LayerPlan, float, type, bool], float] = field(default_factory=dict, compare=False)
 
-    def cell(self, row: LayerPlan, alive: float, *, is_read: bool = True) -> float:
-        """The share of one layer with ``row``, in which ``alive`` visual tokens are alive; ``is_read``: some row of a
+    def cell(self, layer: int, row: LayerPlan, alive: float, *, is_read: bool = True) -> float:
+        """The share of ``layer`` with ``row``, in which ``alive`` visual tokens are alive; ``is_read``: some row of a
         later layer reads one of them. Of the row's own ``keep`` the rank is priced alone."""
-        key = (row, alive, type(alive), is_read)  # 8 tokens are not a mean of 8.0: whole tokens are probed of them
+        layer = self.like[layer] if self.like else 0
+        key = (layer, row, alive, type(alive), is_read)  # 8 tokens are not a mean of 8.0: whole ones are probed of them
         if key not in self._known:
             keep = kept_alive(alive, self.visual, row.keep.ranks_by)
             cells = {"keep": keep} if is_read else {"keep": keep, "attention": Skip(), "ffn": Skip()}
-            self._known[key] = self.of_layer(alone(LayerPlan(**{**dict(row), **cells}))) / self.stock
+            self._known[key] = self.of_layer(layer, alone(LayerPlan(**{**dict(row), **cells}))) / self.stock
         return self._known[key]
 
     def share(self, rows: Sequence[LayerPlan]) -> float:
@@ -54,8 +57,9 @@ class Pricing:
             return 1.0
         alive = self.alive(rows)
         is_read, total = False, self.fixed / self.stock
-        for row, there in zip(reversed(rows), reversed(alive), strict=True):
-            total += self.cell(row, there, is_read=is_read)
+        for layer in reversed(range(len(rows))):
+            row, there = rows[layer], alive[layer]
+            total += self.cell(layer, row, there, is_read=is_read)
             run = row if is_read else row.model_copy(update={"attention": Skip(), "ffn": Skip()})
             ranks = bool(run.ranks) and there > 0
             is_read = not row.keep.withdraws and (is_read or run.work.reads_visual_keys or ranks)
@@ -94,9 +98,10 @@ def alone(row: LayerPlan) -> LayerPlan:
 
 def by_flops(geometry: Geometry, visual: float, text: float) -> Pricing:
     """Shares of the stock model's prefill FLOPs."""
-    one = geometry.model_copy(update={"layers": 1})
+    ones = {layer: geometry.only(layer) for layer in geometry.like}
 
-    def of_layer(row: LayerPlan) -> float:
-        return flops.prefill(one, visual=visual, text=text, plan=Plan(layers=(row,))).total
+    def of_layer(layer: int, row: LayerPlan) -> float:
+        return flops.prefill(ones[layer], visual=visual, text=text, plan=Plan(layers=(row,))).total
 
-    return Pricing(visual, of_layer, of_layer(LayerPlan()) * geometry.layers)
+    stock = sum(of_layer(layer, LayerPlan()) for layer in geometry.like)
+    return Pricing(visual, of_layer, stock, like=geometry.like)

@@ -22,6 +22,8 @@ REASONS = {
 }
 BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
 LOADERS = ("auto", "hf", "safetensors", "pt", "npcache", "dummy", "fastsafetensors", "mistral", "runai_streamer")
+#: Families whose decoder layers in vLLM are those that :mod:`lookless.serving.layers` knows.
+SERVED = ("llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,11 @@ def resolve(vllm_config: Any) -> Settings | None:
     from ..runtime.families import family_of
 
     family_of(model.hf_config)
+    if (model_type := model.hf_config.model_type) not in SERVED:
+        raise ServingError(
+            f"plans for models of type {model_type!r} run in transformers and were never tried in vLLM, where its "
+            f"layers are others; served are {', '.join(SERVED)}."
+        )
     geometry = Geometry.from_config(model.hf_config)
     plan.check(geometry)
     check_weights(plan, geometry.hidden)

@@ -1,0 +1,34 @@
+"""What mixes the rows of a layer: attention, or a gated delta rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+ATTENTION, DELTA = "self_attn", "linear_attn"
+
+
+def is_delta(layer: Any) -> bool:
+    """Whether the rows of ``layer`` are mixed by a gated delta rule, and not by attention."""
+    return hasattr(layer, DELTA)
+
+
+def mixer_of(layer: Any) -> Any:
+    """The module of ``layer`` that mixes its rows."""
+    return getattr(layer, DELTA if is_delta(layer) else ATTENTION)
+
+
+def added_by(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """What a mixer adds to the residual stream, of what its module returns: attention returns its weights, too."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def call_stock(layer: Any, normed: Tensor, mask: Any, rotary: Any, cache: Any, **rest: Any) -> Tensor:
+    """What the layer's own mixer adds to all rows ``normed [batch, sequence, hidden]``, called as the layer does."""
+    if is_delta(layer):
+        rest.pop("position_ids", None)
+        call = {"attention_mask": mask, "cache_params": cache}
+    else:
+        call = {"attention_mask": mask, "position_embeddings": rotary, "past_key_values": cache}
+    return added_by(mixer_of(layer)(hidden_states=normed, **call, **rest))
