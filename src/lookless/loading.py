@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import sys
 import warnings
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 from . import reference
 from .data import Sample
 from .errors import DataError, LooklessError, ModelError, first_line
+from .processes import everywhere, own_device
 from .runtime.families import family_of, locate
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SOME = 256  #: numbers of a weight that its model is told by
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,21 @@ class Loaded:
         text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         return str(text)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of what its answers depend on: of each weight some numbers, the processor, and the versions.
+
+        Training changes nearly every number, so a few of each weight tell models apart without reading them all.
+        """
+        digest = hashlib.sha256(repr((self.processor, self.processor.chat_template)).encode())
+        for package in ("torch", "transformers"):
+            digest.update(importlib.metadata.version(package).encode())
+        for name, weight in self.model.state_dict().items():
+            some = weight.flatten()[:: max(1, weight.numel() // SOME)].float().cpu()
+            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {weight.device.type}".encode())
+            digest.update(some.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     @torch.no_grad()
     def answer(self, samples: Sequence[Sample], *, max_new_tokens: int) -> list[str]:
         """The model's greedy answers, without outer blanks, in the order of ``samples``.
@@ -154,8 +172,13 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu", revision:
         ModelError: there is no such model or device, it cannot be read, its family is not supported, or weights are
             missing from its checkpoint.
     """
+    return everywhere(_load, name, dtype, device, revision)
+
+
+def _load(name: str, dtype: str, device: str, revision: str | None) -> Loaded:
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
+    device = own_device(device)
     where = str(reference.NAMES.get(name, name))
     if looks_local(where) and not (Path(where) / "config.json").is_file():
         raise ModelError(f"{where} is not a model's folder: it has no config.json.")
