@@ -158,15 +158,16 @@ def follow() -> None:
     worker = Worker()
     with _group():
         while True:
-            try:
-                message = _scattered()
-            except LooklessError:  # the first was killed
-                return
+            message = _scattered()
             if message is None:
                 return
-            for key in message.released:
-                worker.held.pop(key, None)
-            _gather(_outcome(message.task, worker, message.share))
+            _gather(_answered(worker, message))
+
+
+def _answered(worker: Worker, message: _Message) -> _Outcome:
+    for key in message.released:
+        worker.held.pop(key, None)
+    return _outcome(message.task, worker, message.share)
 
 
 def _outcome(task: Task, worker: Worker, share: Any) -> _Outcome:
