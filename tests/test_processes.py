@@ -12,10 +12,11 @@ from helpers.models import LAYERS, tiny_llava
 from helpers.teams import pretend
 from lookless import Samples, Skip, calibrate, evaluate, load_data
 from lookless.calibration.gradients import diagnose
+from lookless.data import Sample
 from lookless.each import each
 from lookless.errors import DataError, LooklessError
 from lookless.plan import Plan
-from lookless.processes import Team, Worker, own_device, place, team_of
+from lookless.processes import Team, own_device, place, sendable, team_of
 from lookless.search.additive import measure_additive
 from lookless.search.joint import joint_search
 from lookless.search.menu import Menu
@@ -95,8 +96,10 @@ def test_what_is_finished_is_not_done_again(monkeypatch, tiny, tmp_path, size):
     assert sorted(item for worker in workers for item in worker.held["seen"]) == [2, 3]
     assert kept.of("a", "data").known(4)[0] == dict(enumerate(found))
     assert kept.of("a", "other data").known(4)[0] == kept.of("b", "data").known(4)[0] == {}
+    (kept.folder / "mine.json").write_text("a user's own")
     kept.remove()
-    assert not [*tmp_path.iterdir()]
+    assert [path.name for path in kept.folder.iterdir()] == ["mine.json"]
+    assert Unfinished.beside(tmp_path) is None  # no file, as a pipe is none
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -171,26 +174,13 @@ def test_plans_on_many_samples(monkeypatch, tiny):
     pretend(monkeypatch, tiny, 2)
     assert effects_of(tiny, ONE_AFTER_ANOTHER, plans, position="last", progress=False) == alone
     with pytest.raises(DataError, match="none of the 1 samples"):
-        effects_of(tiny, Samples("bare", (load_bare(),)), plans, progress=False)
+        effects_of(tiny, Samples("bare", (Sample((), "no image", ""),)), plans, progress=False)
 
 
-def load_bare():
-    from lookless.data import Sample
-
-    return Sample((), "no image", "")
-
-
-def test_what_cannot_be_sent_is_told_in_words(monkeypatch, tiny):
-    pretend(monkeypatch, tiny, 2)
-
-    class Local(Exception):
+def test_what_cannot_be_sent_is_told_in_words():
+    class LocalError(Exception):
         pass
 
-    def task(worker, share):
-        raise Local("here")
-
-    from lookless.processes import _outcome
-
-    outcome = _outcome(task, Worker(tiny), None)
-    assert isinstance(outcome.error, RuntimeError)
-    assert "here" in str(outcome.error)
+    assert "here" in str(sendable(LocalError("here")))
+    known = DataError("line 3")
+    assert sendable(known) is known

@@ -121,12 +121,12 @@ def test_calibration_goes_on_with_several_measures(tmp_path, monkeypatch):
 
     monkeypatch.setattr("lookless.calibration.sweep.full_run", stopping)
     assert run(*arguments, *measures).exit_code == 130
-    assert len([*(tmp_path / "scores.unfinished").iterdir()]) == 2
+    assert len([*(out / "unfinished").iterdir()]) == 2
     assert run(*arguments[:-1], tmp_path / "other", "--measure", "ffn_effect").exit_code == 0
     assert len(runs) == 3 + 4
     assert run(*arguments, *measures).exit_code == 0
     assert len(runs) == 3 + 4 + 2
-    assert not (tmp_path / "scores.unfinished").exists()
+    assert not (out / "unfinished").exists()
     names = sorted(path.name for path in out.iterdir())
     assert names == ["ffn_effect.json", "visual_information_gain.json"]
     alone = Scores.load(tmp_path / "other")

@@ -121,9 +121,10 @@ class Loaded:
         for package in ("torch", "transformers"):
             digest.update(importlib.metadata.version(package).encode())
         for name, weight in self.model.state_dict().items():
-            some = weight.flatten()[:: max(1, weight.numel() // SOME)].float().cpu()
             digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {weight.device.type}".encode())
-            digest.update(some.numpy().tobytes())
+            if type(weight) is Tensor and not weight.is_meta:  # neither offloaded nor of a quantizer's own class
+                some = weight.flatten()[:: max(1, weight.numel() // SOME)].float().cpu()
+                digest.update(some.numpy().tobytes())
         return digest.hexdigest()[:16]
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ import os
 import pickle
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -65,10 +65,13 @@ class Team:
     Attributes:
         worker: the first process, which works too.
         size: how many they are.
+        is_answered: no process is at work on a task. Where the first one is interrupted they may be, and cannot be
+            told to end; they end when its connection does.
     """
 
     worker: Worker
     size: int = 1
+    is_answered: bool = True
     _released: list[str] = field(default_factory=list)
 
     def run(self, task: Task, shares: Sequence[Any]) -> list[Any]:
@@ -79,8 +82,10 @@ class Team:
         if self.size == 1:
             return [task(self.worker, shares[0])]
         released, self._released = tuple(self._released), []
+        self.is_answered = False
         _scatter([_Message(task, share, released) for share in shares])
         outcomes = _gather(_outcome(task, self.worker, shares[0]), self.size)
+        self.is_answered = True
         for outcome in outcomes:
             if outcome.error is not None:
                 raise outcome.error
@@ -144,17 +149,22 @@ def leading(size: int) -> Iterator[None]:
     """In the first of ``size`` processes: what is split inside is done by all, which end when it ends."""
     global _team
     with _group():
-        _team = Team(Worker(), size)
+        _team = team = Team(Worker(), size)
         try:
             yield
         finally:
             _team = None
-            with suppress(LooklessError):  # one that has ended need not be told
+            if team.is_answered:
                 _scatter([None] * size)
 
 
 def follow() -> None:
-    """In any other process: do what the first one asks, until it ends."""
+    """In any other process: do what the first one asks, until it ends.
+
+    Raises:
+        LooklessError: it was killed.
+    """
+    os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # the first shows how far loading is
     worker = Worker()
     with _group():
         while True:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from . import files
+
+OURS = re.compile(r"\w+\.\d+\.json")
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,17 @@ class Unfinished:
     key: str = ""
 
     @classmethod
-    def beside(cls, out: Path) -> Unfinished:
-        """Of a job whose result is to be at ``out``."""
+    def beside(cls, out: Path) -> Unfinished | None:
+        """Of a job whose result is to be the file ``out``; None where that is a device or a pipe."""
         out = out.resolve()
+        if out.exists() and not out.is_file():
+            return None
         return cls(out.with_name(f"{out.name}.unfinished"))
+
+    @classmethod
+    def inside(cls, out: Path) -> Unfinished:
+        """Of a job whose results are to be in the folder ``out``."""
+        return cls(out.resolve() / "unfinished")
 
     def of(self, part: str, *made_from: object) -> Unfinished:
         """Of one part of the job, whose results depend on ``made_from``."""
@@ -58,8 +68,12 @@ class Unfinished:
         return found, seconds
 
     def remove(self) -> None:
-        """At the end, when the result is written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """At the end, when the result is written. What is not ours in the folder stays."""
+        for path in self.folder.glob("*.json"):
+            if OURS.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{self.part}.{index}.json"

@@ -133,7 +133,7 @@ def calibrate(
     _check_calibration(measures, position, lowest)  # before the model is loaded
     chosen = load_data(data, split="calibration", limit=samples, seed=seed)
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
-    kept = Unfinished.beside(out_path)
+    kept = Unfinished.beside(out_path) if len(measures) == 1 else Unfinished.inside(out_path)
     if lowest is None:
         found = scores_by_name(loaded, chosen, measures, position=position, kept=kept)  # type: ignore[arg-type]
     else:
@@ -141,7 +141,8 @@ def calibrate(
     paths = {name: out_path / f"{name}.json" if len(measures) > 1 else out_path for name in measures}
     for name, path in paths.items():
         found[name].save(path)
-    kept.remove()
+    if lowest is None and kept is not None:
+        kept.remove()
     _warn_if_all_seen(chosen, data)
     if as_json:
         print_json(

@@ -271,7 +271,7 @@ class Optimization:
             if task.name in found and _is_of(found[task.name], task, plan):
                 continue
             path = self.folder.evaluation(index, task.name)
-            kept = Unfinished.beside(path)
+            kept = Unfinished.inside(self.folder.point(index))
             result = evaluate(
                 self.loaded,
                 task.certification,
