@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -16,23 +17,24 @@ from helpers.cli import run
 from lookless import Scores, reference
 from lookless.loading import Loaded
 
-pytestmark = pytest.mark.long
 PATIENCE_S = 900  # on a busy machine
+HERE = str(Path(__file__).parent)
 
 
-def started(arguments, **environment) -> subprocess.Popen:
-    command = [sys.executable, "-m", "lookless", *map(str, arguments)]
+def started(arguments, module="lookless", **environment) -> subprocess.Popen:
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env={**os.environ, **environment}, **pipes)
 
 
-def by_two(*arguments) -> list[tuple[int, str, str]]:
+def by_two(*arguments, module="lookless") -> list[tuple[int, str, str]]:
     """Exit code, output and errors of each of two processes, started as ``accelerate launch`` starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    both = [started(arguments, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
+    shared["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), HERE)))
+    both = [started(arguments, module, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
     try:
         said = [one.communicate(timeout=PATIENCE_S) for one in both]
     finally:
@@ -41,6 +43,20 @@ def by_two(*arguments) -> list[tuple[int, str, str]]:
     return [(one.returncode, *words) for one, words in zip(both, said, strict=True)]
 
 
+def test_two_processes_share_work(tmp_path):
+    (first, said, errors), (second, nothing, _) = by_two(tmp_path, module="helpers.split_work")
+    assert (first, second, nothing) == (0, 0, ""), errors
+    found = json.loads(said)
+    assert found["load"] == "process 0 does not know unknown"
+    assert [square for square, _ in found["squares"]] == [0, 1, 4, 9, 16]
+    where = [process for _, process in found["squares"]]
+    assert where == [where[0], where[1]] * 2 + [where[0]]
+    assert where[0] != where[1]
+    assert [*found["kept"].values()] == found["squares"]
+    assert found["failed"] == "-4 is negative"
+
+
+@pytest.mark.long
 def test_two_processes_answer_as_one(tmp_path, plan):
     arguments = ("eval", "reference", "--data", "reference:text", "--plan", plan, "--limit", 5, "--batch", 2)
     assert run(*arguments, "--out", tmp_path / "one.json").exit_code == 0
@@ -63,6 +79,7 @@ def lines(tmp_path):
     return found, tmp_path / "mine.jsonl"
 
 
+@pytest.mark.long
 def test_a_bad_sample_of_another_process_is_named(lines, tmp_path):
     found, path = lines
     found[1]["question"] += " <image>"  # refused when it is processed, by the second process
@@ -78,6 +95,7 @@ def test_a_bad_sample_of_another_process_is_named(lines, tmp_path):
     assert names == ["dense.0.json", "dense.2.json"]  # what the first has finished is kept
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     """SIGKILL loses the batch in flight alone."""
     arguments = ("eval", "reference", "--data", "reference:chart", "--limit", 40, "--batch", 1)
@@ -104,6 +122,7 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     assert out.read_bytes() == (tmp_path / "whole.json").read_bytes()
 
 
+@pytest.mark.long
 def test_calibration_goes_on_with_several_measures(tmp_path, monkeypatch):
     """It stops in the third sample; other measures do not go on from there, the same ones do."""
     out = tmp_path / "scores"
