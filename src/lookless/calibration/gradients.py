@@ -132,6 +132,13 @@ def frozen_parameters(model: nn.Module) -> Iterator[None]:
 
 
 def scores_by_name(
+    loaded: Loaded, samples: Samples, name: str, *, position: Position = "last", progress: bool = True
+) -> Scores:
+    """Those of :func:`scores_of_names` for one name."""
+    return scores_of_names(loaded, samples, [name], position=position, progress=progress)[name]
+
+
+def scores_of_names(
     loaded: Loaded,
     samples: Samples,
     names: Sequence[str],

@@ -99,12 +99,17 @@ class FullRun:
     tower: tuple[Tensor, ...] = ()
 
 
-def full_runs(loaded: Loaded, named: Iterable[Named], position: Position) -> Iterator[FullRun]:
-    """A full run of each sample of :func:`with_images`, one at a time.
+def full_runs(loaded: Loaded, samples: Samples, what: str, position: Position, progress: bool) -> Iterator[FullRun]:
+    """A full run of each sample with an image, one at a time; the progress bar says ``what``.
 
     Raises:
         DataError, ModelError: as :func:`visual_prompts`; the model's logits are not finite.
     """
+    return runs_from(loaded, track(with_images(samples), what, progress), position)
+
+
+def runs_from(loaded: Loaded, named: Iterable[Named], position: Position) -> Iterator[FullRun]:
+    """A full run of each sample of :func:`with_images`. Raises: as :func:`full_runs`."""
     located = locate(loaded.model)
     for prompt in prompts_from(loaded, named, position):
         yield full_run(loaded.model, located, prompt)
@@ -232,8 +237,7 @@ def visual_prompts(
         DataError: no sample has an image, or the processor puts no visual token into a prompt.
         ModelError: a plan is applied to the model.
     """
-    named = with_images(samples)
-    return prompts_from(loaded, track(named, what, progress), position)
+    return prompts_from(loaded, track(with_images(samples), what, progress), position)
 
 
 def with_images(samples: Samples) -> list[Named]:

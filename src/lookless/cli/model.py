@@ -122,7 +122,7 @@ def calibrate(
     A run that was killed goes on from the samples that it has measured, but with --screen.
     """
     from .. import terminal
-    from ..calibration.gradients import scores_by_name
+    from ..calibration.gradients import scores_of_names
     from ..calibration.screening import screen
     from ..data import load_data
     from ..loading import load_model
@@ -135,7 +135,7 @@ def calibrate(
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
     kept = Unfinished.beside(out_path) if len(measures) == 1 else Unfinished.inside(out_path)
     if lowest is None:
-        found = scores_by_name(loaded, chosen, measures, position=position, kept=kept)  # type: ignore[arg-type]
+        found = scores_of_names(loaded, chosen, measures, position=position, kept=kept)  # type: ignore[arg-type]
     else:
         found = screen(loaded, chosen, dict.fromkeys(measures, lowest), position=position)  # type: ignore[arg-type]
     paths = {name: out_path / f"{name}.json" if len(measures) > 1 else out_path for name in measures}

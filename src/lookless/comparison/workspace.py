@@ -78,7 +78,7 @@ class Workspace:
                 if narrow:
                     found = sweep(self.loaded, samples, LayerPlan(attention=Window(window)), name=measure)
                 else:
-                    found = scores_by_name(self.loaded, samples, [measure])[measure]
+                    found = scores_by_name(self.loaded, samples, measure)
                 found.save(path)
             self._scores[task, measure] = found
         return self._scores[task, measure]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from .. import flops
 from ..calibration.distances import Distance, kl
-from ..calibration.replay import FullRun, Named, Position, full_runs, run_from, with_images
+from ..calibration.replay import FullRun, Named, Position, run_from, runs_from, with_images
 from ..data import Samples
 from ..each import each
 from ..errors import DataError
@@ -226,7 +226,7 @@ def _holding(worker: Worker, named: Iterable[Named], *, key: str, position: Posi
     """Make the full run of each sample, hold it under ``key``, and tell the prompt's lengths."""
     held = _Held(locate(worker.loaded.model), [])
     worker.held[key] = held
-    for run in full_runs(worker.loaded, named, position):
+    for run in runs_from(worker.loaded, named, position):
         held.runs.append(run)
         yield run.prompt.lengths
 
@@ -243,7 +243,7 @@ def _comparing(
 ) -> Iterator[list[Effect]]:
     """The effect of each of ``plans`` on each sample."""
     located = locate(worker.loaded.model)
-    for run in full_runs(worker.loaded, named, position):
+    for run in runs_from(worker.loaded, named, position):
         yield [_effect(worker.loaded, located, run, plan, kl) for plan in plans]
 
 
