@@ -234,8 +234,9 @@ def evaluate(
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
     kept = None if out_path is None else Unfinished.beside(out_path)
     result = _evaluated(loaded, chosen, plan, batch=batch, max_new_tokens=max_new_tokens, kept=kept)
-    if out_path is not None and kept is not None:
+    if out_path is not None:
         write_text(out_path, dump(result))
+    if kept is not None:
         kept.remove()
     if as_json:
         print_json(result)
