@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-import lookless
 from helpers.cli import run
 from lookless import Scores, reference
+from lookless.calibration import sweep
 from lookless.loading import Loaded
 
 PATIENCE_S = 900  # on a busy machine
@@ -130,7 +130,7 @@ def test_calibration_goes_on_with_several_measures(tmp_path, monkeypatch):
     measures = ("--measure", "ffn_effect", "--measure", "visual_information_gain")
 
     runs = []
-    whole = lookless.calibration.sweep.full_run
+    whole = sweep.full_run
 
     def stopping(*given):
         runs.append(1)
@@ -138,7 +138,7 @@ def test_calibration_goes_on_with_several_measures(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return whole(*given)
 
-    monkeypatch.setattr("lookless.calibration.sweep.full_run", stopping)
+    monkeypatch.setattr(sweep, "full_run", stopping)
     assert run(*arguments, *measures).exit_code == 130
     assert len([*(out / "unfinished").iterdir()]) == 2
     assert run(*arguments[:-1], tmp_path / "other", "--measure", "ffn_effect").exit_code == 0
