@@ -9,7 +9,7 @@ from helpers.families import FAMILIES
 from helpers.loaded import ONE, loaded_of, made
 from helpers.models import tiny_llava
 from lookless import Plan, Scores, Skip, apply, data, methods, screen
-from lookless.calibration.gradients import DIAGNOSTICS, diagnose, scores_by_name
+from lookless.calibration.gradients import DIAGNOSTICS, diagnose, scores_by_name, scores_of_names
 from lookless.calibration.sweep import calibrate
 from lookless.errors import DataError, ScoresError
 from lookless.runtime.families import geometry_of, locate
@@ -157,12 +157,18 @@ def test_labels_of_measured_risks():
 
 
 def test_scores_by_name():
-    """A measure or a diagnostic; the one is a sweep, the other comes with four more."""
+    """Measures and diagnostics together are what each is alone, and no sample is run twice for two measures."""
     model, arguments = made("llava")
     loaded = loaded_of(model, arguments)
-    for name in ("ffn_effect", "state_cosine"):
-        assert scores_by_name(loaded, ONE, name, progress=False).name == name
-    swept = calibrate(loaded, ONE, measure="ffn_effect", progress=False)
-    assert scores_by_name(loaded, ONE, "ffn_effect", progress=False).per_sample == swept.per_sample
+    names = ["ffn_effect", "state_cosine", "withdrawal"]
+    runs = []
+    counted = model.model.register_forward_pre_hook(lambda *_: runs.append(1))
+    found = scores_of_names(loaded, ONE, names, progress=False)
+    counted.remove()
+    assert [*found] == names == [scores.name for scores in found.values()]
+    assert len(runs) == 2  # a full run, and one for gradients
+    for name in ("ffn_effect", "withdrawal"):
+        assert found[name].per_sample == calibrate(loaded, ONE, measure=name, progress=False).per_sample
+    assert found["state_cosine"].per_sample == diagnose(loaded, ONE, progress=False)["state_cosine"].per_sample
     with pytest.raises(ScoresError, match=r"no measure is called 'vibes'; choose one of .*state_cosine"):
         scores_by_name(loaded, ONE, "vibes", progress=False)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from .answers import Answer as Answer
 from .answers import scored_by, units_of
-from .data import Samples, SeenWarning, overlap
+from .data import Sample, Samples, SeenWarning, overlap
+from .each import each
 from .estimates import CONFIDENCE as CONFIDENCE
 from .estimates import RESAMPLES as RESAMPLES
 from .estimates import Estimate as Estimate
@@ -22,9 +24,10 @@ from .loading import Loaded
 from .metrics import DEFAULT, metric_named
 from .metrics import normal as normal
 from .plan import Plan, Provenance
-from .progress import track
+from .processes import Worker, team_of
 from .runtime.patching import applied
-from .version import installed
+from .unfinished import Unfinished
+from .version import __version__, installed
 
 
 class TaskResult(BaseModel):
@@ -93,6 +96,7 @@ def evaluate(
     dense: Sequence[str] | None = None,
     metric: str | None = None,
     progress: bool = True,
+    kept: Unfinished | None = None,
 ) -> Evaluation:
     """Answer every sample greedily, dense and under ``plan``, and compare.
 
@@ -105,6 +109,7 @@ def evaluate(
         dense: answers of the dense model, if they are known.
         metric: by which answers are scored, one of :data:`lookless.metrics.METRICS`; by default the samples' own.
         progress: show a progress bar on a terminal.
+        kept: where answers are kept as they come, and those of a run that was killed are found.
 
     Raises:
         DataError: the right answers are of no use to the metric.
@@ -116,21 +121,28 @@ def evaluate(
             ``load_data(..., without=plan.provenance.sample_hashes)``.
     """
     samples = scored_by(samples, metric)
-    dense = dense_answers(loaded, samples, batch, max_new_tokens, progress) if dense is None else dense
+    dense = dense_answers(loaded, samples, batch, max_new_tokens, progress, kept) if dense is None else dense
     if plan is None:
         return _of_dense(loaded.name, samples, dense)
-    planned = _answers(loaded, samples, plan, batch, max_new_tokens, progress)
+    planned = _answers(loaded, samples, plan, batch, max_new_tokens, progress, kept)
     found = compared(loaded.name, samples, dense, planned, plan.provenance)
     return found.model_copy(update={"plan_hash": plan.hash})
 
 
-def dense_answers(loaded: Loaded, samples: Samples, batch: int, max_new_tokens: int, progress: bool) -> list[str]:
+def dense_answers(
+    loaded: Loaded,
+    samples: Samples,
+    batch: int,
+    max_new_tokens: int,
+    progress: bool,
+    kept: Unfinished | None = None,
+) -> list[str]:
     """The stock model's greedy answers.
 
     Raises:
         ModelError: the model has a plan on it, or gives logits that are not finite.
     """
-    return _answers(loaded, samples, None, batch, max_new_tokens, progress)
+    return _answers(loaded, samples, None, batch, max_new_tokens, progress, kept)
 
 
 def compared(
@@ -235,15 +247,34 @@ def _seen_sentence(data: str, samples: int, seen: int | None) -> str:
 
 
 def _answers(
-    loaded: Loaded, samples: Samples, plan: Plan | None, batch: int, max_new_tokens: int, progress: bool
+    loaded: Loaded,
+    samples: Samples,
+    plan: Plan | None,
+    batch: int,
+    max_new_tokens: int,
+    progress: bool,
+    kept: Unfinished | None = None,
 ) -> list[str]:
+    """Batches are split over processes whole: an answer may depend on the padding that its neighbours cause."""
     items = samples.items
     chunks = [items[i : i + batch] for i in range(0, len(items), batch)]
-    what = f"{'dense' if plan is None else 'plan'} answers to {samples.name}"
-    with applied(loaded.model, plan):
-        return [
-            a for chunk in track(chunks, what, progress) for a in loaded.answer(chunk, max_new_tokens=max_new_tokens)
-        ]
+    who = "dense" if plan is None else "plan"
+    if kept is not None:
+        plan_hash = None if plan is None else plan.hash
+        made_from = loaded.fingerprint, samples.hash, plan_hash, batch, max_new_tokens, __version__
+        kept = kept.of(who, *made_from)
+    work = partial(answering, plan=plan, max_new_tokens=max_new_tokens)
+    said = each(team_of(loaded), chunks, work, what=f"{who} answers to {samples.name}", progress=progress, kept=kept)
+    return [answer for answers in said for answer in answers]
+
+
+def answering(
+    worker: Worker, chunks: Iterable[Sequence[Sample]], *, plan: Plan | None, max_new_tokens: int
+) -> Iterator[list[str]]:
+    """The greedy answers to each batch under ``plan``."""
+    with applied(worker.loaded.model, plan):
+        for chunk in chunks:
+            yield worker.loaded.answer(chunk, max_new_tokens=max_new_tokens)
 
 
 def _agree(answers: Sequence[str], others: Sequence[str]) -> np.ndarray:

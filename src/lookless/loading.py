@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import sys
 import warnings
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 from . import reference
 from .data import Sample, Samples
 from .errors import DataError, LooklessError, ModelError, first_line, is_out_of_memory
+from .processes import everywhere, own_device
 from .progress import track
 from .runtime.families import family_of, locate
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SOME = 256  #: numbers of a weight that its model is told by
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,22 @@ class Loaded:
         messages = [turn.message() for turn in sample.conversation()]
         return str(self.processor.apply_chat_template(messages, add_generation_prompt=True))
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of what its answers depend on: of each weight some numbers, the processor, and the versions.
+
+        Training changes nearly every number, so a few of each weight tell models apart without reading them all.
+        """
+        digest = hashlib.sha256(repr((self.processor, self.processor.chat_template)).encode())
+        for package in ("torch", "transformers"):
+            digest.update(importlib.metadata.version(package).encode())
+        for name, weight in self.model.state_dict().items():
+            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {weight.device.type}".encode())
+            if type(weight) is Tensor and not weight.is_meta:  # neither offloaded nor of a quantizer's own class
+                some = weight.flatten()[:: max(1, weight.numel() // SOME)].float().cpu()
+                digest.update(some.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     @torch.no_grad()
     def answer(self, samples: Sequence[Sample], *, max_new_tokens: int) -> list[str]:
         """The model's greedy answers, without outer blanks, in the order of ``samples``.
@@ -190,8 +209,13 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu", revision:
         ModelError: there is no such model or device, it cannot be read, its family is not supported, or weights are
             missing from its checkpoint.
     """
+    return everywhere(_load, name, dtype, device, revision)
+
+
+def _load(name: str, dtype: str, device: str, revision: str | None) -> Loaded:
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
+    device = own_device(device)
     where = str(reference.NAMES.get(name, name))
     check_folder(where)
     check_device(device)

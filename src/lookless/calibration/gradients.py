@@ -16,21 +16,21 @@ logits: the measure ``logit_cosine``.)
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ..data import Samples
-from ..errors import ScoresError
 from ..loading import Loaded
-from ..runtime.families import Located, locate
+from ..runtime.families import locate
 from ..scores import Scores
+from ..unfinished import Unfinished
 from .distances import turn
-from .replay import Activations, Position, VisualPrompt, check_finite, record_activations, visual_prompts
-from .sweep import INTERVENTIONS, calibrate, scores_of
+from .replay import Activations, Position, VisualPrompt, check_finite, record_activations
+from .sweep import INTERVENTIONS, Intervention, Rows, changes_of, check_measure, measured
 
 #: name of the scores -> their unit
 DIAGNOSTICS = {
@@ -62,23 +62,12 @@ def diagnose(
         DataError: no sample has an image, or the processor puts no visual token into a prompt.
         ModelError: a plan is applied to the model, or its logits are not finite; the message names the sample.
     """
-    started, located = time.perf_counter(), locate(loaded.model)
-    table: dict[str, list[tuple[float, ...]]] = {name: [] for name in DIAGNOSTICS}
-    lengths = []
-    for prompt in visual_prompts(loaded, samples, f"diagnostics on {samples.name}", position, progress):
-        lengths.append(prompt.lengths)
-        for name, row in _sample(loaded.model, located, prompt).items():
-            table[name].append(tuple(row))
-    return {
-        name: scores_of(
-            loaded, samples, name, rows, lengths, position=position, started=started, unit=DIAGNOSTICS[name]
-        )
-        for name, rows in table.items()
-    }
+    return measured(loaded, samples, diagnostics_of, DIAGNOSTICS, position=position, progress=progress)
 
 
-def _sample(model: nn.Module, located: Located, prompt: VisualPrompt) -> dict[str, list[float]]:
+def diagnostics_of(loaded: Loaded, prompt: VisualPrompt) -> Rows:
     """The diagnostics of one prompt, one number per layer."""
+    model, located = loaded.model, locate(loaded.model)
     inputs, read = prompt.inputs, prompt.read
     with frozen_parameters(model), record_activations(located) as recorded, torch.enable_grad():
         last = located.inner(**inputs, use_cache=False).last_hidden_state
@@ -145,14 +134,39 @@ def frozen_parameters(model: nn.Module) -> Iterator[None]:
 def scores_by_name(
     loaded: Loaded, samples: Samples, name: str, *, position: Position = "last", progress: bool = True
 ) -> Scores:
-    """Scores by name: one of :data:`lookless.calibration.sweep.INTERVENTIONS`, or of :data:`DIAGNOSTICS`.
+    """Those of :func:`scores_of_names` for one name."""
+    return scores_of_names(loaded, samples, [name], position=position, progress=progress)[name]
+
+
+def scores_of_names(
+    loaded: Loaded,
+    samples: Samples,
+    names: Sequence[str],
+    *,
+    position: Position = "last",
+    progress: bool = True,
+    kept: Unfinished | None = None,
+) -> dict[str, Scores]:
+    """Scores by name: of :data:`lookless.calibration.sweep.INTERVENTIONS`, and of :data:`DIAGNOSTICS`.
+
+    All changes share one full run of a sample, and all diagnostics one forward and one backward pass.
+
+    Args: as :func:`lookless.calibration.sweep.measured`.
 
     Raises:
         ScoresError: no such name.
         DataError: no sample has an image.
     """
-    if name in DIAGNOSTICS:
-        return diagnose(loaded, samples, position=position, progress=progress)[name]
-    if name not in INTERVENTIONS:
-        raise ScoresError(f"no measure is called {name!r}; choose one of {', '.join([*INTERVENTIONS, *DIAGNOSTICS])}.")
-    return calibrate(loaded, samples, measure=name, position=position, progress=progress)
+    for name in names:
+        check_measure(name, [*INTERVENTIONS, *DIAGNOSTICS])
+    changes = {name: INTERVENTIONS[name] for name in names if name in INTERVENTIONS}
+    rows = partial(_rows, changes=changes, names=tuple(names))
+    units = {name: INTERVENTIONS[name].unit if name in INTERVENTIONS else DIAGNOSTICS[name] for name in names}
+    return measured(loaded, samples, rows, units, position=position, progress=progress, kept=kept)
+
+
+def _rows(loaded: Loaded, prompt: VisualPrompt, *, changes: Mapping[str, Intervention], names: Collection[str]) -> Rows:
+    found = changes_of(loaded, prompt, changes=changes) if changes else {}
+    if len(changes) < len(names):
+        found |= diagnostics_of(loaded, prompt)
+    return {name: found[name] for name in names}

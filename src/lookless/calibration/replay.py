@@ -6,7 +6,7 @@ costs only the layers from there on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +30,8 @@ from ..runtime.patching import check_stock
 from ..runtime.prompts import Prompts, prompts_of
 from .distances import Distance
 
+#: A sample, and its name for errors.
+Named = tuple[str, Sample]
 #: Where a distribution is read: at the last prompt token, or at every token of the full model's greedy answer.
 Position = Literal["last", "answer"]
 
@@ -104,8 +106,13 @@ def full_runs(loaded: Loaded, samples: Samples, what: str, position: Position, p
     Raises:
         DataError, ModelError: as :func:`visual_prompts`; the model's logits are not finite.
     """
+    return runs_from(loaded, track(with_images(samples), what, progress), position)
+
+
+def runs_from(loaded: Loaded, named: Iterable[Named], position: Position) -> Iterator[FullRun]:
+    """A full run of each sample of :func:`with_images`. Raises: as :func:`full_runs`."""
     located = locate(loaded.model)
-    for prompt in visual_prompts(loaded, samples, what, position, progress):
+    for prompt in prompts_from(loaded, named, position):
         yield full_run(loaded.model, located, prompt)
 
 
@@ -231,14 +238,28 @@ def visual_prompts(
         DataError: no sample has an image, or the processor puts no visual token into a prompt.
         ModelError: a plan is applied to the model.
     """
-    check_stock(loaded.model)
-    with_images = [(f"sample {i} of {samples.name}", sample) for i, sample in enumerate(samples) if sample.pictures]
-    if not with_images:
+    return prompts_from(loaded, track(with_images(samples), what, progress), position)
+
+
+def with_images(samples: Samples) -> list[Named]:
+    """Each sample with an image, and its name for errors.
+
+    Raises:
+        DataError: there is none.
+    """
+    named = [(f"sample {i} of {samples.name}", sample) for i, sample in enumerate(samples) if sample.pictures]
+    if not named:
         raise DataError(
             f"none of the {len(samples)} samples of {samples.name} has an image: there is nothing to measure."
         )
+    return named
+
+
+def prompts_from(loaded: Loaded, named: Iterable[Named], position: Position) -> Iterator[VisualPrompt]:
+    """Each sample of :func:`with_images` as a prompt. Raises: as :func:`visual_prompts`."""
+    check_stock(loaded.model)
     located = locate(loaded.model)
-    for name, sample in track(with_images, what, progress):
+    for name, sample in named:
         inputs, read = _prompt(loaded, sample, position)
         prompts = prompts_of(located, inputs)
         if prompts is None:

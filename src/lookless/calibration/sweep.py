@@ -9,19 +9,27 @@ costs about 1 + L/2 passes, not L + 1.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 
 from ..cells import Keep, Neurons, Skip, Window
 from ..data import Samples
+from ..each import each
 from ..errors import ScoresError
 from ..layer_plan import LayerPlan
 from ..loading import Loaded
+from ..processes import Worker, team_of
 from ..runtime.families import locate
 from ..scores import Scores
+from ..unfinished import Unfinished
+from ..version import __version__
 from .distances import Distance, kl, reverse_kl, turn
-from .replay import Position, divergence_under, full_runs, one_row
+from .replay import Named, Position, VisualPrompt, divergence_under, full_run, one_row, prompts_from, with_images
+
+#: Of one prompt: a number for each layer, by measure.
+Rows = dict[str, list[float]]
 
 
 def sweep(
@@ -54,15 +62,83 @@ def sweep(
         PlanError: the cells rank by the previous layer, which the first layer does not have, or by the vision tower,
             which only the first can.
     """
-    started, located = time.perf_counter(), locate(loaded.model)
-    plans = [one_row(located.geometry, layer, cells) for layer in range(len(located.layers))]
-    table, lengths = [], []
-    for full in full_runs(loaded, samples, f"{name} on {samples.name}", position, progress):
-        lengths.append(full.prompt.lengths)
-        table.append(
-            [divergence_under(loaded.model, located, full, layer, plan, distance) for layer, plan in enumerate(plans)]
+    change = Intervention(name, cells, distance, unit)
+    return swept(loaded, samples, {name: change}, position=position, progress=progress)[name]
+
+
+def swept(
+    loaded: Loaded,
+    samples: Samples,
+    changes: Mapping[str, Intervention],
+    *,
+    position: Position = "last",
+    progress: bool = True,
+    kept: Unfinished | None = None,
+) -> dict[str, Scores]:
+    """The scores of several changes by name, with one full run of each sample for all of them.
+
+    Args: as :func:`measured`. Raises: as :func:`sweep`.
+    """
+    units = {name: change.unit for name, change in changes.items()}
+    rows = partial(changes_of, changes=changes)
+    return measured(loaded, samples, rows, units, position=position, progress=progress, kept=kept)
+
+
+def changes_of(loaded: Loaded, prompt: VisualPrompt, *, changes: Mapping[str, Intervention]) -> Rows:
+    """How far each change, in each layer, moves the distribution of one prompt."""
+    located = locate(loaded.model)
+    full = full_run(loaded.model, located, prompt)
+    layers = range(len(located.layers))
+
+    def moved(change: Intervention, layer: int) -> float:
+        plan = one_row(located.geometry, layer, change.cells)
+        return divergence_under(loaded.model, located, full, layer, plan, change.distance)
+
+    return {name: [moved(change, layer) for layer in layers] for name, change in changes.items()}
+
+
+def measured(
+    loaded: Loaded,
+    samples: Samples,
+    rows: Callable[[Loaded, VisualPrompt], Rows],
+    units: Mapping[str, str],
+    *,
+    position: Position,
+    progress: bool,
+    kept: Unfinished | None = None,
+) -> dict[str, Scores]:
+    """Scores by name, of what ``rows`` measures on each sample with an image.
+
+    Args:
+        rows: what is measured on one prompt; where the samples are split over processes, a function of a module.
+        units: of each of its measures.
+        position: where distributions are read.
+        progress: show a bar on standard error.
+        kept: where the numbers of each sample are kept as they come, and those of a run that was killed are found.
+
+    Raises: what ``rows`` raises; DataError, ModelError: as :func:`calibrate`.
+    """
+    started, named = time.perf_counter(), with_images(samples)
+    if kept is not None:
+        kept = kept.of("sample", loaded.fingerprint, samples.hash, position, sorted(units), __version__)
+        started -= kept.known(len(named))[1]
+    work = partial(_measuring, rows=rows, position=position)
+    what = f"{' and '.join(units) if len(units) < 3 else f'{len(units)} measures'} on {samples.name}"
+    found = each(team_of(loaded), named, work, what=what, progress=progress, kept=kept)
+    lengths = [(visual, text) for (visual, text), _ in found]
+    return {
+        name: scores_of(
+            loaded, samples, name, [of[name] for _, of in found], lengths, position=position, started=started, unit=unit
         )
-    return scores_of(loaded, samples, name, table, lengths, position=position, started=started, unit=unit)
+        for name, unit in units.items()
+    }
+
+
+def _measuring(
+    worker: Worker, named: Iterable[Named], *, rows: Callable[[Loaded, VisualPrompt], Rows], position: Position
+) -> Iterator[tuple[tuple[int, int], Rows]]:
+    for prompt in prompts_from(worker.loaded, named, position):
+        yield prompt.lengths, rows(worker.loaded, prompt)
 
 
 def scores_of(
@@ -161,16 +237,12 @@ def calibrate(
         DataError: no sample has an image, or the processor puts no visual token into a prompt.
         ModelError: a plan is applied to the model, or its logits are not finite; the message names the sample.
     """
-    if measure not in INTERVENTIONS:
-        raise ScoresError(f"no measure is called {measure!r}; choose one of {', '.join(INTERVENTIONS)}.")
-    chosen = INTERVENTIONS[measure]
-    return sweep(
-        loaded,
-        samples,
-        chosen.cells,
-        name=measure,
-        distance=chosen.distance,
-        unit=chosen.unit,
-        position=position,
-        progress=progress,
-    )
+    check_measure(measure, INTERVENTIONS)
+    chosen = {measure: INTERVENTIONS[measure]}
+    return swept(loaded, samples, chosen, position=position, progress=progress)[measure]
+
+
+def check_measure(name: str, known: Collection[str]) -> None:
+    """Raises: ScoresError: ``name`` is not one of ``known``."""
+    if name not in known:
+        raise ScoresError(f"no measure is called {name!r}; choose one of {', '.join(known)}.")

@@ -22,6 +22,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from ..errors import LooklessError, first_line, is_out_of_memory
+from ..processes import follow, leading, place
 from ..version import __version__
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ app = typer.Typer(
 DEBUG = "LOOKLESS_DEBUG"
 #: Words that are no option of a command are read by the command: a method's knobs.
 OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
+#: The commands whose samples are split over the processes of ``accelerate launch`` or ``torchrun``.
+SPLIT = ("calibrate", "eval", "optimize", "search")
 
 
 class Pipe(Console):
@@ -232,3 +235,21 @@ def _main(
 ) -> None:
     ctx.with_resource(warnings.catch_warnings())
     warnings.showwarning = _warn
+    with reporting():
+        _join(ctx)
+
+
+def _join(ctx: typer.Context) -> None:
+    """Under ``accelerate launch`` or ``torchrun`` lead the other processes, or be one of them until the first ends."""
+    rank, size = place()
+    if size == 1:
+        return
+    if ctx.invoked_subcommand not in SPLIT:
+        raise LooklessError(
+            f"{ctx.invoked_subcommand} runs in one process, and this is one of {size}: start it without accelerate "
+            f"launch or torchrun, which split {', '.join(SPLIT)}."
+        )
+    if rank:
+        follow()
+        raise typer.Exit
+    ctx.with_resource(leading(size))

@@ -51,7 +51,11 @@ Position = Annotated[
     typer.Option(help="Compare output distributions at the `last` prompt token, or over the model's own `answer`."),
 ]
 Measure = Annotated[
-    str, typer.Option(help="Which score to compute: visual_information_gain, ffn_effect, ...; a wrong name lists all.")
+    list[str] | None,
+    typer.Option(
+        help="Which score to compute: visual_information_gain (default), ffn_effect, ...; a wrong name lists all. "
+        "Repeatable: several share the full run of each sample, and --out is a folder."
+    ),
 ]
 Screen = Annotated[
     int | None,
@@ -100,13 +104,15 @@ def demo(
 def calibrate(
     model: Model,
     data: Data,
-    out_path: Annotated[Path, typer.Option("--out", help="JSON file for the scores.")],
+    out_path: Annotated[
+        Path, typer.Option("--out", help="JSON file for the scores; with several measures a folder, a file for each.")
+    ],
     samples: Annotated[
         int, typer.Option(help="Number of samples; from a file, drawn at random from each task.", min=1)
     ] = 20,
     seed: Seed = None,
     position: Position = "last",
-    measure: Measure = "visual_information_gain",
+    measure: Measure = None,
     lowest: Screen = None,
     columns: Columns = None,
     prompt_suffix: Suffix = None,
@@ -121,47 +127,58 @@ def calibrate(
     Example: lookless calibrate reference --data reference:chart --out scores.json
 
     For a plan that skips 7 layers: lookless calibrate reference --data reference:chart --screen 7 --out scores.json
+
+    A run that was killed goes on from the samples that it has measured, but with --screen.
     """
     from .. import terminal
-    from ..calibration.gradients import scores_by_name
+    from ..calibration.gradients import scores_of_names
     from ..calibration.screening import screen
     from ..data import load_data
     from ..loading import load_model
+    from ..unfinished import Unfinished
 
-    writable(out_path, folder=False)
-    _check_calibration(measure, position, lowest)  # before the model is loaded
+    measures = list(dict.fromkeys(measure or ["visual_information_gain"]))
+    writable(out_path, folder=len(measures) > 1)
+    _check_calibration(measures, position, lowest)  # before the model is loaded
     how: dict[str, Any] = {"columns": named_columns(columns), "prompt_suffix": prompt_suffix, "skip_bad": skip_bad}
     chosen = load_data(data, split="calibration", limit=samples, seed=seed, **how)
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
     if skip_bad:
         chosen = loaded.fitting(chosen)
     warn_of_skipped(chosen)
+    kept = Unfinished.beside(out_path) if len(measures) == 1 else Unfinished.inside(out_path)
     if lowest is None:
-        scores = scores_by_name(loaded, chosen, measure, position=position)  # type: ignore[arg-type]
+        found = scores_of_names(loaded, chosen, measures, position=position, kept=kept)  # type: ignore[arg-type]
     else:
-        scores = screen(loaded, chosen, {measure: lowest}, position=position)[measure]  # type: ignore[arg-type]
-    scores.save(out_path)
+        found = screen(loaded, chosen, dict.fromkeys(measures, lowest), position=position)  # type: ignore[arg-type]
+    paths = {name: out_path / f"{name}.json" if len(measures) > 1 else out_path for name in measures}
+    for name, path in paths.items():
+        found[name].save(path)
+    if lowest is None and kept is not None:
+        kept.remove()
     _warn_if_all_seen(chosen, data)
     if as_json:
-        print_json(scores)
-    else:
-        print_whole(terminal.scores_table(scores))
-        out.print(f"saved to {out_path}{_next(measure, out_path, lowest)}", soft_wrap=True)
+        print_json(
+            found[measures[0]] if len(measures) == 1 else {n: found[n].model_dump(mode="json") for n in measures}
+        )
+        return
+    for name, path in paths.items():
+        print_whole(terminal.scores_table(found[name]))
+        out.print(f"saved to {path}{_next(name, path, lowest)}", soft_wrap=True)
 
 
-def _check_calibration(measure: str, position: str, lowest: int | None) -> None:
+def _check_calibration(measures: list[str], position: str, lowest: int | None) -> None:
     """Raises: LooklessError: there is no such position or measure, or the measure cannot be screened."""
     from ..calibration.gradients import DIAGNOSTICS
     from ..calibration.screening import check_screened
-    from ..calibration.sweep import INTERVENTIONS
+    from ..calibration.sweep import INTERVENTIONS, check_measure
 
     if position not in ("last", "answer"):
         raise LooklessError(f"position {position!r} is not one of last, answer.")
-    names = [*INTERVENTIONS, *DIAGNOSTICS]
-    if measure not in names:
-        raise LooklessError(f"no measure is called {measure!r}; choose one of {', '.join(names)}.")
-    if lowest is not None:
-        check_screened(measure)
+    for measure in measures:
+        check_measure(measure, [*INTERVENTIONS, *DIAGNOSTICS])
+        if lowest is not None:
+            check_screened(measure)
 
 
 def _warn_if_all_seen(chosen: Samples, data: str) -> None:
@@ -191,6 +208,12 @@ def evaluate(
     model: Model,
     data: Data,
     plan_dir: PlanDir = None,
+    out_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="JSON file for the result. A run that was killed goes on from its finished batches."
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Number of samples at most; from a file, the first.", min=1)] = None,
     include_seen: Annotated[
         bool,
@@ -216,11 +239,15 @@ def evaluate(
     from .. import terminal
     from ..answers import scored_by
     from ..data import load_data
+    from ..files import dump, write_text
     from ..loading import load_model
     from ..metrics import metric_named
+    from ..unfinished import Unfinished
 
     if metric is not None:
         metric_named(metric)  # before the data are read
+    if out_path is not None:
+        writable(out_path, folder=False)
     plan = None if plan_dir is None else _plan_or_set(plan_dir)
     seen = () if plan is None or include_seen else plan.provenance.sample_hashes or ()
     how: dict[str, Any] = {"columns": named_columns(columns), "prompt_suffix": prompt_suffix, "skip_bad": skip_bad}
@@ -230,7 +257,12 @@ def evaluate(
     if skip_bad:
         chosen = loaded.fitting(chosen)
     warn_of_skipped(chosen)
-    result = _evaluated(loaded, chosen, plan, batch=batch, max_new_tokens=max_new_tokens)
+    kept = None if out_path is None else Unfinished.beside(out_path)
+    result = _evaluated(loaded, chosen, plan, batch=batch, max_new_tokens=max_new_tokens, kept=kept)
+    if out_path is not None:
+        write_text(out_path, dump(result))
+    if kept is not None:
+        kept.remove()
     if as_json:
         print_json(result)
     else:

@@ -40,6 +40,7 @@ from ..search.menu import Menu
 from ..search.objective import Objective
 from ..search.price import by_flops
 from ..search.recorded import Recorded
+from ..unfinished import Unfinished
 from .chain import chain_of, compared, finalists
 from .folder import Chain, Folder, Run, Target
 from .split import PARTS, Task
@@ -310,6 +311,8 @@ class Optimization:
         for task in self.tasks:
             if task.name in found and _is_of(found[task.name], task, plan):
                 continue
+            path = self.folder.evaluation(index, task.name)
+            kept = Unfinished.inside(self.folder.point(index))
             result = evaluate(
                 self.loaded,
                 task.certification,
@@ -317,8 +320,10 @@ class Optimization:
                 batch=self.batch,
                 dense=self._dense(chain, task),
                 progress=self.progress,
+                kept=kept,
             )
-            files.write_text(self.folder.evaluation(index, task.name), files.dump(result))
+            files.write_text(path, files.dump(result))
+            kept.remove()
             found[task.name] = result
         return found
 

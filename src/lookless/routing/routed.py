@@ -8,6 +8,7 @@ from ..answers import scored_by
 from ..data import Samples
 from ..evaluation import Evaluation, compared, dense_answers
 from ..loading import Loaded
+from ..unfinished import Unfinished
 from .planset import FALLBACK, PlanSet
 from .router import Router
 
@@ -36,8 +37,11 @@ def evaluate_routed(
     dense: Sequence[str] | None = None,
     metric: str | None = None,
     progress: bool = True,
+    kept: Unfinished | None = None,
 ) -> RoutedEvaluation:
     """As :func:`lookless.evaluate`, each question under the plan of its prompt.
+
+    The dense model's answers are kept as they come, and split over processes; those under the plans are not.
 
     Raises:
         PlanMismatchError: the set was fitted on another model.
@@ -48,7 +52,7 @@ def evaluate_routed(
     """
     samples = scored_by(samples, metric)
     router = Router(planset, loaded)
-    dense = dense_answers(loaded, samples, batch, max_new_tokens, progress) if dense is None else dense
+    dense = dense_answers(loaded, samples, batch, max_new_tokens, progress, kept) if dense is None else dense
     routes = router.route_samples(samples.items, progress=progress)
     answers = router.answer(samples.items, routes=routes, batch=batch, max_new_tokens=max_new_tokens, progress=progress)
     found = compared(loaded.name, samples, dense, answers, planset.provenance)

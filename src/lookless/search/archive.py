@@ -153,8 +153,8 @@ class Archive:
             return self.candidates[live]
         race = None if against is None else Race.against(against.risk, self.objective.per_task(against.plan))
         effects: dict[int, Effect] = {}
-        for index in self._order(race):
-            [effects[index]] = self.objective.effects(plan, [index])
+        for index, effect in self.objective.in_turn(plan, self._order(race)):
+            effects[index] = effect
             if race is not None and (self._least(effects) > race.risk + SLACK or race.is_lost(effects)):
                 break
         if len(effects) < len(self.objective):

@@ -1,0 +1,79 @@
+"""What a job has finished so far, on disk: one that is killed goes on from there.
+
+A file for each item, written whole, in a folder beside where the result is to be. Each names by a hash what it was made
+from, and is only used for the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from . import files
+
+OURS = re.compile(r"\w+\.\d+\.json")
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """The finished items of a job.
+
+    Attributes:
+        folder: of their files; there is none before the first, nor after :meth:`remove`.
+        part: of the job: the beginning of the files' names.
+        key: of all that an item's result depends on.
+    """
+
+    folder: Path
+    part: str = "item"
+    key: str = ""
+
+    @classmethod
+    def beside(cls, out: Path) -> Unfinished | None:
+        """Of a job whose result is to be the file ``out``; None where that is a device or a pipe."""
+        out = out.resolve()
+        if out.exists() and not out.is_file():
+            return None
+        return cls(out.with_name(f"{out.name}.unfinished"))
+
+    @classmethod
+    def inside(cls, out: Path) -> Unfinished:
+        """Of a job whose results are to be in the folder ``out``."""
+        return cls(out.resolve() / "unfinished")
+
+    def of(self, part: str, *made_from: object) -> Unfinished:
+        """Of one part of the job, whose results depend on ``made_from``."""
+        key = hashlib.sha256(repr((self.key, part, *made_from)).encode()).hexdigest()[:16]
+        return replace(self, part=part, key=key)
+
+    def add(self, index: int, value: Any, seconds: float) -> None:
+        """Keep ``value``, plain JSON, of the item ``index``, which took so many seconds."""
+        files.write_text(self._path(index), json.dumps({"key": self.key, "seconds": seconds, "value": value}))
+
+    def known(self, count: int) -> tuple[dict[int, Any], float]:
+        """The values so far of ``count`` items, and what they took. A file that cannot be read counts as none."""
+        found, seconds = {}, 0.0
+        for index in range(count) if self.folder.is_dir() else ():
+            try:
+                record = files.parse(self._path(index).read_bytes())
+                if record["key"] == self.key:
+                    found[index], seconds = record["value"], seconds + record["seconds"]
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return found, seconds
+
+    def remove(self) -> None:
+        """At the end, when the result is written. What is not ours in the folder stays."""
+        for path in self.folder.glob("*.json"):
+            if OURS.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{self.part}.{index}.json"
