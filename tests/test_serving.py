@@ -20,7 +20,7 @@ from lookless.errors import PlanError, ServingError
 from lookless.serving.affine import AffineMap
 from lookless.serving.counters import Collector, Counter, read
 from lookless.serving.launch import command
-from lookless.serving.settings import KEY, Settings, check_plan, check_request, entry
+from lookless.serving.settings import KEY, Settings, check_plan, check_request, entry, live_rows
 from lookless.serving.steps import ends_in_text, text_runs
 
 FITTED = FULL.at([1], attention=mean(), ffn=linear(3)).at([3], ffn=linear(2))
@@ -230,3 +230,14 @@ def test_log_probabilities_of_a_prompt_with_an_image(images, wanted, refused):
             check_request(request)
     else:
         check_request(request)
+
+
+def test_projections_stay_whole_where_adapters_look_for_them():
+    """The last layer's attention on visual rows is dead work, and a split projection would lose its adapter."""
+    plan, last = FULL.at([1], ffn=Skip()), len(FULL.layers) - 1
+    plain = live_rows(plan, SimpleNamespace(lora_config=None, quant_config=None))
+    assert plain[last].attention == Skip()
+    for given in ({"lora_config": object(), "quant_config": None}, {"lora_config": None, "quant_config": object()}):
+        rows = live_rows(plan, SimpleNamespace(**given))
+        assert all(row.attention.is_full for row in rows)
+        assert [row.ffn for row in rows] == [row.ffn for row in plain]

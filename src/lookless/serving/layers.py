@@ -22,7 +22,7 @@ from ..layer_plan import LayerPlan
 from .affine import AffineMap
 from .counters import KINDS, OPERATORS, Counter, ensure_folder
 from .metadata import text_metadata
-from .settings import BACKENDS, KEY, Settings
+from .settings import BACKENDS, KEY, Settings, live_rows
 from .steps import TextRuns, ends_in_text, text_runs
 
 
@@ -69,7 +69,7 @@ def install_plan(model: nn.Module, settings: Settings, vllm_config: Any) -> None
     layers, whole = _layers(model), settings.bound_plan()
     if len(layers) != len(whole.layers):
         raise ServingError(f"the plan has {len(whole.layers)} layers and vLLM built {len(layers)}.")
-    plan, live = whole.layers, whole.live().layers
+    plan, live = whole.layers, live_rows(whole, vllm_config)
     for index, (layer, row) in enumerate(zip(layers, live, strict=True)):
         _check_layer(layer, index)
         # By the plan itself, or because nothing reads the attention output of visual rows.

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import PlanError, ServingError
 from ..geometry import Geometry
+from ..layer_plan import LayerPlan
 from ..plan import Plan
 from ..weights import pack, unpack
 
@@ -149,6 +150,19 @@ def check_request(request: Any) -> None:
             "prompt_logprobs of a prompt with an image are not the model's under a lookless plan: leave "
             "prompt_logprobs out, or serve without the plan."
         )
+
+
+def live_rows(plan: Plan, vllm_config: Any) -> tuple[LayerPlan, ...]:
+    """The rows of ``plan`` without dead work.
+
+    With adapters or quantised weights the attention stays as planned, dead or not: where it runs on some rows alone its
+    projection is split, and vLLM would leave an adapter of the whole projection out without a word.
+    """
+    live = plan.live().layers
+    if not vllm_config.lora_config and vllm_config.quant_config is None:
+        return live
+    pairs = zip(live, plan.layers, strict=True)
+    return tuple(row.model_copy(update={"attention": planned.attention}) for row, planned in pairs)
 
 
 def check_engine(plan: Plan, vllm_config: Any) -> None:
