@@ -162,14 +162,18 @@ def _by_hash(evaluation: Evaluation) -> dict[str, Answer]:
     return {one.sample_hash: one for one in evaluation.answers if one.sample_hash and one.plan is not None}
 
 
+def _answered(answer: Answer, other: Answer) -> Answer:
+    """``answer`` with what another plan says to the same question."""
+    return answer.model_copy(update={"plan": other.plan, "plan_score": other.plan_score})
+
+
 def _replies(answer: Answer, replies: Mapping[str, Mapping[str, Answer]]) -> tuple[Reply, ...]:
     """To the question of ``answer``, judged against its dense answer."""
     found = []
     for name, known in replies.items():
         other = known.get(answer.sample_hash or "")
         if other is not None and other.plan is not None:
-            judged = answer.model_copy(update={"plan": other.plan})
-            found.append(Reply(name, other.plan, kind_of(judged)))
+            found.append(Reply(name, other.plan, kind_of(_answered(answer, other))))
     return tuple(found)
 
 
@@ -186,13 +190,12 @@ def _methods(task: str, evaluation: Evaluation, material: Material) -> tuple[int
     plan = Other("the plan", {}, material.share(material.examined), material.time(material.examined))
     rows = [_row(plan, mine)]
     for other, known in others:
-        answers = [one.model_copy(update={"plan": known[one.sample_hash or ""].plan}) for one in mine]
-        rows.append(_row(other, answers))
+        rows.append(_row(other, [_answered(one, known[one.sample_hash or ""]) for one in mine]))
     return len(mine), tuple(rows)
 
 
 def _row(method: Other, answers: Sequence[Answer]) -> Row:
-    right = sum(normal(one.plan or "") == normal(one.expected) for one in answers)
+    right = sum(one.plan_score == 1 for one in answers)
     return Row(method.name, method.kept, method.time, right, _counts(answers))
 
 
