@@ -20,6 +20,8 @@ its causes.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 
 class LooklessError(Exception):
     """Base of everything this library raises on purpose."""
@@ -69,3 +71,12 @@ def first_line(problem: BaseException) -> str:
     error's class where it says nothing."""
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
     return (lines[0] if lines else type(problem).__name__).rstrip(".")
+
+
+_Error = TypeVar("_Error", bound=LooklessError)
+
+
+def caused_by(problem: BaseException, error: _Error) -> _Error:
+    """``error`` with ``problem`` as its cause: ``raise error from problem`` for one that is handed on and not raised."""
+    error.__cause__ = problem
+    return error

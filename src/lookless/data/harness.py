@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import DataError, first_line
+from ..errors import DataError, caused_by, first_line
 from .images import ImageCall
 
 PREFIX = "lmms:"
@@ -50,9 +50,9 @@ def rows(where: str) -> Iterator[tuple[str, Mapping[str, Any] | DataError]]:
         try:
             yield place, _row(task, number)
         except DataError as problem:
-            yield place, DataError(f"{place}: {problem}")
+            yield place, caused_by(problem, DataError(f"{place}: {problem}"))
         except Exception as problem:  # any task's own functions
-            yield place, DataError(f"{place} cannot be read: {first_line(problem)}.")
+            yield place, caused_by(problem, DataError(f"{place} cannot be read: {first_line(problem)}."))
 
 
 def _task(where: str) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, caused_by
 from ..files import parse
 from . import harness, tables
 
@@ -97,7 +97,7 @@ def _json_lines(path: Path) -> Iterator[Raw]:
         try:
             yield where, parse(content)
         except ValueError as problem:
-            yield where, DataError(f"{where} cannot be read: {problem}.")
+            yield where, caused_by(problem, DataError(f"{where} cannot be read: {problem}."))
 
 
 def _csv(path: Path, separator: str) -> Iterator[Raw]:
@@ -118,7 +118,7 @@ def _csv(path: Path, separator: str) -> Iterator[Raw]:
         except csv.Error as problem:
             if not names:
                 raise DataError(f"{where} cannot be read: {problem}.") from problem
-            yield where, DataError(f"{where} cannot be read: {problem}.")
+            yield where, caused_by(problem, DataError(f"{where} cannot be read: {problem}."))
             continue
         if not names:
             names = cells
