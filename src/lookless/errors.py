@@ -77,6 +77,6 @@ _Error = TypeVar("_Error", bound=LooklessError)
 
 
 def caused_by(problem: BaseException, error: _Error) -> _Error:
-    """``error`` with ``problem`` as its cause: ``raise error from problem`` for one that is handed on and not raised."""
+    """``error`` with ``problem`` as its cause, as by ``raise ... from``: for one that is handed on and not raised."""
     error.__cause__ = problem
     return error
