@@ -50,7 +50,6 @@ BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.15)
 TIMES = (0.9, 0.8, 0.7, 0.6, 0.5)
 NEAR = 0.03  #: how far from a budget the price of a rival may be
 STEPS = 40  #: strengths of a method
-TIMED = 14  #: of them that are timed
 FINALISTS = 10  #: plans of a budget that are compared on the selection samples
 HOPELESS = 0.2  #: a method so far behind in fidelity is not run at smaller budgets
 BATCH = 8  #: prompts in a call that is timed
@@ -229,7 +228,7 @@ class Bench:
         before and after."""
         items = [part.items[0] for part in self.tests][:BATCH]
         order = with_stock(STOCK, entries, 3)
-        return shares_of_stock(time_entries(self.loaded, items, order, repeats=7, warm_up=2), 3)[0]
+        return shares_of_stock(time_entries(self.loaded, items, order, repeats=self.args.repeats, warm_up=1), 3)[0]
 
     def tested(self, entry: Entry, dense: dict[str, list[str]]) -> dict[str, list[float]]:
         """Fidelity and retention of each task."""
@@ -281,10 +280,10 @@ def by_flops_offers(bench: Bench) -> Callable[[float], Iterator[Offer]]:
 
 def by_time_offers(bench: Bench) -> Callable[[float], Iterator[Offer]]:
     """At a budget of measured milliseconds: all are timed in turn, and each offers what comes nearest below."""
-    front = bench.front("time", TIMES)
-    ladders = {name: thinned(entries) for name, entries in bench.ladders().items()}
+    front = bench.front("time", tuple(bench.args.times))
+    ladders = {name: thinned(entries, bench.args.strengths) for name, entries in bench.ladders().items()}
     best = sorted((c for c in front.candidates if (c.time or 1) < 1), key=lambda c: c.risk)
-    bins = [[c for c in best if low - 0.15 <= (c.time or 1) <= low + 0.1][:9] for low in TIMES]
+    bins = [[c for c in best if low - 0.15 <= (c.time or 1) <= low + 0.1][:9] for low in bench.args.times]
     mine = {c.plan.layers: c for few in bins for c in few}
     flat = [*(Entry(c.plan) for c in mine.values()), *(entry for entries in ladders.values() for entry in entries)]
     times = dict(zip(map(id, flat), bench.timed(flat), strict=True))
@@ -308,9 +307,9 @@ def by_time_offers(bench: Bench) -> Callable[[float], Iterator[Offer]]:
     return offers
 
 
-def thinned(entries: list[Entry]) -> list[Entry]:
-    """At most :data:`TIMED` of them, evenly by place."""
-    count = min(TIMED, len(entries))
+def thinned(entries: list[Entry], most: int) -> list[Entry]:
+    """At most ``most`` of them, evenly by place."""
+    count = min(most, len(entries))
     return [entries[round(i * (len(entries) - 1) / max(1, count - 1))] for i in range(count)]
 
 
@@ -326,7 +325,8 @@ def compare(args: argparse.Namespace) -> None:
             dense[part.name] = [a.dense for a in evaluate(bench.loaded, part, progress=False).answers]
     offers = by_flops_offers(bench) if args.by == "flops" else by_time_offers(bench)
     behind: set[str] = set()
-    for budget in BUDGETS if args.by == "flops" else TIMES:
+    budgets = BUDGETS if args.by == "flops" else tuple(args.times)
+    for budget in budgets:
         for name, entry, price in track(list(offers(budget)), f"{budget:g}", True):
             key = f"{budget:g} {name}"
             if key not in results and name not in behind:
@@ -336,7 +336,7 @@ def compare(args: argparse.Namespace) -> None:
                 print(f"{key}: {summary(results[key])}", flush=True)
         found = {name: fmean(one["fidelity"]) for name, one in at(results, budget).items()}
         behind |= {name for name, value in found.items() if value < max(found.values()) - HOPELESS}
-    report(results, BUDGETS if args.by == "flops" else TIMES)
+    report(results, budgets)
 
 
 def at(results: dict, budget: float) -> dict[str, dict]:
@@ -384,6 +384,9 @@ def main() -> None:
     parser.add_argument("--tuning", type=int, default=8, help="samples of each task that the search sees")
     parser.add_argument("--selection", type=int, default=16, help="samples of each task that its best are compared on")
     parser.add_argument("--proposals", type=int, default=250, help="of the joint search at each budget")
+    parser.add_argument("--times", type=float, nargs="+", default=TIMES, help="budgets, with --by time")
+    parser.add_argument("--strengths", type=int, default=14, help="of each method that are timed")
+    parser.add_argument("--repeats", type=int, default=7, help="timings of each")
     parser.add_argument("--plain", action="store_true", help="no fitted cells on the menu")
     parser.add_argument("--gsop", action="store_true", help="also search GSOP's order: as long as all else")
     compare(parser.parse_args())
