@@ -216,7 +216,7 @@ def test_the_best_are_timed_in_turn_with_the_stock_model(monkeypatch):
         work = [6 if plan is None else sum(row.attention.is_full for row in plan.layers) for plan in plans]
         return [Timing((ms * (1 + 0.001 * len(calls)),)) for ms in work]
 
-    monkeypatch.setattr("lookless.optimize.timed.time_prefill", clocked)
+    monkeypatch.setattr("lookless.bench.timing.time_prefill", clocked)
     known = {"kept": 0.5, "time": 0.9, "distance": 0.0, "by_task": {"a": 0.0}, "risk": 0.1, "fidelity": 1.0}
     plans = [Candidate(plan=full.at(range(n), attention=Skip()), found_by="joint", **known) for n in range(1, 6)]
     loaded = SimpleNamespace(inputs=lambda samples: {})

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -26,13 +26,12 @@ from ..geometry import Geometry
 from ..layer_plan import LIVE, LayerPlan
 from ..loading import Loaded
 from ..plan import Plan
-from ..progress import track
 from ..runtime.families import locate
 from ..runtime.prompts import prompts_of
 from ..search.menu import Menu
 from ..search.price import Pricing, alone, kept_alive
 from .prefill import processor
-from .timing import shares_of_stock, time_prefill, with_stock
+from .timing import prefill_shares
 
 SCHEMA_VERSION = 1
 CHECKED = 8  #: mixed plans that are not fitted
@@ -179,16 +178,10 @@ def measure_latency(
     geometry = located.geometry
     to_fit, to_check = _uniform(geometry, menu), _mixed(geometry, menu, random.Random(seed))
     plans = {**to_fit, **to_check}
-    rounds: dict[str, list[float]] = {name: [] for name in plans}
-    stocks: list[float] = []
-    order = with_stock(None, list(plans.values()), BETWEEN)
-    for index in track(range(repeats + 1), "timing", progress):
-        found, stock_ms = shares_of_stock(time_prefill(loaded, inputs, order, repeats=1, warm_up=0), BETWEEN)
-        if index:  # the first round warms the caches
-            stocks.append(stock_ms)
-            for name, share in zip(plans, found, strict=True):
-                rounds[name].append(share)
-    shares = {name: median(values) for name, values in rounds.items()}
+    timed, stock_ms = prefill_shares(
+        loaded, inputs, list(plans.values()), every=BETWEEN, repeats=repeats, what="timing", progress=progress
+    )
+    shares = dict(zip(plans, timed, strict=True))
     parameter = next(loaded.model.parameters())
     table = LatencyTable(
         model=loaded.name,
@@ -200,9 +193,9 @@ def measure_latency(
         device=str(parameter.device),
         machine=processor(),
         threads=torch.get_num_threads(),
-        stock_ms=median(stocks),
+        stock_ms=stock_ms,
         terms=fit_terms(
-            {name: to_fit[name] for name in to_fit}, shares, geometry, visual, text, median(stocks) / len(samples)
+            {name: to_fit[name] for name in to_fit}, shares, geometry, visual, text, stock_ms / len(samples)
         ),
         fitted=(),
         checked=(),

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from ..errors import ModelError
 from ..loading import Loaded
 from ..plan import Plan
+from ..progress import track
 from ..runtime.families import locate
 from ..runtime.patching import applied
 
@@ -195,6 +196,34 @@ def time_prefill(
 
     calls = [partial(prefill, plan) for plan in plans]
     return time_in_turn(locate(loaded.model).layers, calls, repeats=repeats, warm_up=warm_up)
+
+
+def prefill_shares(
+    loaded: Loaded,
+    inputs: dict[str, Any],
+    plans: Sequence[Plan],
+    *,
+    every: int,
+    repeats: int,
+    what: str,
+    progress: bool,
+) -> tuple[list[float], float]:
+    """The prefill time of each of ``plans`` as a share of the stock model's, and that in milliseconds; medians.
+
+    Args:
+        loaded, inputs: as in :func:`time_prefill`.
+        plans: timed in turn.
+        every: plans between two timings of the stock model.
+        repeats: rounds through all of them; one more, before, warms the caches.
+        what, progress: the progress bar on standard error, and whether there is one.
+    """
+    order, rounds, stocks = with_stock(None, list(plans), every), [], []
+    for index in track(range(repeats + 1), what, progress):
+        shares, stock_ms = shares_of_stock(time_prefill(loaded, inputs, order, repeats=1, warm_up=0), every)
+        if index:
+            rounds.append(shares)
+            stocks.append(stock_ms)
+    return [median(shares) for shares in zip(*rounds, strict=True)], median(stocks)
 
 
 def time_in_turn(
