@@ -31,6 +31,20 @@ class Line:
     high: Sequence[float] | None = None
 
 
+def kept_by_flops(
+    panel: str, lines: Mapping[str, Line], *, title: str = "Right answers kept by FLOPs", height: float = 3.4
+) -> Figure:
+    """What methods keep, by what they cost."""
+    return curves_figure(
+        {panel: lines},
+        title=title,
+        x="share of the prefill's FLOPs that runs",
+        y="mean of the tasks' retentions",
+        level=1.0,
+        height=height,
+    )
+
+
 def curves_figure(
     panels: Mapping[str, Mapping[str, Line]],
     *,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..errors import PlanError
 from .answers import HEADS, Curves, Outcomes, curve_rows, priced, row_of
-from .charts import curves_figure
+from .charts import kept_by_flops
 from .claims import beats, keeps
 from .definition import Experiment
 from .lab import Lab
@@ -34,13 +34,8 @@ def run(lab: Lab) -> Found:
         note=f"{COMPOSED}: half of the tokens, and the operators that save {PAPER:.1%} of all of them.",
         digits=3,
     )
-    figure = curves_figure(
-        {lab.loaded.name: {**priced(curves), COMPOSED: priced({COMPOSED: {PAPER: composed}})[COMPOSED]}},
-        title="Right answers kept by FLOPs",
-        x="share of the prefill's FLOPs that runs",
-        y="mean of the tasks' retentions",
-        level=1.0,
-        height=4.4,
+    figure = kept_by_flops(
+        lab.loaded.name, {**priced(curves), COMPOSED: priced({COMPOSED: {PAPER: composed}})[COMPOSED]}, height=4.4
     )
     return Found((table,), _findings(curves, composed), figure)
 

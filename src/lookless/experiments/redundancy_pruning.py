@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .answers import HEADS, Outcomes, each_draw, mean_kept, row_of
-from .charts import Line, curves_figure
+from .charts import Line, kept_by_flops
 from .claims import alike, beats, counted, keeps
 from .definition import Experiment
 from .lab import Lab
@@ -55,13 +55,7 @@ def run(lab: Lab) -> Found:
         ),
     )
     lines = {name: Line([mean_kept(o)], each_draw(o)[:1] or [0.0]) for name, o in rows.items()}
-    figure = curves_figure(
-        {lab.loaded.name: lines},
-        title="Right answers kept by FLOPs",
-        x="share of the prefill's FLOPs that runs",
-        y="mean of the tasks' retentions",
-        level=1.0,
-    )
+    figure = kept_by_flops(lab.loaded.name, lines)
     return Found((table,), findings, figure)
 
 

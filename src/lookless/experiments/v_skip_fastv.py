@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .answers import HEADS, Curves, Outcomes, curve_rows, mean_kept_papers, priced, row_of
-from .charts import curves_figure
+from .charts import kept_by_flops
 from .claims import alike, beats, counted
 from .definition import Experiment
 from .lab import Lab
@@ -40,13 +40,7 @@ def run(lab: Lab) -> Found:
             "Table 2", "V-Skip alone keeps more than FastV", alone, curves[FASTV][0.5], "above FastV (at more FLOPs)"
         ),
     )
-    figure = curves_figure(
-        {lab.loaded.name: priced(_with_start(curves, alone))},
-        title="Right answers kept by FLOPs",
-        x="share of the prefill's FLOPs that runs",
-        y="mean of the tasks' retentions",
-        level=1.0,
-    )
+    figure = kept_by_flops(lab.loaded.name, priced(_with_start(curves, alone)))
     return Found((table,), findings, figure)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..cells import Filter, Sink, Skip
 from ..plan import Plan
 from .answers import HEADS, Outcomes, each_draw, mean_kept, row_of
-from .charts import Line, curves_figure
+from .charts import Line, kept_by_flops
 from .claims import alike, beats, keeps
 from .definition import Experiment
 from .lab import Lab
@@ -56,14 +56,7 @@ def run(lab: Lab) -> Found:
         note="Stage 3 alone keeps all visual tokens until it withdraws them. FLOPs are traced, prompt by prompt.",
     )
     lines = {name: Line([mean_kept(o)], each_draw(o)[:1] or [0.0]) for name, o in rows.items()}
-    figure = curves_figure(
-        {lab.loaded.name: lines},
-        title="Right answers kept by FLOPs, stage by stage",
-        x="share of the prefill's FLOPs that runs",
-        y="mean of the tasks' retentions",
-        level=1.0,
-        height=4.2,
-    )
+    figure = kept_by_flops(lab.loaded.name, lines, title="Right answers kept by FLOPs, stage by stage", height=4.2)
     return Found((table,), _findings(lab, rows), figure)
 
 
