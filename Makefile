@@ -6,6 +6,8 @@ VLLM := .venv-vllm
 LMMS := .venv-lmms
 OLDEST := .venv-oldest
 CLOSEST := apply cache calls cli flops generate loading masks runtime terminal turns wrapped_models
+# A process for each core, up to four, as each needs 2 GiB; whole files, so that what a file sets up is set up once.
+PARALLEL := -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 SHIM := tests/helpers/cpu_torchvision.py
 
 .PHONY: demo test test-vllm test-lmms test-oldest quick lint format train clean
@@ -14,7 +16,7 @@ demo: $(VENV)/.installed ## calibrate, plan, apply and measure on the shipped re
 	$(BIN)/lookless demo --out lookless-demo
 
 test: lint $(VENV)/.installed-dev ## ruff, mypy and every test but those of test-vllm and test-lmms
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-vllm: $(VLLM)/.installed ## the plug-in inside vLLM's engines on a CPU: an environment of 3 GB, then minutes
 	$(VLLM)/bin/python -m pytest tests/engine
@@ -26,7 +28,7 @@ test-oldest: $(OLDEST)/.installed ## the tests closest to transformers, with the
 	$(OLDEST)/bin/python -m pytest -m "not long" $(addprefix tests/test_,$(addsuffix .py,$(CLOSEST)))
 
 quick: $(VENV)/.installed-dev ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" $(PARALLEL)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

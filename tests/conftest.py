@@ -43,3 +43,9 @@ def plan(tmp_path, reference):
     )
     made.save_pretrained(tmp_path / "plan")
     return tmp_path / "plan"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests first: with several processes none of them is then left to the end."""
+    long = {item.path for item in items if item.get_closest_marker("long")}
+    items.sort(key=lambda item: item.path not in long)
