@@ -17,12 +17,12 @@ from pydantic import BaseModel, ConfigDict
 from torch.utils.flop_counter import FlopCounterMode
 
 from lookless import Loaded, Samples, Scores, apply, files, load_data, load_model
-from lookless.bench.prefill import processor
 from lookless.calibration.distances import kl
 from lookless.calibration.gradients import frozen_parameters, update_gradients
 from lookless.calibration.replay import one_row, record_activations, visual_prompts
 from lookless.calibration.screening import screen
 from lookless.calibration.sweep import INTERVENTIONS, sweep
+from lookless.machine import processor
 from lookless.markdown import spliced, wrapped
 from lookless.methods import METHODS
 from lookless.reference import NAMES, TASKS

@@ -19,13 +19,13 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from lookless import Loaded, Plan, Samples, Skip, Top, calibrate, evaluate, files, load_data, load_model
-from lookless.bench.prefill import processor
 from lookless.calibration.affine import OPERATORS, RIDGE, Fitter, Operator
 from lookless.calibration.gradients import frozen_parameters, update_gradients
 from lookless.calibration.regression import Moments
 from lookless.calibration.replay import record_activations, visual_prompts
 from lookless.cells import Affine, Cell
 from lookless.fitted import Linear, Mean
+from lookless.machine import processor
 from lookless.markdown import markdown_table, spliced, wrapped
 from lookless.runtime.families import locate
 from lookless.search import Objective

@@ -24,10 +24,10 @@ from pydantic import BaseModel, ConfigDict
 
 from lookless import Loaded, Plan, Samples, Scores, calibrate, files, load_data, load_model, methods
 from lookless.bench.dummy_model import make_dummy_model
-from lookless.bench.prefill import processor
 from lookless.configs import shape_named
 from lookless.data import Sample
 from lookless.evaluation import normal, paired_difference, retention_estimate
+from lookless.machine import processor
 from lookless.markdown import markdown_table, spliced, wrapped
 from lookless.reference import tasks_of
 from lookless.routing import PlanSet, Router

@@ -25,12 +25,12 @@ from ..errors import DataError, PlanError
 from ..geometry import Geometry
 from ..layer_plan import LIVE, LayerPlan
 from ..loading import Loaded
+from ..machine import processor
 from ..plan import Plan
 from ..runtime.families import locate
 from ..runtime.prompts import prompts_of
 from ..search.menu import Menu
 from ..search.price import Pricing, alone, kept_alive
-from .prefill import processor
 from .timing import prefill_shares
 
 SCHEMA_VERSION = 1

@@ -10,7 +10,6 @@ worth:
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from transformers import DynamicCache
 from .. import flops
 from ..errors import PlanError
 from ..geometry import Geometry
+from ..machine import processor
 from ..plan import Plan
 from ..progress import track
 from ..runtime.families import Located, locate
@@ -244,13 +244,3 @@ def _flops(geometry: Geometry, prompts: Prompts, plan: Plan | None = None) -> fl
     """Of all prompts together, from the formula."""
     each = zip(prompts.counts, prompts.text, strict=True)
     return sum(flops.prefill(geometry, visual=visual, text=len(text), plan=plan).total for visual, text in each)
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:
-            names = [line.split(":", 1)[1].strip() for line in cpuinfo if line.startswith("model name")]
-            return names[0] if names else platform.machine()
-    except OSError:
-        return platform.processor() or platform.machine()

@@ -18,11 +18,11 @@ import torch
 
 from .. import flops
 from ..errors import PlanError, ServingError
+from ..machine import processor
 from ..plan import Plan
 from ..serving.counters import Counts
 from ..serving.launch import VLLM, command_for
 from ..version import __version__
-from .prefill import processor
 from .prefill_results import STOCK
 from .traffic_client import Client, Served, Traffic
 from .traffic_results import PLAN, ClientMetrics, Level, Round, TrafficReport

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ..bench.prefill import processor
 from ..errors import PlanError
 from ..loading import Loaded
+from ..machine import processor
 from ..runtime.families import geometry_of
 from ..version import installed
 from .folder import Folder, Run, Target

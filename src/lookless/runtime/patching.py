@@ -22,7 +22,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -31,15 +31,16 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from ..cells import Cell
-from ..errors import ModelError
+from ..errors import LooklessError, ModelError
 from ..layer_plan import COLUMNS
 from ..plan import Plan
 from .affine import check_weights
+from .break_even import break_even_of
 from .cache import TEXT, UNKNOWN, stock_mask
 from .families import locate
 from .forward import ForwardPass, steps_of
 from .internals import check_internals
-from .prompts import FEATURES, is_packed, prompts_of
+from .prompts import FEATURES, Prompts, is_packed, prompts_of
 
 #: The keyword by which the model passes on to the one inside it which rows' logits are kept.
 KEPT = "lookless_logits_to_keep"
@@ -158,8 +159,8 @@ class Applied:
         signature: of the inner model's ``forward``, to read positional arguments.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, *, break_even: int = 0) -> None:
-        self.plan, self.break_even = plan, break_even
+    def __init__(self, model: nn.Module, plan: Plan, *, break_even: int | Literal["auto"] = 0) -> None:
+        self.plan, self.break_even = plan, 0 if break_even == "auto" else _checked(break_even)
         self.running = _Running()
         self._located = locate(model)
         plan.check(self._located.geometry)
@@ -184,6 +185,26 @@ class Applied:
         self._replaced += [_PlannedForward(layer, index, self) for index, layer in enumerate(self._located.layers)]
         if hasattr(self._located.head, "generate"):
             self._replaced.append(_PlannedGenerate(self._located.head, self, "generate"))
+        if break_even == "auto":
+            self.break_even = self._measured_break_even()
+
+    def _measured_break_even(self) -> int:
+        try:
+            return break_even_of(self._located, self.plan, self._run_decoder)
+        except BaseException:
+            self.remove()
+            raise
+
+    def _run_decoder(self, embedded: Tensor, prompts: Prompts | None) -> None:
+        """The decoder alone on ``embedded [1, rows, hidden]``: the plan on ``prompts``, or as in a call without."""
+        if prompts is not None:
+            reads_tower = self._located.reads_tower(self.plan)
+            scores = [torch.rand(sum(prompts.counts), device=embedded.device)] if reads_tower else []
+            self.running.now = ForwardPass(self._live, prompts, scores)
+        try:
+            self._located.decoder(inputs_embeds=embedded, use_cache=True)
+        finally:
+            self.running.now = None
 
     def _capture_tower(self) -> list[Any]:
         located = self._located
@@ -281,6 +302,13 @@ class Applied:
         self.remove()
 
 
+def _checked(break_even: object) -> int:
+    """Raises: LooklessError: it is no number of visual tokens."""
+    if isinstance(break_even, int) and not isinstance(break_even, bool) and break_even >= 0:
+        return break_even
+    raise LooklessError(f'break_even={break_even!r}: give a number of visual tokens, 0 or more, or "auto".')
+
+
 def _is_checkpointed(layer: nn.Module) -> bool:
     return layer.training and bool(getattr(layer, "gradient_checkpointing", False))
 
@@ -313,7 +341,7 @@ def _check_sharded(plan: Plan) -> None:
             )
 
 
-def apply(model: nn.Module, plan: Plan, *, break_even: int = 0) -> Applied:
+def apply(model: nn.Module, plan: Plan, *, break_even: int | Literal["auto"] = 0) -> Applied:
     """Put ``plan`` in force on ``model``::
 
         with lookless.apply(model, plan):
@@ -329,9 +357,12 @@ def apply(model: nn.Module, plan: Plan, *, break_even: int = 0) -> Applied:
         model: loaded by transformers, of a supported family.
         plan: for its architecture.
         break_even: calls in which no prompt has as many visual tokens run the stock model. ``lookless bench`` measures
-            from how many on a plan pays on a machine; by default the plan always runs.
+            from how many on a plan pays on a machine. ``"auto"`` measures it here, on the decoder alone, in about two
+            seconds, and remembers it for this plan, model and machine in the user's cache folder. By default the plan
+            always runs.
 
     Raises:
+        LooklessError: ``break_even`` is neither a number of tokens nor ``"auto"``.
         ModelError: the model's family is not supported, a plan is already applied, or a part that the runtime uses is
             not there in this release of transformers.
         PlanMismatchError: the plan is for another architecture.
