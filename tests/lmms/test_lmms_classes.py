@@ -7,19 +7,55 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers as hf
 from lmms_eval.models import MODEL_REGISTRY_V2, get_model
-from transformers import AutoConfig
 
 import lookless
-from engine.checkpoints import CHECKPOINTS
+from engine import checkpoints
+from engine.checkpoints import CHECKPOINTS, LAYERS, Checkpoint
 from lookless.errors import LooklessError, ModelError, PlanError, PlanMismatchError
 from lookless.lmms.export import write_task
 from lookless.lmms.names import CLASSES
 from lookless.reference import NAMES
 from runs import answers, run, shares
 
+
+def _qwen3_5(words: Any) -> tuple[Any, Any]:
+    """Gated attention in layers 1 and 3, gated delta rules in the others."""
+    heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    text = {
+        **checkpoints._TEXT,
+        "rope_parameters": checkpoints._rope(4, 2, 2, mrope_interleaved=True, partial_rotary_factor=0.5),
+        "layer_types": ["full_attention" if layer % 2 else "linear_attention" for layer in range(LAYERS)],
+        **heads,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+    }
+    tower = {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "out_hidden_size": 128, "num_heads": 2}
+    config = hf.Qwen3_5Config(
+        text_config=text,
+        vision_config={**tower, "num_position_embeddings": 64},
+        tie_word_embeddings=False,
+        **checkpoints._IDS,
+    )
+    images = hf.Qwen2VLImageProcessor(**checkpoints._pixels(16))
+    videos = hf.Qwen3VLVideoProcessor(**checkpoints._pixels(16))
+    model = hf.Qwen3_5ForConditionalGeneration(config)
+    for layer in model.model.language_model.layers[::2]:
+        torch.nn.init.constant_(layer.linear_attn.A_log, -5)  # else the image is forgotten when the answer begins
+    return model, hf.Qwen3VLProcessor(images, words, videos, words.chat_template)
+
+
 #: Of lmms-eval's classes, those that no shipped model is for, and one with a second architecture.
-TINY = {"qwen2_5_vl": "qwen2_5_vl", "internvl_hf": "internvl", "llava_hf": "llava_next"}
+TINY = {
+    "qwen2_5_vl": CHECKPOINTS["qwen2_5_vl"],
+    "qwen3_5": Checkpoint("qwen3_5", _qwen3_5, checkpoints._QWEN),
+    "internvl_hf": CHECKPOINTS["internvl"],
+    "llava_hf": CHECKPOINTS["llava_next"],
+}
+#: What ``--model_args`` says besides. The class for Qwen3.5 takes for an answer what follows the model's thoughts.
+MORE = {"qwen3_5": {"enable_thinking": False}}
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +67,14 @@ def include(tmp_path_factory: Any) -> Path:
 
 @pytest.mark.parametrize("name", TINY)
 def test_tiny_models(name, include, tmp_path):
-    model = CHECKPOINTS[TINY[name]].save(tmp_path / "model")
-    geometry = lookless.Geometry.from_config(AutoConfig.from_pretrained(model))
+    model = TINY[name].save(tmp_path / "model")
+    geometry = lookless.Geometry.from_config(hf.AutoConfig.from_pretrained(model))
     plan = lookless.Plan.full(geometry).at(range(1, 5), attention=lookless.Skip(), ffn=lookless.Skip())
     plan.save_pretrained(tmp_path / "plan")
-    task = "lookless_chart"
-    stock = run(name, [task], include, tmp_path, pretrained=model)
-    without = run(f"lookless_{name}", [task], include, tmp_path, pretrained=model)
-    planned = run(f"lookless_{name}", [task], include, tmp_path, pretrained=model, plan=tmp_path / "plan")
+    task, args = "lookless_chart", {"pretrained": model, **MORE.get(name, {})}
+    stock = run(name, [task], include, tmp_path, **args)
+    without = run(f"lookless_{name}", [task], include, tmp_path, **args)
+    planned = run(f"lookless_{name}", [task], include, tmp_path, plan=tmp_path / "plan", **args)
     assert answers(without, task) == answers(stock, task)
     assert all(answers(stock, task))
     assert answers(planned, task) != answers(stock, task)
@@ -89,7 +125,7 @@ def plan(tmp_path) -> Path:
 
 
 def test_a_plan_of_another_architecture(refuse, tmp_path):
-    geometry = lookless.Geometry.from_config(AutoConfig.from_pretrained(NAMES["reference"]))
+    geometry = lookless.Geometry.from_config(hf.AutoConfig.from_pretrained(NAMES["reference"]))
     lookless.Plan.full(geometry).at([3], attention=lookless.Skip()).save_pretrained(tmp_path / "llava")
     assert "for another architecture" in refuse("qwen3_vl", "reference-qwen3-vl", tmp_path / "llava", PlanMismatchError)
     lookless.Plan.full(32).at([3], attention=lookless.Skip()).save_pretrained(tmp_path / "long")
@@ -104,10 +140,8 @@ def test_folders_that_are_not_there(refuse, plan, tmp_path):
 
 
 def test_a_model_that_is_not_supported(refuse, plan, tmp_path):
-    from transformers import Qwen3_5Config
-
-    Qwen3_5Config().save_pretrained(tmp_path / "model")  # refused before its weights are looked for
-    assert "'qwen3_5' are not supported" in refuse("qwen3_5", tmp_path / "model", plan, ModelError)
+    hf.Gemma3Config().save_pretrained(tmp_path / "model")  # refused before its weights are looked for
+    assert "'gemma3' are not supported" in refuse("qwen3_vl", tmp_path / "model", plan, ModelError)
 
 
 def test_a_plan_set(refuse, tmp_path):
