@@ -45,6 +45,7 @@ ORDER = [
     "data",
     "estimates",
     "answers",
+    "checkpoint",
     # ------------------- no torch above
     "runtime",
     "loading",
