@@ -46,6 +46,7 @@ ORDER = [
     "data",
     "estimates",
     "answers",
+    "checkpoint",
     # ------------------- no torch above
     "runtime",
     "loading",

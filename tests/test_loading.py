@@ -141,6 +141,58 @@ def test_missing_weights_are_named(folder, change, also):
         assert also in told
 
 
+def _cut(weights):
+    name = next(name for name in weights if "layers.2.mlp.up_proj" in name)
+    return weights | {name: weights[name][:-1].contiguous()}
+
+
+def _more(weights):
+    return weights | {"model.language_model.layers.0.self_attn.q_norm.weight": torch.ones(8)}
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (_cut, "do not fit its config.json: model.language_model.layers.2.mlp.up_proj.weight is"),
+        (_more, "of another model"),
+    ],
+)
+def test_weights_of_another_shape_or_model_are_named(folder, change, complaint):
+    """Transformers puts random numbers in the place of the first, and drops the second, here a norm of Qwen3's."""
+    changed(folder, change)
+    told = fails("eval", folder, "--data", "reference")
+    assert complaint in told
+    assert "mlp.up_proj" in told or "layers.0.self_attn.q_norm.weight" in told
+
+
+def test_code_beside_a_model_is_not_run(folder, tmp_path):
+    """Neither is anybody asked at the terminal whether it may be."""
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    assert "cannot be loaded" in fails("eval", folder, "--data", "reference")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_logits_that_are_none_name_the_sample(folder, tmp_path):
+    def spoil(weights):
+        name = next(name for name in weights if "layers.2.mlp.up_proj" in name)
+        return weights | {name: weights[name] * float("nan")}
+
+    changed(folder, spoil)
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    line = json.dumps({"image": "a.png", "question": "what?", "answer": "x"})
+    (tmp_path / "data.jsonl").write_text(f"{line}\n{line}\n")
+    data = ("--data", tmp_path / "data.jsonl")
+    for command in (("eval", folder, *data), ("calibrate", folder, *data, "--out", tmp_path / "s.json")):
+        told = fails(*command)
+        assert "logits that are not finite" in told
+        assert "'what?'" in told
+        assert "data.jsonl" in told
+    assert not (tmp_path / "s.json").exists()
+
+
 def test_a_pickle_is_not_loaded(folder):
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()

@@ -79,7 +79,7 @@ def _config(name: str) -> Any:
     import transformers  # a config.json may leave out what is default
 
     try:
-        return transformers.AutoConfig.from_pretrained(reference.NAMES.get(name, name))
+        return transformers.AutoConfig.from_pretrained(reference.NAMES.get(name, name), trust_remote_code=False)
     except Exception as problem:  # any file content, and any error of the hub and its transports
         raise GeometryError(
             f"{name}/config.json cannot be read as a configuration: {first_line(problem)}."

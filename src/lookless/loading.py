@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import reference
+from .checkpoint import check_weights
 from .data import Sample, Samples
 from .errors import DataError, LooklessError, ModelError, first_line, is_out_of_memory
 from .processes import everywhere, own_device
@@ -24,6 +25,8 @@ from .progress import track
 from .runtime.families import family_of, locate
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: Code that comes with a model is never run; without this word transformers may ask at the terminal whether to.
+SAFE: dict[str, Any] = {"trust_remote_code": False}
 SOME = 256  #: numbers of a weight that its model is told by
 
 
@@ -186,8 +189,9 @@ class Loaded:
         )
         for sample, each in zip(samples, torch.stack(tops, dim=1), strict=True):
             if not each.isfinite().all():
+                which = f"{sample.where} ({sample.question[:60]!r})" if sample.where else repr(sample.question[:60])
                 raise ModelError(
-                    f"{self.name} gives logits that are not finite (NaN or infinite) for {sample.question[:60]!r}: "
+                    f"{self.name} gives logits that are not finite (NaN or infinite) for {which}: "
                     f"check its weights, or load it in bfloat16 or float32."
                 )
         new = ids[:, inputs["input_ids"].shape[1] :]
@@ -206,8 +210,8 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu", revision:
         revision: branch, tag or commit of a hub model.
 
     Raises:
-        ModelError: there is no such model or device, it cannot be read, its family is not supported, or weights are
-            missing from its checkpoint.
+        ModelError: there is no such model or device, it cannot be read, its family is not supported, or its checkpoint
+            lacks weights, has some of another shape, or some that the model has no place for.
     """
     return everywhere(_load, name, dtype, device, revision)
 
@@ -260,18 +264,24 @@ def _read(name: str, where: str, revision: str | None, dtype: Any, device: str) 
     """The configuration, the processor and the model, on ``device``.
 
     Raises:
-        ModelError: one cannot be read, the family is not supported, or weights are missing.
+        ModelError: one cannot be read, the family is not supported, or the weights are not the model's.
     """
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(where, revision=revision)
+        config = transformers.AutoConfig.from_pretrained(where, revision=revision, **SAFE)
         family_of(config)  # before gigabytes are read
         processor = _processor(config, where, revision)
         model, found = transformers.AutoModelForImageTextToText.from_pretrained(
-            where, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True
+            where,
+            revision=revision,
+            dtype=dtype,
+            use_safetensors=True,  # a pickle runs what its writer likes
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
+            **SAFE,
         )
-        _check_weights(name, found)
+        check_weights(name, found)
         return config, processor, model.eval().to(device)
     except LooklessError:
         raise
@@ -279,25 +289,6 @@ def _read(name: str, where: str, revision: str | None, dtype: Any, device: str) 
         said = " ".join(str(problem).split()).rstrip(".")
         reason = f"{type(problem).__name__}: {said}" if said else type(problem).__name__
         raise ModelError(f"{name} cannot be loaded: {reason}.") from problem
-
-
-def _check_weights(name: str, found: dict[str, Any]) -> None:
-    """Raises: ModelError: tensors are missing from the checkpoint, so they would be random numbers."""
-    missing = sorted(found["missing_keys"])
-    if not missing:
-        return
-    unknown = sorted(found["unexpected_keys"])
-    instead = f" It holds {_some(unknown)} instead." if unknown else ""
-    raise ModelError(
-        f"the weights of {name} are not all there: {_some(missing)} would be random numbers.{instead} Get the whole "
-        f"checkpoint, with the names that transformers {importlib.metadata.version('transformers')} gives its tensors."
-    )
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first few of many names."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 def _processor(config: Any, where: str, revision: str | None) -> Any:
@@ -312,7 +303,7 @@ def _processor(config: Any, where: str, revision: str | None) -> Any:
 
     kind = PROCESSOR_MAPPING[type(config)]
     if is_torchvision_available() or "video_processor" not in kind.get_attributes():
-        return transformers.AutoProcessor.from_pretrained(where, revision=revision)
+        return transformers.AutoProcessor.from_pretrained(where, revision=revision, **SAFE)
     return images_only(kind).from_pretrained(where, revision=revision)
 
 

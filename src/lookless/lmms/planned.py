@@ -101,7 +101,7 @@ def _check_fits(plan: Plan, where: str, revision: str | None) -> None:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(where, revision=revision)
+        config = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
     except Exception as problem:  # any content of a folder, and any error of the hub
         raise ModelError(f"{where} cannot be loaded: {' '.join(str(problem).split())}") from problem
     family_of(config)
