@@ -140,7 +140,7 @@ INSIDE = {
         "sequence",
     ],
     "routing": ["centroids", "embeddings", "planset", "router", "routed"],
-    "data": ["images", "samples", "tables", "harness", "rows", "sources", "load"],
+    "data": ["images", "samples", "tables", "harness", "rows", "sources", "load", "reading"],
     "reference": ["fonts", "worlds", "draw", "questions"],
     "calibration": [
         "distances",

@@ -66,7 +66,7 @@ class Answer(BaseModel):
         return (self.expected, *self.others)
 
 
-def scored_by(samples: Samples, name: str | None) -> Samples:
+def scored_by(samples: Samples, name: str | None = None) -> Samples:
     """``samples``, to be scored by the metric called ``name``; None: by their own.
 
     Raises:
@@ -117,6 +117,28 @@ def _in_pairs(samples: Samples) -> Samples:
 
 def _place(sample: Sample) -> str:
     return sample.where or f"the sample {sample.question[:60]!r}"
+
+
+def side_by_side(samples: Samples, dense: Sequence[str], planned: Sequence[str] | None) -> tuple[Answer, ...]:
+    """The answers of the dense model and under a plan, if there is one, scored by the metric of ``samples``."""
+    plans: Sequence[str | None] = [None] * len(dense) if planned is None else planned
+    score = metric_named(samples.metric).score
+    return tuple(
+        Answer(
+            question=s.question,
+            expected=s.answer,
+            dense=d,
+            plan=p,
+            sample_hash=s.hash,
+            image_hashes=s.image_hashes,
+            others=s.others,
+            id=s.id,
+            task=s.task,
+            dense_score=score(d, s.right),
+            plan_score=None if p is None else score(p, s.right),
+        )
+        for s, d, p in zip(samples, dense, plans, strict=True)
+    )
 
 
 def units_of(answers: Sequence[Answer], who: Who, name: str) -> Units:

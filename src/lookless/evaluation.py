@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from .answers import Answer as Answer
-from .answers import scored_by, units_of
+from .answers import scored_by, side_by_side, units_of
 from .data import Sample, Samples, SeenWarning, overlap
 from .each import each
 from .estimates import CONFIDENCE as CONFIDENCE
@@ -21,7 +21,7 @@ from .estimates import mean_estimate as mean_estimate
 from .estimates import paired_difference as paired_difference
 from .estimates import retention_estimate as retention_estimate
 from .loading import Loaded
-from .metrics import DEFAULT, metric_named
+from .metrics import DEFAULT
 from .metrics import normal as normal
 from .plan import Plan, Provenance
 from .processes import Worker, team_of
@@ -172,7 +172,7 @@ def compared(
 
 def _of_dense(model: str, samples: Samples, dense: Sequence[str], planned: Sequence[str] | None = None) -> Evaluation:
     """The dense model alone, beside the answers under a plan where there is one."""
-    answers = _side_by_side(samples, dense, planned)
+    answers = side_by_side(samples, dense, planned)
     units = units_of(answers, "dense", samples.metric)
     return Evaluation(
         data=samples.name,
@@ -204,27 +204,6 @@ def _by_task(answers: Sequence[Answer], dense: Units, plan: Units | None) -> tup
             )
         )
     return tuple(tasks)
-
-
-def _side_by_side(samples: Samples, dense: Sequence[str], planned: Sequence[str] | None) -> tuple[Answer, ...]:
-    plans: Sequence[str | None] = [None] * len(dense) if planned is None else planned
-    score = metric_named(samples.metric).score
-    return tuple(
-        Answer(
-            question=s.question,
-            expected=s.answer,
-            dense=d,
-            plan=p,
-            sample_hash=s.hash,
-            image_hashes=s.image_hashes,
-            others=s.others,
-            id=s.id,
-            task=s.task,
-            dense_score=score(d, s.right),
-            plan_score=None if p is None else score(p, s.right),
-        )
-        for s, d, p in zip(samples, dense, plans, strict=True)
-    )
 
 
 def _seen(samples: Samples, made: Provenance) -> int | None:

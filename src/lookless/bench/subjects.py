@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from ..configs import shape_named
-from ..data import Sample, load_data
+from ..data import AS_IS, Reading, Sample
 from ..errors import DataError, ModelError
 from ..geometry import Geometry
 from ..loading import DTYPES, check_device, load_model
@@ -72,7 +72,13 @@ MOST_SAMPLES = 64  #: of a data file that are read
 
 
 def subject_of_model(
-    name: str, *, dtype: str, device: str, data: str | None = None, sizes: Sequence[int] = ()
+    name: str,
+    *,
+    dtype: str,
+    device: str,
+    data: str | None = None,
+    reading: Reading = AS_IS,
+    sizes: Sequence[int] = (),
 ) -> Subject:
     """A loaded model, on images and questions of ``data``, or of a shipped task.
 
@@ -82,7 +88,7 @@ def subject_of_model(
     Args:
         name: as for :func:`lookless.load_model`.
         dtype, device: of the weights.
-        data: as for :func:`lookless.load_data`.
+        data, reading: as for :func:`lookless.load_data`, and how they are read.
         sizes: of images, in pixels of the longer side, each a length to time: that of the middle sample.
 
     Raises:
@@ -91,11 +97,13 @@ def subject_of_model(
         DataError: there is no such data, or no image in it.
     """
     _dtype(dtype)
-    given = load_data(data or CHARTS, split="test", limit=MOST_SAMPLES)
+    given = reading.load(data or CHARTS, limit=MOST_SAMPLES)
     samples = [sample for sample in given if sample.pictures]
     if not samples:
         raise DataError(f"no sample of {data} has an image, and without one no plan does anything.")
     loaded = load_model(name, dtype=dtype, device=device)
+    if reading.skip_bad:
+        samples = [*loaded.fitting(replace(given, items=tuple(samples)))]
     located = locate(loaded.model)
 
     def visual(group: Sequence[Sample]) -> int:

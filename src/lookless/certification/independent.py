@@ -25,12 +25,12 @@ def one_by_one(metric: str, data: str) -> str:
     """``metric``, if it scores single questions of ``data``.
 
     Raises:
-        DataError: it is of pairs of questions about one image, of which a test takes one.
+        DataError: it is of pairs of questions about one image.
     """
     if metric_named(metric).total == "mme":
         raise DataError(
-            f"{data} is scored by MME's pairs of questions about an image, and a certificate is of one question about "
-            f"each: take the metric yes-no, which scores them one by one."
+            f"{data} is scored by MME's pairs of questions about an image, and here each question is scored by itself: "
+            f"take the metric yes-no, which does that."
         )
     return metric
 

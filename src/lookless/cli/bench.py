@@ -17,6 +17,7 @@ from .common import (
     MOST_PIXELS,
     MOST_PROMPTS,
     MOST_TOKENS,
+    DataOptions,
     Device,
     Json,
     app,
@@ -25,6 +26,7 @@ from .common import (
     out,
     print_json,
     print_whole,
+    spread,
     writable,
 )
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from ..bench.subjects import Subject
     from ..bench.traffic_client import Served, Traffic
     from ..bench.traffic_results import TrafficReport
+    from ..data import Reading
     from ..methods import Method
     from ..plan import Plan
 
@@ -138,10 +141,20 @@ class _Sizes:
     images: list[int]
 
 
+@dataclass(frozen=True)
+class _Prompts:
+    """Of a model: the user's data, if there are any, and how they are read."""
+
+    data: str | None
+    reading: Reading
+
+
 @app.command()
 @one_sentence
+@spread
 def bench(
     ctx: typer.Context,
+    options: DataOptions,
     model: Name = None,
     engine: Engine = "transformers",
     geometry: GeometryName = None,
@@ -174,7 +187,8 @@ def bench(
     if out_dir is not None:
         writable(out_dir, folder=True)
     choice = _Choice(model, geometry, layers, plan_dirs or (), methods or (), dtype)
-    _check_options(choice, visual=visual, text=None if engine == "vllm" else text, data=data)
+    prompts = _Prompts(data, options.reading)
+    _check_options(choice, visual=visual, text=None if engine == "vllm" else text, prompts=prompts)
     _check_image_size(choice, engine, image_size or ())
     _check_engine(ctx, engine)
     if engine == "vllm":
@@ -183,11 +197,11 @@ def bench(
     else:
         images = sorted({*(image_size or ())})
         sizes = _Sizes(sorted({*(visual or [VISUAL])}), text or TEXT, sorted({*(batch or [1])}), images)
-        sweep = _time_prefill(choice, sizes, data=data, device=device, rounds=rounds or REPEATS, quiet=as_json)
+        sweep = _time_prefill(choice, sizes, prompts=prompts, device=device, rounds=rounds or REPEATS, quiet=as_json)
         _print_sweep(sweep, out_dir, as_json)
 
 
-def _check_options(choice: _Choice, *, visual: list[int] | None, text: int | None, data: str | None) -> None:
+def _check_options(choice: _Choice, *, visual: list[int] | None, text: int | None, prompts: _Prompts) -> None:
     """Raises: LooklessError: neither or both of model and geometry, or an option that is for the other."""
     model, geometry = choice.model, choice.geometry
     if (model is None) == (geometry is None):
@@ -198,7 +212,9 @@ def _check_options(choice: _Choice, *, visual: list[int] | None, text: int | Non
         raise LooklessError("--layers is for a --geometry: a model is timed whole.")
     if model is not None and text is not None:
         raise LooklessError("--text is for a --geometry: a model's own questions say how much text there is.")
-    if geometry is not None and data is not None:
+    if prompts.data is None and str(prompts.reading):
+        raise LooklessError(f"{prompts.reading} says how data are read, and there are none: give --data.")
+    if geometry is not None and prompts.data is not None:
         raise LooklessError("--data is for a MODEL: a geometry has no processor, so its prompts are random.")
 
 
@@ -222,17 +238,17 @@ def _check_engine(ctx: typer.Context, engine: str) -> None:
 
 
 def _time_prefill(
-    choice: _Choice, sizes: _Sizes, *, data: str | None, device: str, rounds: int, quiet: bool
+    choice: _Choice, sizes: _Sizes, *, prompts: _Prompts, device: str, rounds: int, quiet: bool
 ) -> PrefillSeries:
     """In this process; each report is printed as it is made, unless ``quiet``."""
     from ..bench import prefill, prefill_report, prefill_results
     from ..methods import find
 
     methods = {name: find(name) for name in choice.methods or METHODS}
-    subject, plans, whole = _subject(choice, methods, sizes, data, device)
+    subject, plans, whole = _subject(choice, methods, sizes, prompts, device)
     reports: list[PrefillReport] = []
-    for prompts in sizes.batch:
-        for inputs in subject.prompts(prompts):
+    for size in sizes.batch:
+        for inputs in subject.prompts(size):
             about = {"name": subject.name, "data": subject.data, "whole": whole}
             reports.append(prefill.bench_prefill(subject.model, inputs, plans, **about, repeats=rounds))
             for table in () if quiet else prefill_report.bench_tables(reports[-1]):
@@ -241,7 +257,7 @@ def _time_prefill(
 
 
 def _subject(
-    choice: _Choice, methods: Mapping[str, Method], sizes: _Sizes, data: str | None, device: str
+    choice: _Choice, methods: Mapping[str, Method], sizes: _Sizes, prompts: _Prompts, device: str
 ) -> tuple[Subject, dict[str, Plan], Whole | None]:
     """What runs, the plans for it by name, and the whole model where only its first layers run."""
     from ..bench import subjects
@@ -251,7 +267,12 @@ def _subject(
     if choice.geometry is not None:
         return _dummy(choice, choice.geometry, plans, methods, sizes, device)
     subject = subjects.subject_of_model(
-        str(choice.model), dtype=choice.dtype, device=device, data=data, sizes=sizes.images
+        str(choice.model),
+        dtype=choice.dtype,
+        device=device,
+        data=prompts.data,
+        reading=prompts.reading,
+        sizes=sizes.images,
     )
     return subject, plans | {name: method.sample(subject.geometry) for name, method in methods.items()}, None
 

@@ -11,21 +11,18 @@ import typer
 
 from ..errors import LooklessError
 from .common import (
-    Columns,
     Device,
     Dtype,
     Json,
-    MetricName,
     Revision,
-    SkipBad,
-    Suffix,
+    ScoredDataOptions,
     app,
-    named_columns,
+    asked_of,
     one_sentence,
     out,
     print_json,
     print_whole,
-    warn_of_skipped,
+    spread,
     writable,
 )
 
@@ -33,7 +30,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..certification import Certificate, Tried
-    from ..data import Samples
+    from ..data import Reading, Samples
     from ..loading import Loaded
     from ..optimize.folder import Run
     from ..plan import Plan
@@ -59,10 +56,12 @@ Retention = Annotated[
 
 @app.command()
 @one_sentence
+@spread
 def certify(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A model as for eval, or the folder of a run of `lookless optimize`.")
     ],
+    options: ScoredDataOptions,
     plan_dirs: Plans = None,
     data: Tasks = None,
     retention: Retention = None,
@@ -77,10 +76,6 @@ def certify(
     out_path: Annotated[Path | None, typer.Option("--out", help="JSON file for the certificate.")] = None,
     batch: Annotated[int, typer.Option(help="Batch size.", min=1)] = 25,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 32,
-    metric: MetricName = None,
-    columns: Columns = None,
-    prompt_suffix: Suffix = None,
-    skip_bad: SkipBad = False,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -96,22 +91,18 @@ def certify(
     from ..certification import bound, loss_named
     from ..certification import certify as test
     from ..loading import load_model
-    from ..metrics import metric_named
     from ..optimize.folder import Run
     from ..plan import Plan
 
     if loss is not None:
         loss_named(loss)
-    if metric is not None:
-        metric_named(metric)
+    reading = options.reading
     if out_path is not None:
         writable(out_path, folder=False)
     if (Path(model) / "run.json").is_file():
         _only_a_run(plan_dirs, data)
-        if metric or columns or prompt_suffix or skip_bad:
-            raise LooklessError(
-                "a run of optimize has answers that are scored: leave out --metric and options on data."
-            )
+        if str(reading):
+            raise LooklessError(f"a run of optimize has answers that are read and scored: leave out {reading}.")
         run = Run.load(model)
         if retention is None and run.target.kind == "retention":
             retention = run.target.value
@@ -127,13 +118,9 @@ def certify(
         length = len(plan_dirs or ())
         _check_promise(retention, length)
         plans = {name: Plan.from_pretrained(name) for name in plan_dirs or ()}
-        reading = {"columns": named_columns(columns), "prompt_suffix": prompt_suffix, "skip_bad": skip_bad}
-        tasks = [_questions(name, list(plans.values()), limit, metric, reading) for name in data or ()]
+        tasks = [_questions(name, list(plans.values()), limit, reading) for name in data or ()]
         loaded = load_model(model, dtype=dtype, device=device, revision=revision)
-        if skip_bad:
-            tasks = [loaded.fitting(samples) for samples in tasks]
-        for samples in tasks:
-            warn_of_skipped(samples)
+        tasks = [asked_of(loaded, samples, reading) for samples in tasks]
         chain = _tried(loaded, plans, tasks, batch, max_new_tokens)
     how: dict[str, Any] = {
         "confidence": 0.95 if confidence is None else confidence,
@@ -177,18 +164,18 @@ def _level(retention: float) -> float:
     return round(1 - retention, 12)
 
 
-def _questions(data: str, plans: list[Plan], limit: int | None, metric: str | None, reading: dict[str, Any]) -> Samples:
+def _questions(data: str, plans: list[Plan], limit: int | None, reading: Reading) -> Samples:
     """Those of ``data`` that no plan was calibrated on, one for each image."""
     from ..answers import scored_by
     from ..certification import one_by_one, one_per_image
-    from ..data import SeenWarning, load_data
+    from ..data import SeenWarning
 
     seen = {one for plan in plans for one in plan.provenance.sample_hashes or ()}
-    chosen = load_data(data, split="test", limit=limit, without=seen, **reading)
+    chosen = reading.load(data, limit=limit, without=seen)
     if chosen.left_out:
         message = f"{chosen.left_out} lines of {data} are left out, because a plan was calibrated on them."
         warnings.warn(message, SeenWarning, stacklevel=2)
-    apart = one_per_image(scored_by(chosen, one_by_one(metric or chosen.metric, data)))
+    apart = one_per_image(scored_by(chosen, one_by_one(chosen.metric, data)))
     if len(apart) < len(chosen):
         warnings.warn(
             f"{len(chosen) - len(apart)} of {len(chosen)} questions of {data} are left out, because they share an "

@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_type_hints
@@ -28,7 +28,8 @@ from ..version import __version__
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from ..data import Samples
+    from ..data import Reading, Samples
+    from ..loading import Loaded
 
 app = typer.Typer(
     help="Make multimodal language models look less, at the right depth: measure which decoder layers' visual work "
@@ -67,18 +68,32 @@ Data = Annotated[
         "answer and perhaps task and id, paths relative to the file; or CSV, parquet, a saved data set, or a task file."
     ),
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
+#: What is more is a slip, and would fail in torch's own words.
+MOST_TOKENS, MOST_PROMPTS, MOST_PIXELS = 10_000_000, 100_000, 100_000
+#: A panel of the help.
+READING = "How data are read and scored"
 Columns = Annotated[
     str | None,
     typer.Option(
         help="Names that the data give to our keys: `image=img,question=q,answer=a`; further keys are images, video, "
-        "messages, id and task. Others are not read."
+        "messages, id and task. Others are not read.",
+        rich_help_panel=READING,
     ),
 ]
 Suffix = Annotated[
-    str | None, typer.Option("--prompt-suffix", help="Added to each question: `Answer with a single word.`")
+    str | None, typer.Option(help="Added to each question: `Answer with a single word.`", rich_help_panel=READING)
 ]
 SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="Skip samples that cannot be read, and say which, instead of stopping.")
+    bool,
+    typer.Option(
+        "--skip-bad",
+        help="Skip samples that cannot be read, and say which, instead of stopping.",
+        rich_help_panel=READING,
+    ),
 ]
 MetricName = Annotated[
     str | None,
@@ -86,14 +101,41 @@ MetricName = Annotated[
         "--metric",
         help="How answers are scored: exact (default), gqa, contains, choice, numeric, relaxed, anls, vqav2, textvqa, "
         "yes-no, pope or mme, as lmms-eval scores those tasks; also choice:ABCD and numeric:0.05.",
+        rich_help_panel=READING,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
-Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, ...")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
-#: What is more is a slip, and would fail in torch's own words.
-MOST_TOKENS, MOST_PROMPTS, MOST_PIXELS = 10_000_000, 100_000, 100_000
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How data are read: of every command that takes them."""
+
+    columns: Columns = None
+    prompt_suffix: Suffix = None
+    skip_bad: SkipBad = False
+
+    @property
+    def reading(self) -> Reading:
+        """Raises: LooklessError: the columns are not of their form."""
+        from ..data import Reading
+
+        return Reading(columns=named_columns(self.columns), prompt_suffix=self.prompt_suffix, skip_bad=self.skip_bad)
+
+
+@dataclass(frozen=True)
+class ScoredDataOptions(DataOptions):
+    """As :class:`DataOptions`, of every command that scores answers."""
+
+    metric: MetricName = None
+
+    @property
+    def reading(self) -> Reading:
+        """Raises: LooklessError: there is no such metric, or as the base."""
+        from ..metrics import metric_named
+
+        if self.metric is not None:
+            metric_named(self.metric)
+        return super().reading.model_copy(update={"metric": self.metric})
 
 
 @contextmanager
@@ -197,15 +239,13 @@ def named_columns(text: str | None) -> dict[str, str] | None:
     return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
 
 
-def warn_of_skipped(samples: Samples) -> None:
-    """Which samples were skipped, and why; of many, the first few."""
-    from ..data import SkippedWarning
+def asked_of(loaded: Loaded, samples: Samples, reading: Reading) -> Samples:
+    """``samples`` that the model can be asked, if bad ones are to be skipped; says which were."""
+    from ..data import warn_of_skipped
 
-    if samples.bad:
-        count, first = len(samples.bad), " ".join(samples.bad[:3])
-        what = "1 sample is skipped" if count == 1 else f"{count} samples are skipped"
-        more = f" (and {count - 3} more)" if count > 3 else ""
-        warnings.warn(f"{what}: {first}{more}", SkippedWarning, stacklevel=2)
+    fit = loaded.fitting(samples) if reading.skip_bad else samples
+    warn_of_skipped(fit.bad)
+    return fit
 
 
 def writable(path: Path, *, folder: bool) -> Path:

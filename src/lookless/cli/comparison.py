@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import PlanError
-from .common import Device, Dtype, app, one_sentence, out, writable
+from .common import Device, Dtype, ScoredDataOptions, app, one_sentence, out, spread, writable
 
 if TYPE_CHECKING:
     from ..comparison.results import Results
@@ -53,7 +53,9 @@ Tasks = Annotated[list[str] | None, typer.Option(help="Tasks, as for eval (defau
 
 @app.command()
 @one_sentence
+@spread
 def table(
+    options: ScoredDataOptions,
     models: Models = None,
     out_path: OutPath = Path("results.md"),
     work: Work = Path("lookless-table"),
@@ -93,6 +95,7 @@ def table(
         "samples": samples,
         "machine": machine,
         "step": step,
+        "reading": options.reading,
     }
     chosen = _chosen(only)
     results = [

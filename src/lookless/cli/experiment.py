@@ -10,7 +10,20 @@ import typer
 from rich.table import Table
 
 from ..errors import LooklessError
-from .common import Device, Dtype, Json, Revision, app, one_sentence, out, print_json, print_whole, writable
+from .common import (
+    Device,
+    Dtype,
+    Json,
+    Revision,
+    ScoredDataOptions,
+    app,
+    one_sentence,
+    out,
+    print_json,
+    print_whole,
+    spread,
+    writable,
+)
 
 if TYPE_CHECKING:
     from ..experiments.definition import Experiment
@@ -32,7 +45,9 @@ OutPath = Annotated[
 
 @app.command()
 @one_sentence
+@spread
 def experiment(
+    options: ScoredDataOptions,
     name: Name = None,
     model: Model = "reference",
     data: Tasks = None,
@@ -70,7 +85,7 @@ def experiment(
     tasks = data or [f"reference:{task}" for task in reference.tasks_of(model)]
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
     with telling() as told:
-        lab = lab_of(loaded, tasks, out_dir, Sizes(questions, samples, seeds, batch), told)
+        lab = lab_of(loaded, tasks, out_dir, Sizes(questions, samples, seeds, batch), told, options.reading)
         reports = _run(wanted, lab)
     if as_json:
         print_json({report.experiment: report.model_dump(mode="json") for report in reports})

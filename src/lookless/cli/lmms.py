@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
-from .common import Data, app, one_sentence, out, writable
+from .common import Data, ScoredDataOptions, app, one_sentence, out, spread, writable
 
 
 @app.command()
 @one_sentence
+@spread
 def lmms(
     data: Data,
+    options: ScoredDataOptions,
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the tasks, for lmms-eval's --include_path.")],
     limit: Annotated[int | None, typer.Option(help="Number of samples at most; from a file, the first.", min=1)] = None,
     plan_dir: Annotated[
@@ -26,13 +28,17 @@ def lmms(
 
     Example: lookless lmms --data reference:chart --out my-tasks
     """
-    from ..data import load_data
+    from ..answers import scored_by
+    from ..data import warn_of_skipped
     from ..lmms.export import parts, write_task
     from ..plan import Plan
 
     writable(out_dir, folder=True)
     seen = () if plan_dir is None else Plan.from_pretrained(plan_dir).provenance.sample_hashes or ()
-    chosen = [(load_data(where, split="test", limit=limit, without=seen), name) for where, name in parts(data)]
+    reading = options.reading
+    chosen = [(scored_by(reading.load(where, limit=limit, without=seen)), name) for where, name in parts(data)]
+    for samples, _ in chosen:
+        warn_of_skipped(samples.bad)
     tag = "lookless_reference" if data == "reference" else None
     names = [write_task(s, out_dir, name, tag=tag, max_new_tokens=max_new_tokens) for s, name in chosen]
     asked = sum(len(samples) for samples, _ in chosen)

@@ -12,24 +12,22 @@ import typer
 from ..errors import LooklessError
 from .common import (
     OPEN,
-    Columns,
     Data,
+    DataOptions,
     Device,
     Dtype,
     Json,
-    MetricName,
     Model,
     Revision,
-    SkipBad,
-    Suffix,
+    ScoredDataOptions,
     app,
+    asked_of,
     err,
-    named_columns,
     one_sentence,
     out,
     print_json,
     print_whole,
-    warn_of_skipped,
+    spread,
     writable,
 )
 
@@ -101,9 +99,11 @@ def demo(
 
 @app.command()
 @one_sentence
+@spread
 def calibrate(
     model: Model,
     data: Data,
+    options: DataOptions,
     out_path: Annotated[
         Path, typer.Option("--out", help="JSON file for the scores; with several measures a folder, a file for each.")
     ],
@@ -114,9 +114,6 @@ def calibrate(
     position: Position = "last",
     measure: Measure = None,
     lowest: Screen = None,
-    columns: Columns = None,
-    prompt_suffix: Suffix = None,
-    skip_bad: SkipBad = False,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -133,19 +130,16 @@ def calibrate(
     from .. import terminal
     from ..calibration.gradients import scores_of_names
     from ..calibration.screening import screen
-    from ..data import load_data
     from ..loading import load_model
     from ..unfinished import Unfinished
 
     measures = list(dict.fromkeys(measure or ["visual_information_gain"]))
     writable(out_path, folder=len(measures) > 1)
     _check_calibration(measures, position, lowest)  # before the model is loaded
-    how: dict[str, Any] = {"columns": named_columns(columns), "prompt_suffix": prompt_suffix, "skip_bad": skip_bad}
-    chosen = load_data(data, split="calibration", limit=samples, seed=seed, **how)
+    reading = options.reading
+    chosen = reading.load(data, split="calibration", limit=samples, seed=seed)
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
-    if skip_bad:
-        chosen = loaded.fitting(chosen)
-    warn_of_skipped(chosen)
+    chosen = asked_of(loaded, chosen, reading)
     kept = Unfinished.beside(out_path) if len(measures) == 1 else Unfinished.inside(out_path)
     if lowest is None:
         found = scores_of_names(loaded, chosen, measures, position=position, kept=kept)  # type: ignore[arg-type]
@@ -204,9 +198,11 @@ def _next(measure: str, scores: Path, lowest: int | None) -> str:
 
 @app.command("eval")
 @one_sentence
+@spread
 def evaluate(
     model: Model,
     data: Data,
+    options: ScoredDataOptions,
     plan_dir: PlanDir = None,
     out_path: Annotated[
         Path | None,
@@ -221,10 +217,6 @@ def evaluate(
     ] = False,
     batch: Annotated[int, typer.Option(help="Batch size.", min=1)] = 25,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 32,
-    metric: MetricName = None,
-    columns: Columns = None,
-    prompt_suffix: Suffix = None,
-    skip_bad: SkipBad = False,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -238,25 +230,19 @@ def evaluate(
     """
     from .. import terminal
     from ..answers import scored_by
-    from ..data import load_data
     from ..files import dump, write_text
     from ..loading import load_model
-    from ..metrics import metric_named
     from ..unfinished import Unfinished
 
-    if metric is not None:
-        metric_named(metric)  # before the data are read
+    reading = options.reading
     if out_path is not None:
         writable(out_path, folder=False)
     plan = None if plan_dir is None else _plan_or_set(plan_dir)
     seen = () if plan is None or include_seen else plan.provenance.sample_hashes or ()
-    how: dict[str, Any] = {"columns": named_columns(columns), "prompt_suffix": prompt_suffix, "skip_bad": skip_bad}
-    chosen = scored_by(load_data(data, split="test", limit=limit, without=seen, **how), metric)
+    chosen = scored_by(reading.load(data, limit=limit, without=seen))
     _warn_of_left_out(chosen, data)
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
-    if skip_bad:
-        chosen = loaded.fitting(chosen)
-    warn_of_skipped(chosen)
+    chosen = asked_of(loaded, chosen, reading)
     kept = None if out_path is None else Unfinished.beside(out_path)
     result = _evaluated(loaded, chosen, plan, batch=batch, max_new_tokens=max_new_tokens, kept=kept)
     if out_path is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import LooklessError
-from .common import Json, app, one_sentence, print_json, spread
+from .common import Json, ScoredDataOptions, app, one_sentence, print_json, spread
 from .runs import MACHINE, RunOptions
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ Batch = Annotated[int, typer.Option(help="Questions answered together.", min=1, 
 @spread
 def optimize(
     options: RunOptions,
+    data_options: ScoredDataOptions,
     retention: Retention = None,
     by: By = "time",
     confidence: Confidence = 0.95,
@@ -55,7 +56,7 @@ def optimize(
     target = _target({"flops": options.flops, "latency": options.latency, "retention": retention}, by)
     if loss not in (None, "lost", "changed"):
         raise LooklessError(f"loss {loss!r} is not one of lost, changed.")
-    run = options.begin(start, target, confidence=confidence, loss=loss, batch=batch)
+    run = options.begin(start, target, reading=data_options.reading, confidence=confidence, loss=loss, batch=batch)
     result = complete(run)
     write_whole_page(options.out_dir, run.loaded, batch=batch, log=run.log)
     if as_json:

@@ -10,16 +10,19 @@ import typer
 from ..errors import PlanError
 from .common import (
     Data,
+    DataOptions,
     Device,
     Dtype,
     Json,
     Model,
     Revision,
     app,
+    asked_of,
     one_sentence,
     out,
     print_json,
     print_whole,
+    spread,
     writable,
 )
 
@@ -28,10 +31,12 @@ RANK = 8
 
 @app.command()
 @one_sentence
+@spread
 def refit(
     model: Model,
     plan_dir: Annotated[str, typer.Option("--plan", help="The plan that skips: a folder, JSON file, or hub id.")],
     data: Data,
+    options: DataOptions,
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the fitted plan and its numbers.")],
     cell: Annotated[
         Literal["mean", "linear"],
@@ -53,7 +58,6 @@ def refit(
     """
     from .. import terminal
     from ..calibration.affine import Fitter
-    from ..data import load_data
     from ..loading import load_model
     from ..plan import Plan
     from ..runtime.families import geometry_of
@@ -62,8 +66,10 @@ def refit(
         raise PlanError(f"--cell mean is a constant and has no rank, and --rank is {rank}: leave one of them out.")
     writable(out_dir, folder=True)
     plan = Plan.from_pretrained(plan_dir)
-    chosen = load_data(data, split="calibration", limit=samples, seed=seed)
+    reading = options.reading
+    chosen = reading.load(data, split="calibration", limit=samples, seed=seed)
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
+    chosen = asked_of(loaded, chosen, reading)
     plan.check(geometry_of(loaded.model))
     fitted = Fitter(loaded, chosen).refit(plan, rank=0 if cell == "mean" else rank or RANK)
     fitted.save_pretrained(out_dir)
@@ -71,4 +77,5 @@ def refit(
         print_json(fitted)
         return
     print_whole(terminal.plan_table(fitted))
-    out.print(f"saved to {out_dir}; next: lookless eval {model} --data {data} --plan {out_dir}", soft_wrap=True)
+    same = f"{data} {reading}".strip()
+    out.print(f"saved to {out_dir}; next: lookless eval {model} --data {same} --plan {out_dir}", soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import LooklessError
-from .common import Device, Dtype, app, err, one_sentence, out, writable
+from .common import DataOptions, Device, Dtype, app, err, one_sentence, out, spread, writable
 
 if TYPE_CHECKING:
     from ..pages.material import Material
@@ -48,8 +48,10 @@ ModelName = Annotated[
 
 @app.command()
 @one_sentence
+@spread
 def report(
     what: What,
+    options: DataOptions,
     page: Page = None,
     data: Where = None,
     samples: Samples = None,
@@ -69,7 +71,8 @@ def report(
     from ..pages.page import write_page
     from ..pages.reading import read
 
-    material = read(what, data or ())
+    reading = options.reading
+    material = read(what, data or (), reading if str(reading) else None)
     path = writable(page or _default(what), folder=False)
     if samples is not None:
         material = _measured(material, what[0], samples, model, device, dtype)

@@ -10,7 +10,22 @@ import typer
 from rich.table import Table
 
 from ..errors import PlanError
-from .common import Device, Dtype, Json, Model, Revision, app, one_sentence, out, print_json, print_whole, writable
+from .common import (
+    DataOptions,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Revision,
+    app,
+    asked_of,
+    one_sentence,
+    out,
+    print_json,
+    print_whole,
+    spread,
+    writable,
+)
 
 if TYPE_CHECKING:
     from ..routing import PlanSet
@@ -18,6 +33,7 @@ if TYPE_CHECKING:
 
 @app.command()
 @one_sentence
+@spread
 def route(
     model: Model,
     plans: Annotated[list[str], typer.Option("--plan", metavar="TASK=PLAN_DIR", help="A task's plan; repeatable.")],
@@ -25,6 +41,7 @@ def route(
         list[str],
         typer.Option(metavar="TASK=DATA", help="Prompts of the task, as for calibrate; one for each --plan."),
     ],
+    options: DataOptions,
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the plan set.")],
     fallback: Annotated[
         str | None,
@@ -43,7 +60,6 @@ def route(
 
     Example: lookless route reference --plan chart=my-plan --data chart=reference:chart --out my-set
     """
-    from ..data import load_data
     from ..loading import load_model
     from ..plan import Plan
     from ..routing import PlanSet
@@ -54,8 +70,10 @@ def route(
         raise PlanError(f"{unpaired[0]!r} has {'no --data' if unpaired[0] in folders else 'no --plan'}: give both.")
     made = {name: Plan.from_pretrained(folder) for name, folder in folders.items()}
     last = None if fallback is None else Plan.from_pretrained(fallback)
-    tasks = {n: (load_data(sources[n], split="calibration", limit=samples), plan) for n, plan in made.items()}
+    reading = options.reading
+    given = {name: reading.load(sources[name], split="calibration", limit=samples) for name in made}
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
+    tasks = {name: (asked_of(loaded, given[name], reading), plan) for name, plan in made.items()}
     planset = PlanSet.fit(loaded, tasks, last, doubt=doubt)
     planset.save_pretrained(out_dir)
     if as_json:

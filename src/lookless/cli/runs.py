@@ -14,6 +14,7 @@ from ..errors import LooklessError
 from .common import Device, Dtype, Model, Revision, err, writable
 
 if TYPE_CHECKING:
+    from ..data import Reading
     from ..optimize.folder import Target
     from ..optimize.run import Optimization
     from ..optimize.split import Sizes
@@ -23,7 +24,7 @@ SIZES, MACHINE = "How much", "Machine"
 
 Data = Annotated[
     list[str],
-    typer.Option(help="`reference:TASK`, `reference` for all tasks, or a JSONL file as for eval; repeatable."),
+    typer.Option(help="`reference:TASK`, `reference` for all tasks, or a file as for eval; repeatable."),
 ]
 OutDir = Annotated[Path, typer.Option("--out", metavar="RUN_DIR", help="Folder of the run; one that is there goes on.")]
 Flops = Annotated[
@@ -106,15 +107,22 @@ class RunOptions:
     revision: Revision = None
 
     def begin(
-        self, start: Callable[..., Optimization], target: Target, *, confidence: float = 0.95, **settings: Any
+        self,
+        start: Callable[..., Optimization],
+        target: Target,
+        *,
+        reading: Reading,
+        confidence: float = 0.95,
+        **settings: Any,
     ) -> Optimization:
         """Read the data and the model, and begin the run, or go on with it.
 
         Args:
             start: of :mod:`lookless.optimize.begin`.
-            target, confidence, settings: what ``start`` takes.
+            target, reading, confidence, settings: what ``start`` takes.
         """
         from .. import reference
+        from ..data import warn_of_skipped
         from ..loading import load_model
         from ..optimize.split import split
 
@@ -122,9 +130,13 @@ class RunOptions:
             raise LooklessError(f"engine {self.engine!r} is not one of transformers, vllm.")
         writable(self.out_dir, folder=True)
         tasks = sum(len(reference.tasks_of(self.model)) if one == "reference" else 1 for one in self.data)
-        parts = split(self.model, self.data, self._sizes(tasks, target, confidence), seed=self.seed)
-        fitted = self.fitted and all(len(part.calibration) > 1 for part in parts)
+        parts = split(self.model, self.data, self._sizes(tasks, target, confidence), seed=self.seed, reading=reading)
         loaded = load_model(self.model, dtype=self.dtype, device=self.device, revision=self.revision)
+        if reading.skip_bad:
+            parts = [part.fitting(loaded) for part in parts]
+        for part in parts:
+            warn_of_skipped(part.bad)
+        fitted = self.fitted and all(len(part.calibration) > 1 for part in parts)
         settings |= {"timed": self.timed or 1, "proposals": self.proposals, "engine": self.engine, "seed": self.seed}
         settings |= {"fitted": fitted}
         return start(
@@ -132,6 +144,7 @@ class RunOptions:
             parts,
             self.out_dir,
             target,
+            reading=reading,
             confidence=confidence,
             log=lambda what: err.print(what, highlight=False),
             **settings,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import LooklessError
-from .common import Json, app, one_sentence, print_json, spread
+from .common import Json, ScoredDataOptions, app, one_sentence, print_json, spread
 from .runs import RunOptions
 
 #: The searches; a test compares them with :data:`lookless.optimize.searches.SEARCHES`, which needs torch.
@@ -31,6 +31,7 @@ Tau = Annotated[
 @spread
 def search(
     options: RunOptions,
+    data_options: ScoredDataOptions,
     method: Method = "joint",
     plan_dir: PlanDir = None,
     tau: Tau = None,
@@ -61,12 +62,14 @@ def search(
         raise LooklessError(f"give one of --flops and --latency; {said} was given.")
     plan = None if plan_dir is None else Plan.from_pretrained(plan_dir)
     kind, value = ("latency", options.latency) if options.flops is None else ("flops", options.flops)
-    run = options.begin(visit, Target(kind=kind, value=value))  # type: ignore[arg-type]
+    reading = data_options.reading
+    run = options.begin(visit, Target(kind=kind, value=value), reading=reading)  # type: ignore[arg-type]
     found = search_by_name(run, method, plan=plan, **({} if tau is None else {"tau": tau}))
     if as_json:
         print_json(found.record)
         return
-    test = f"lookless eval {options.model} --data {options.data[0]} --plan {found.folder}"
+    data = f"{options.data[0]} {reading}".strip()
+    test = f"lookless eval {options.model} --data {data} --plan {found.folder}"
     for line in (str(found.plan), *found.lines, *found.summary, "", test):
         typer.echo(line)
 

@@ -11,6 +11,7 @@ import numpy as np
 from ..figures import Retained, retention_figure
 from ..markdown import spliced, wrapped
 from ..methods import Method
+from ..metrics import DEFAULT
 from ..plan import Plan
 from .columns import Row, columns_of
 from .contestants import Contestant, contestants_of
@@ -59,6 +60,7 @@ def markdown_section(results: Results, contestants: Mapping[str, Contestant]) ->
         "",
         f"{results.geometry}. {results.questions} questions of each of {len(dense)} tasks; methods that calibrate use "
         f"{results.samples} other images of each. Right answers of the dense model, %: {right}. "
+        + _scored(results)
         + (f"Prefill of the stock decoder: {stock}. " if stock else "")
         + results.machine,
     ]
@@ -70,6 +72,12 @@ def markdown_section(results: Results, contestants: Mapping[str, Contestant]) ->
         named = [f"* {name} ({setting.title}): {what}" for name, setting, what in _by_place(entries)]
         lines += ["", head, "", *named] if named else []
     return "\n".join(lines).replace("\n\n\n", "\n\n")
+
+
+def _scored(results: Results) -> str:
+    """A sentence on the metrics, where they are not all the default."""
+    names = list(dict.fromkeys(results.metrics.values()))
+    return "" if names in ([], [DEFAULT]) else f"Answers are scored by {', '.join(names)}. "
 
 
 def _by_place(entries: Mapping[str, str]) -> list[tuple[str, Setting, str]]:

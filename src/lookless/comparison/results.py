@@ -22,8 +22,8 @@ class Outcome(BaseModel):
         kept_papers: as papers count: dead work is counted in plan and model; None where what runs is decided prompt by
             prompt.
         kept_live: dead work is counted in neither: FLOPs run, as a share of those run under liveness alone.
-        right: per question, whether the plan's answer is right; ``dense``: whether the dense model's is.
-        same: per question, whether plan and dense model answer alike.
+        right: per question, what the plan's answer scores, 1 for a right one; ``dense``: what the dense model's scores.
+        same: per question, 1 where plan and dense model answer alike.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,9 +35,9 @@ class Outcome(BaseModel):
     kept: float
     kept_papers: float | None
     kept_live: float
-    right: tuple[bool, ...]
-    dense: tuple[bool, ...]
-    same: tuple[bool, ...]
+    right: tuple[float, ...]
+    dense: tuple[float, ...]
+    same: tuple[float, ...]
 
 
 class Rung(BaseModel):
@@ -65,6 +65,7 @@ class Results(BaseModel):
         missed: ``method, setting`` to why there is no plan, or how near the setting its nearest plan is.
         notes: ``method, setting`` to a note on the row.
         hashes: by task, of the calibration samples and of the questions, which share no prompt.
+        metrics: by task, by which its answers are scored; in files of an older lookless it is ``exact``.
         plans: by name, :attr:`lookless.Plan.hash` of those that were given.
         versions: of lookless, torch and transformers; empty in files of an older lookless.
     """
@@ -84,6 +85,7 @@ class Results(BaseModel):
     notes: dict[str, str] = {}
     machine: str = ""
     hashes: dict[str, tuple[str, str]] = {}
+    metrics: dict[str, str] = {}
     plans: dict[str, str] = {}
     versions: dict[str, str] = {}
 

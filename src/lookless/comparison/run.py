@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Literal
 
 from .. import files
+from ..data import AS_IS, Reading
 from ..errors import LooklessError, PlanError, first_line
 from ..evaluation import Answer, evaluate, normal
 from ..geometry import Geometry
 from ..loading import Loaded
 from ..methods import Method
+from ..metrics import DEFAULT
 from ..plan import Plan
 from ..progress import track
 from ..runtime.families import geometry_of
@@ -48,6 +50,7 @@ def run_table(
     machine: str = "",
     step: Step = "all",
     plans: Mapping[str, Plan] | None = None,
+    reading: Reading = AS_IS,
 ) -> Results:
     """Every method, and down-sampling, at its paper's setting, at each budget of FLOPs and at each of time.
 
@@ -64,6 +67,7 @@ def run_table(
         step: ``answers`` times nothing, and ``times`` answers nothing, so that the latter can run while the machine is
             otherwise idle. Rows at an equal time need ``times``, ``answers`` and ``times`` again.
         plans: more rows, by name: as they are beside the papers' settings, and at the prices that they are near.
+        reading: how the data are read and scored, where they do not say it themselves.
 
     Raises:
         PlanError: a budget or a time is not between 0 and 1; the folder holds results of other questions, samples or
@@ -73,7 +77,9 @@ def run_table(
     settings, plans = settings_of(budgets, times), plans or {}
     _check_plans(plans, contestants_of(methods), geometry_of(loaded.model))
     seen = {prompt for plan in plans.values() for prompt in plan.provenance.sample_hashes or ()}
-    work = Workspace(loaded, tasks, folder, questions=questions, samples=samples, batch=batch, seen=seen)
+    work = Workspace(
+        loaded, tasks, folder, questions=questions, samples=samples, batch=batch, seen=seen, reading=reading
+    )
     path = folder / "results.json"
     results = _resumed(path, work, questions, machine, {name: plan.hash for name, plan in plans.items()})
     contestants = contestants_of(methods, plans)
@@ -124,6 +130,7 @@ def _resumed(path: Path, work: Workspace, questions: int, machine: str, plans: d
         machine=machine,
         hashes={task: (work.calibration[task].hash, work.test[task].hash) for task in work.tasks},
         plans=plans,
+        metrics={task: work.test[task].metric for task in work.tasks},
         versions=installed(),
     )
     if not path.exists():
@@ -137,13 +144,15 @@ def _resumed(path: Path, work: Workspace, questions: int, machine: str, plans: d
         )
     for what, known, now in (
         ("other samples of", results.hashes, fresh.hashes),
+        ("another metric for", results.metrics or dict.fromkeys(fresh.metrics, DEFAULT), fresh.metrics),
         ("another plan at", results.plans, fresh.plans),
         ("another version of", results.versions, fresh.versions),
     ):
         changed = next((name for name in now if known.get(name, now[name]) != now[name]), None)
         if changed is not None:
             raise PlanError(f"{path} holds results of {what} {changed} than there is now: give another folder.")
-    return results.model_copy(update={"machine": machine or results.machine, "plans": {**results.plans, **plans}})
+    newer = {"machine": machine or results.machine, "metrics": fresh.metrics, "plans": {**results.plans, **plans}}
+    return results.model_copy(update=newer)
 
 
 def _with(results: Results, work: Workspace, who: Contestant, setting: Setting) -> Results:
@@ -195,11 +204,10 @@ def _outcome(work: Workspace, who: Contestant, setting: Setting, task: str, draw
     )
 
 
-def per_question(answers: Sequence[Answer]) -> dict[str, tuple[bool, ...]]:
-    """Of answers under a plan: whether each is right, whether the dense model's is, and whether the two agree."""
-    each = [(normal(a.expected), normal(a.plan or ""), normal(a.dense)) for a in answers]
+def per_question(answers: Sequence[Answer]) -> dict[str, tuple[float, ...]]:
+    """Of answers under a plan: what each scores, what the dense model's scores, and whether the two agree."""
     return {
-        "right": tuple(planned == expected for expected, planned, _ in each),
-        "dense": tuple(dense == expected for expected, _, dense in each),
-        "same": tuple(planned == dense for _, planned, dense in each),
+        "right": tuple(answer.plan_score or 0.0 for answer in answers),
+        "dense": tuple(answer.dense_score for answer in answers),
+        "same": tuple(float(normal(answer.plan or "") == normal(answer.dense)) for answer in answers),
     }

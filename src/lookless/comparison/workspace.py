@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .. import flops
+from ..answers import scored_by
 from ..calibration.gradients import scores_by_name
 from ..calibration.sweep import sweep
 from ..cells import Window
-from ..data import Samples, load_data
+from ..certification.independent import one_by_one
+from ..data import AS_IS, Reading, Samples, warn_of_skipped
 from ..evaluation import evaluate
 from ..layer_plan import LayerPlan
 from ..loading import Loaded
@@ -48,13 +51,18 @@ class Workspace:
         samples: int,
         batch: int,
         seen: Collection[str] = (),
+        reading: Reading = AS_IS,
     ) -> None:
-        """``seen``: :attr:`lookless.Sample.hash` of prompts that given plans were calibrated on; none is a question."""
+        """``seen``: :attr:`lookless.Sample.hash` of prompts that given plans were calibrated on; none is a question.
+        ``reading``: how the tasks are read and scored."""
         self.loaded, self.tasks, self.folder, self.batch = loaded, tuple(tasks), folder, batch
         self.geometry = geometry_of(loaded.model)
-        self.calibration = {task: load_data(task, split="calibration", limit=samples) for task in tasks}
+        self.reading = reading
+        self.calibration = {task: self.read(task, split="calibration", limit=samples) for task in tasks}
         seen = {*seen, *(prompt for chosen in self.calibration.values() for prompt in chosen.hashes)}
-        self.test = {task: load_data(task, split="test", limit=questions, without=seen) for task in tasks}
+        self.test = {task: self._questions(task, limit=questions, without=seen) for task in tasks}
+        for task in tasks:
+            warn_of_skipped(tuple(dict.fromkeys(self.calibration[task].bad + self.test[task].bad)))
         self.samples = samples
         self._dense: dict[str, list[str]] = {}
         self._scores: dict[tuple[str, str], Scores] = {}
@@ -64,6 +72,17 @@ class Workspace:
         self.visual, self.text = self.lengths()
         full = Plan.full(self.geometry)
         self.stock, self.lean = self._priced(Entry(full)), self._priced(Entry(full.live()))
+
+    def read(self, task: str, **settings: Any) -> Samples:
+        """Samples of ``task`` as :func:`lookless.load_data` takes ``settings``; without those that the processor
+        refuses, if bad ones are to be skipped."""
+        found = self.reading.load(task, **settings)
+        return self.loaded.fitting(found) if self.reading.skip_bad else found
+
+    def _questions(self, task: str, **settings: Any) -> Samples:
+        """Raises: LooklessError: the right answers are of no use to the metric, or it does not score single answers."""
+        found = self.read(task, **settings)
+        return scored_by(found, one_by_one(found.metric, task))
 
     def lengths(self, side: float = 1.0) -> tuple[int, int]:
         """Visual and text tokens of the first prompt, by which plans are priced, of an image of that size."""

@@ -1,6 +1,8 @@
 from .images import ImageFile as ImageFile
 from .images import load_image as load_image
 from .load import load_data as load_data
+from .reading import AS_IS as AS_IS
+from .reading import Reading as Reading
 from .samples import Sample as Sample
 from .samples import Samples as Samples
 from .samples import Seen as Seen
@@ -8,3 +10,4 @@ from .samples import SeenWarning as SeenWarning
 from .samples import SkippedWarning as SkippedWarning
 from .samples import Turn as Turn
 from .samples import overlap as overlap
+from .samples import warn_of_skipped as warn_of_skipped

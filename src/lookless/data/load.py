@@ -48,6 +48,7 @@ def load_data(
     columns: Mapping[str, str] | None = None,
     prompt_suffix: str | None = None,
     skip_bad: bool = False,
+    metric: str | None = None,
 ) -> Samples:
     """The samples named by ``where``.
 
@@ -71,10 +72,15 @@ def load_data(
         columns: of each of our keys, the file's own name for it: ``{"image": "img"}``.
         prompt_suffix: is added to each question in the prompt.
         skip_bad: skip rows and images that cannot be read; :attr:`Samples.bad` says which and why.
+        metric: by which answers are to be scored, one of :data:`lookless.metrics.METRICS`; by default a task file's, or
+            ``exact``.
 
     Raises:
         DataError: there is no such file or task, a row or an image cannot be read, or no sample is left.
+        LooklessError: there is no such metric.
     """
+    if metric is not None:
+        metric_named(metric)
     if limit is not None and limit < 1:
         raise DataError(f"a limit of {limit} leaves no sample: give 1 or more.")
     if where == "reference" or where.startswith("reference:"):
@@ -82,7 +88,7 @@ def load_data(
             raise DataError(f"seed {seed} is for the draw from a file: {where} has a seed of its own.")
         if columns:
             raise DataError(f"columns are of a file: {where} has none.")
-        return _reference(where, split, limit or 100, prompt_suffix or "")
+        return _reference(where, split, limit or 100, prompt_suffix or "", metric or DEFAULT)
     if split not in ("calibration", "test"):
         raise DataError(f"split {split!r} of a file is not one of calibration, test.")
     if split == "test" and seed is not None:
@@ -90,14 +96,15 @@ def load_data(
     task = _task_file(where)
     source = source_at(task.data)
     columns = _checked(task.columns if columns is None else columns, source)
-    reading = Reading(source, columns, task.prompt_suffix if prompt_suffix is None else prompt_suffix, skip_bad)
+    suffix = task.prompt_suffix if prompt_suffix is None else prompt_suffix
+    lines = Pass(source, columns, suffix, skip_bad)
     if split == "test":
-        found = reading.loaded(reading.rows(), limit, without)
+        samples = lines.loaded(lines.rows(), limit, without)
     else:
         seed = SEED if seed is None else seed
-        drawn = _drawn(list(reading.rows()), seed)
-        found = replace(reading.loaded(drawn, limit, without), seed=seed, drawn_from=len(drawn))
-    return replace(found, name=Path(where).name, metric=task.metric)
+        drawn = _drawn(list(lines.rows()), seed)
+        samples = replace(lines.loaded(drawn, limit, without), seed=seed, drawn_from=len(drawn))
+    return replace(samples, name=Path(where).name, metric=metric or task.metric)
 
 
 def _checked(columns: Mapping[str, str] | None, source: Source) -> Mapping[str, str] | None:
@@ -124,7 +131,7 @@ Placed = tuple[str, Row]
 
 
 @dataclass(frozen=True)
-class Reading:
+class Pass:
     """One pass over a source.
 
     Attributes:
@@ -210,7 +217,7 @@ def _drawn(lines: Sequence[Placed], seed: int) -> list[Placed]:
     return [pile[i] for i in range(longest) for pile in piles if i < len(pile)]
 
 
-def _reference(where: str, split: str, count: int, suffix: str) -> Samples:
+def _reference(where: str, split: str, count: int, suffix: str, metric: str) -> Samples:
     _, _, task = where.partition(":")
     if task and task not in reference.TASKS:
         raise DataError(f"there is no reference task {task!r}; choose one of {', '.join(reference.TASKS)}.")
@@ -220,4 +227,4 @@ def _reference(where: str, split: str, count: int, suffix: str) -> Samples:
         name = tasks[i % len(tasks)]
         image, question, answer = reference.question(name, split, i // len(tasks))
         items.append(Sample((image,), question, answer, task=name, suffix=suffix))
-    return Samples(f"{where} ({split})", tuple(items))
+    return Samples(f"{where} ({split})", tuple(items), metric=metric)

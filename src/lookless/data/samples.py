@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -205,3 +206,12 @@ def overlap(hashes: Iterable[str], others: Iterable[str]) -> int:
     """How many of ``hashes`` are among ``others``."""
     known = set(others)
     return sum(one in known for one in hashes)
+
+
+def warn_of_skipped(bad: Sequence[str]) -> None:
+    """Warns: SkippedWarning: which samples were skipped, and why; of many, the first few."""
+    if bad:
+        count, first = len(bad), " ".join(bad[:3])
+        what = "1 sample is skipped" if count == 1 else f"{count} samples are skipped"
+        more = f" (and {count - 3} more)" if count > 3 else ""
+        warnings.warn(f"{what}: {first}{more}", SkippedWarning, stacklevel=2)

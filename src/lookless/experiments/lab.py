@@ -9,18 +9,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..answers import side_by_side
 from ..calibration.gradients import scores_by_name
 from ..comparison.entry import Entry
 from ..comparison.results import Outcome
 from ..comparison.run import per_question
 from ..comparison.workspace import Workspace
-from ..data import Samples, load_data
+from ..data import AS_IS, Reading, Samples
 from ..errors import DataError
-from ..evaluation import Answer, dense_answers, evaluate
+from ..evaluation import dense_answers, evaluate
 from ..geometry import Geometry
 from ..loading import Loaded
 from ..methods import METHODS
-from ..metrics import exact
 from ..plan import Plan
 from ..scores import Scores
 from .store import Numbers, Store, Words, fingerprint
@@ -64,12 +64,20 @@ class Lab:
         folder: Path,
         sizes: Sizes,
         told: Callable[[str], None] = lambda _: None,
+        reading: Reading = AS_IS,
     ) -> None:
+        """``reading``: how the tasks are read and scored."""
         self.loaded, self.sizes, self.folder = loaded, sizes, folder
         self.tasks = tuple(dict.fromkeys(tasks))
         cells = folder / f"cells-{fingerprint(loaded.model)}"
         self.work = Workspace(
-            loaded, self.tasks, cells, questions=sizes.questions, samples=sizes.samples, batch=sizes.batch
+            loaded,
+            self.tasks,
+            cells,
+            questions=sizes.questions,
+            samples=sizes.samples,
+            batch=sizes.batch,
+            reading=reading,
         )
         self.store = Store(cells, told)
         self._draws: dict[tuple[str, int], Samples] = {}
@@ -107,16 +115,16 @@ class Lab:
     def _drawn(self, task: str, seed: int) -> Samples:
         count = self.sizes.samples
         if task == "reference" or task.startswith("reference:"):
-            whole = load_data(task, split="calibration", limit=(seed + 1) * count)
+            whole = self.work.read(task, split="calibration", limit=(seed + 1) * count)
             return replace(whole, items=whole.items[seed * count :])
         test = self.work.test[task].hashes
-        left = len(load_data(task, split="calibration", without=test))
+        left = len(self.work.read(task, split="calibration", without=test))
         if left < 2 * count:
             raise DataError(
                 f"{task} has {left} lines beside the {len(test)} questions, and other draws of {count} need "
                 f"{2 * count}: ask for fewer questions or samples."
             )
-        return load_data(task, split="calibration", limit=count, seed=seed, without=test)
+        return self.work.read(task, split="calibration", limit=count, seed=seed, without=test)
 
     def scores(self, task: str, measure: str, seed: int = 0) -> Scores:
         """Of ``measure``, on the samples of a seed."""
@@ -203,11 +211,7 @@ class Lab:
         kept: float,
         kept_papers: float | None,
     ) -> Outcome:
-        pairs = zip(self.work.test[task], self.dense(task), words, strict=True)
-        each = [
-            Answer(question=s.question, expected=s.answer, dense=dense, plan=plan, dense_score=exact(dense, s.answer))
-            for s, dense, plan in pairs
-        ]
+        each = side_by_side(self.work.test[task], self.dense(task), words)
         return Outcome(
             method=name,
             setting=setting,

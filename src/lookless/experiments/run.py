@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from .. import files
+from ..data import AS_IS, Reading
 from ..figures import save_figure
 from ..loading import Loaded
 from .definition import Experiment
@@ -18,10 +19,15 @@ from .store import plain
 
 
 def lab_of(
-    loaded: Loaded, tasks: Sequence[str], out: Path, sizes: Sizes, told: Callable[[str], None] = lambda _: None
+    loaded: Loaded,
+    tasks: Sequence[str],
+    out: Path,
+    sizes: Sizes,
+    told: Callable[[str], None] = lambda _: None,
+    reading: Reading = AS_IS,
 ) -> Lab:
     """The lab of a model, whose folder in ``out`` all experiments on it share."""
-    return Lab(loaded, tasks, out / plain(loaded.name), sizes, told)
+    return Lab(loaded, tasks, out / plain(loaded.name), sizes, told, reading)
 
 
 def run_experiment(experiment: Experiment, lab: Lab) -> Report:

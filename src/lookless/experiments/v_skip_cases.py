@@ -59,7 +59,7 @@ def _cases(lab: Lab, task: str) -> list[Case]:
     outcomes: Outcomes = tuple(lab.answers(name, task, lab.plan(method, task)) for name, method in METHODS.items())
     right = {"dense": outcomes[0].dense, **{o.method: o.right for o in outcomes}}
     return [
-        (sample, {n: each[i] for n, each in answers.items()}, {n: bool(each[i]) for n, each in right.items()})
+        (sample, {n: each[i] for n, each in answers.items()}, {n: each[i] == 1 for n, each in right.items()})
         for i, sample in enumerate(test)
     ]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..data import AS_IS, Reading
 from ..errors import PlanError
 from ..loading import Loaded
 from ..machine import processor
@@ -24,6 +25,7 @@ def start(
     out: Path,
     target: Target,
     *,
+    reading: Reading = AS_IS,
     confidence: float = 0.95,
     loss: str | None = None,
     engine: str = "transformers",
@@ -37,6 +39,7 @@ def start(
         loaded: the model, without a plan on it.
         tasks: of :func:`lookless.optimize.split.split`.
         out: the run's folder.
+        reading: how the data were read and scored.
         target, confidence: what the plan has to hold, and how sure that has to be.
         loss: ``lost`` or ``changed``; by default ``changed`` where some data have no answers.
         engine: ``transformers``, or ``vllm`` for plans that it can serve.
@@ -45,7 +48,7 @@ def start(
         settings: the other fields of :class:`Optimization`.
 
     Raises:
-        PlanError: the folder holds a run of another model or of other data.
+        PlanError: the folder holds a run of another model, of other data, or of data that were read otherwise.
     """
     if loss is None:
         loss = "lost" if all(any(sample.answer for sample in task.certification) for task in tasks) else "changed"
@@ -55,6 +58,7 @@ def start(
         revision=loaded.revision,
         geometry=geometry_of(loaded.model),
         data=tuple(task.record for task in tasks),
+        reading=reading,
         target=target,
         confidence=confidence,
         loss=loss,  # type: ignore[arg-type]
@@ -90,6 +94,12 @@ def _resumed(old: Run, new: Run, out: Path) -> Run:
                 f"{out} holds a run with {name} {getattr(old, name)}, and this one is with {getattr(new, name)}: give "
                 f"another folder."
             )
+    if old.reading != new.reading:
+        given = [str(run.reading) or "nothing" for run in (old, new)]
+        raise PlanError(
+            f"{out} holds a run whose data were read with {given[0]}, and this one's are with {given[1]}: give the "
+            f"options of before, or another folder."
+        )
     parts = [[(d.data, d.calibration, d.tuning, d.selection) for d in run.data] for run in (old, new)]
     if parts[0] != parts[1]:
         names = [" and ".join(f"{d.data}" for d in run.data) for run in (old, new)]

@@ -33,6 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from .. import files, weights
 from ..calibration.replay import Position
+from ..data import AS_IS, Reading
 from ..errors import PlanError
 from ..evaluation import Evaluation
 from ..geometry import Geometry
@@ -110,6 +111,7 @@ class Run(BaseModel):
         model, revision: as given, and its hub commit.
         geometry: of the model.
         data: the data sets, each in four parts.
+        reading: how they were read and scored, where they do not say it themselves.
         target, confidence: what the plan has to hold, and how sure that has to be.
         loss: what counts as a loss in the certificate: ``lost``, a right answer of the dense model that is now wrong,
             or ``changed``, where the data have no labels.
@@ -130,6 +132,7 @@ class Run(BaseModel):
     revision: str | None = None
     geometry: Geometry
     data: tuple[TaskData, ...] = Field(min_length=1)
+    reading: Reading = AS_IS
     target: Target
     confidence: float = Field(default=0.95, gt=0, lt=1)
     loss: Literal["lost", "changed"] = "lost"

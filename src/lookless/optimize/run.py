@@ -366,8 +366,9 @@ def halves(samples: Samples) -> tuple[Samples, Samples]:
 
 
 def _is_of(evaluation: Evaluation, task: Task, plan: Plan | None = None) -> bool:
-    """Whether it is of these samples, and of this plan if one is given."""
-    same = evaluation.data_hash == task.certification.hash
+    """Whether it is of these samples, scored alike, and of this plan if one is given."""
+    samples = task.certification
+    same = (evaluation.data_hash, evaluation.metric) == (samples.hash, samples.metric)
     return same and (plan is None or evaluation.plan_hash == plan.hash)
 
 

@@ -14,8 +14,9 @@ from itertools import accumulate, pairwise
 from .. import reference
 from ..answers import scored_by
 from ..certification.independent import image_files, one_by_one, one_per_image
-from ..data import Sample, Samples, load_data
+from ..data import AS_IS, Reading, Sample, Samples
 from ..errors import DataError
+from ..loading import Loaded
 from .folder import Part, TaskData, task_names
 
 PARTS = ("calibration", "tuning", "selection", "certification")
@@ -56,6 +57,16 @@ class Task:
     certification: Samples
 
     @property
+    def bad(self) -> tuple[str, ...]:
+        """What is wrong with each sample that was skipped."""
+        return tuple(dict.fromkeys(one for part in PARTS for one in getattr(self, part).bad))
+
+    def fitting(self, loaded: Loaded) -> Task:
+        """Without the samples that the model's processor refuses. Raises: DataError: none of a part is left."""
+        parts = {part: loaded.fitting(getattr(self, part)) for part in PARTS}
+        return replace(self, **parts)  # type: ignore[arg-type]
+
+    @property
     def record(self) -> TaskData:
         parts = {name: _part(getattr(self, name)) for name in PARTS}
         return TaskData(task=self.name, data=self.data, **parts)
@@ -65,12 +76,15 @@ def _part(samples: Samples) -> Part:
     return Part(hash=samples.hash, sample_hashes=samples.hashes)
 
 
-def split(model: str, data: Sequence[str], sizes: Sizes, *, seed: int = 0) -> list[Task]:
+def split(model: str, data: Sequence[str], sizes: Sizes, *, seed: int = 0, reading: Reading = AS_IS) -> list[Task]:
     """Each of ``data`` in four parts.
 
     A reference task has splits: the last part is of the one, the others are of the other, and as many as
     are wanted. A file has the samples that it has: they are drawn by ``seed``, equally many of each of its tasks, and
     if they are too few, each part has its share of them. ``reference`` is all tasks that ``model`` knows.
+
+    Args:
+        reading: how data are read and scored, where they do not say it themselves.
 
     Raises:
         DataError: no such data, the same data twice, or a file of too few different prompts with an image.
@@ -79,20 +93,22 @@ def split(model: str, data: Sequence[str], sizes: Sizes, *, seed: int = 0) -> li
     if len(set(wheres)) < len(wheres):
         twice = next(where for where in wheres if wheres.count(where) > 1)
         raise DataError(f"{twice} is given twice: give each data set once.")
-    return [_task(name, where, sizes, seed) for name, where in zip(task_names(wheres), wheres, strict=True)]
+    pairs = zip(task_names(wheres), wheres, strict=True)
+    return [_task(name, where, sizes, seed, reading) for name, where in pairs]
 
 
 def _expanded(where: str, model: str) -> list[str]:
     return [f"reference:{task}" for task in reference.tasks_of(model)] if where == "reference" else [where]
 
 
-def _task(name: str, where: str, sizes: Sizes, seed: int) -> Task:
+def _task(name: str, where: str, sizes: Sizes, seed: int, reading: Reading) -> Task:
     if where.startswith("reference:"):
-        drawn = load_data(where, split="calibration", limit=sum(sizes.seen))
-        test = load_data(where, split="test", limit=sizes.certification)
+        drawn = reading.load(where, split="calibration", limit=sum(sizes.seen))
+        drawn = scored_by(drawn, one_by_one(drawn.metric, where))
+        test = reading.load(where, limit=sizes.certification)
         known = set(drawn.hashes)
         return _made(name, where, drawn, sizes.seen, [item for item in test if item.hash not in known])
-    drawn = load_data(where, split="calibration", limit=None, seed=seed)
+    drawn = reading.load(where, split="calibration", seed=seed)
     drawn = scored_by(drawn, one_by_one(drawn.metric, where))  # before the work, which may take hours
     items = _different(drawn.items)
     if not any(item.pictures for item in items):

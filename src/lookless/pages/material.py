@@ -11,6 +11,7 @@ from ..calibration.attention_maps import AttentionProfiles
 from ..calibration.gradients import DIAGNOSTICS
 from ..calibration.kept_tokens import KeptTokens
 from ..certification.certificate import Certificate
+from ..data import AS_IS, Reading
 from ..errors import LooklessError
 from ..evaluation import Evaluation
 from ..geometry import Geometry
@@ -70,6 +71,7 @@ class Material:
         others: other methods on the same questions.
         kept_tokens: which visual tokens ``examined`` leaves alive.
         data: where samples are, by task: a file, or ``reference:TASK``.
+        reading: how they are read and scored.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Material:
     attention: AttentionProfiles | None = None
     kept_tokens: KeptTokens | None = None
     data: Mapping[str, str] = field(default_factory=dict)
+    reading: Reading = AS_IS
 
     @property
     def tasks(self) -> tuple[str, ...]:

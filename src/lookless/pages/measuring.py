@@ -11,7 +11,7 @@ from ..calibration.attention_maps import AttentionProfiles, attention_profile
 from ..calibration.gradients import diagnose
 from ..calibration.kept_tokens import KeptTokens, drops_tokens, kept_tokens
 from ..calibration.replay import Position
-from ..data import Samples, load_data
+from ..data import Samples
 from ..errors import DataError, LooklessError, first_line, is_out_of_memory
 from ..evaluation import Answer, Evaluation, evaluate
 from ..loading import Loaded
@@ -87,8 +87,10 @@ def measured(
         raise DataError(
             "nothing here names data, so there is nothing to measure on: give scores or an evaluation, too."
         )
-    album = Album(material.data)
-    few = {task: load_data(where, split="calibration", limit=samples) for task, where in material.data.items()}
+    album, reading = Album(material.data, material.reading), material.reading
+    few = {task: reading.load(where, split="calibration", limit=samples) for task, where in material.data.items()}
+    if reading.skip_bad:
+        few = {task: loaded.fitting(some, progress) for task, some in few.items()}
     log(f"looking at {sum(map(len, few.values()))} samples")
     profiles = {task: attention_profile(loaded, some, progress=progress) for task, some in few.items()}
     material = replace(material, attention=AttentionProfiles(model=loaded.name, profiles=profiles))
@@ -202,10 +204,11 @@ def _asked(
             continue
         path = folder / f"{task}.json"
         old = files.load(path, Evaluation, DataError, 1) if path.exists() else None
-        if old is None or (old.plan_hash, old.data_hash) != (plan.hash, samples.hash):
+        wanted = plan.hash, samples.hash, evaluation.metric
+        if old is None or (old.plan_hash, old.data_hash, old.metric) != wanted:
             dense = {one.sample_hash: one.dense for one in answers}
             known = [dense[sample.hash] for sample in samples]
-            old = evaluate(loaded, samples, plan, batch=batch, dense=known, progress=progress)
+            old = evaluate(loaded, samples, plan, batch=batch, dense=known, metric=evaluation.metric, progress=progress)
             files.write_text(path, files.dump(old))
         found[task] = old
     return material.other(folder.name, plan, found)

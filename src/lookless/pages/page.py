@@ -53,7 +53,7 @@ def page(material: Material) -> str:
         loader=PackageLoader("lookless.pages"), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
     )
     environment.filters["clean"] = clean
-    album = Album(material.data)
+    album = Album(material.data, material.reading)
     style, script = _text("page.css"), _text("page.js")
     return environment.get_template("page.html.j2").render(
         title=material.model or "a model",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from ..data import Sample, load_data
+from ..data import AS_IS, Reading, Sample
 from ..errors import DataError
 
 #: Pixels of the longer side of an image, and bytes of one.
@@ -22,9 +22,11 @@ class Album:
 
     Attributes:
         data: where to load them: a file, or ``reference:TASK``.
+        reading: how they are read.
     """
 
     data: Mapping[str, str]
+    reading: Reading = AS_IS
     _found: dict[str, dict[str, Sample]] = field(default_factory=dict, init=False)
 
     def samples(self, task: str, wanted: Collection[str]) -> dict[str, Sample]:
@@ -40,7 +42,7 @@ class Album:
         # A reference task is endless: so many are drawn.
         endless = where == "reference" or where.startswith("reference:")
         for limit in (100, 600) if endless else (None,):
-            for sample in load_data(where, limit=limit) if left else ():
+            for sample in self.reading.load(where, limit=limit) if left else ():
                 if sample.hash in left:
                     found[sample.hash] = sample
                     left.discard(sample.hash)

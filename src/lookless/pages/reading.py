@@ -14,6 +14,7 @@ from ..bench.latency import LatencyTable
 from ..calibration.attention_maps import AttentionProfiles
 from ..calibration.kept_tokens import KeptTokens
 from ..certification.certificate import Certificate
+from ..data import Reading
 from ..errors import LooklessError
 from ..evaluation import Evaluation
 from ..optimize.folder import Chain, Folder, Run
@@ -30,7 +31,7 @@ MOST_POINTS = 40
 Record = TypeVar("Record", bound=BaseModel)
 
 
-def read(where: Sequence[Path], places: Sequence[str] = ()) -> Material:
+def read(where: Sequence[Path], places: Sequence[str] = (), reading: Reading | None = None) -> Material:
     """The material in the folder of a run and in other evaluations beside it; or in scores, evaluations, plans and
     other files given one by one.
 
@@ -38,6 +39,7 @@ def read(where: Sequence[Path], places: Sequence[str] = ()) -> Material:
         where: the folder, or the files.
         places: where the samples are, if not where the files say: TASK=DATA, or the data of the only task, or of the
             one that has the file's name.
+        reading: how samples are read, if not as the run says.
 
     Raises:
         LooklessError: a file is missing, damaged or none of ours; the files are of different models; or a place is of
@@ -49,7 +51,8 @@ def read(where: Sequence[Path], places: Sequence[str] = ()) -> Material:
             material = _with_answers(material, path, _record(path))
     else:
         material = _loose(where)
-    return replace(material.checked(), data={**material.data, **_placed(material.data, places)})
+    data = {**material.data, **_placed(material.data, places)}
+    return replace(material.checked(), data=data, reading=reading or material.reading)
 
 
 def _placed(known: Mapping[str, str], places: Sequence[str]) -> dict[str, str]:
@@ -96,6 +99,7 @@ def read_run(root: Path) -> Material:
         attention=_present(root / ATTENTION, AttentionProfiles),
         kept_tokens=_present(root / KEPT, KeptTokens),
         data={data.task: data.data for data in run.data},
+        reading=run.reading,
     )
     return replace(material, others=_methods(root / METHODS, material))
 

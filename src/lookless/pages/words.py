@@ -163,7 +163,7 @@ def facts(material: Material) -> tuple[tuple[str, str], ...]:
 def hints(material: Material) -> dict[str, str]:
     """For each section the command that makes what it shows."""
     model = shlex.quote(material.model or "MODEL")
-    data = shlex.quote(next(iter(material.data.values()), "DATA"))
+    data = f"{shlex.quote(next(iter(material.data.values()), 'DATA'))} {material.reading}".strip()
     evaluate = f"lookless eval {model} --data {data} --plan PLAN_DIR --json > answers.json"
     whole = f"lookless optimize {model} --data {data} --retention 0.99 --out {_folder(material)}"
     more = f"lookless report {shlex.quote(material.name) if material.run else 'FILES'} --samples 4"
