@@ -81,7 +81,8 @@ def liveness(
         row, owner = rows[layer], owners[layer]
         if states.visual == "none":
             row = row.model_copy(update={"attention": Skip(), "ffn": Skip()})
-        keys[owner] = _either(keys[owner], _keys_read(row.work, states))
+        is_gone = owner != layer and any(above.keep.withdraws for above in rows[: layer + 1])
+        keys[owner] = _either(keys[owner], _keys_read(row.work, states, is_gone))
         if owner == layer and cached:
             keys[layer] = _either(keys[layer], _whole(row.work.cached))
         found.append(Read(row, states, keys[layer] if owner == layer else NONE))
@@ -107,12 +108,16 @@ def without_idle_ranks(rows: Sequence[LayerPlan]) -> tuple[LayerPlan, ...]:
     return tuple(found)
 
 
-def _keys_read(work: LayerWork, states: RowSet) -> RowSet:
-    """The keys that a layer's queries read, of rows whose ``states`` are."""
+def _keys_read(work: LayerWork, states: RowSet, is_gone: bool) -> RowSet:
+    """The keys that a layer's queries read, of rows whose ``states`` are; the image ``is_gone`` whose keys an earlier
+    layer may have made."""
     read = NONE
     for part in work.attention:
-        if _at_most(part.query, states.text) != NONE:
-            read = _either(read, _whole(part.key))
+        query, key = _at_most(part.query, states.text), _whole(part.key)
+        if is_gone:
+            query, key = query._replace(visual="none"), key._replace(visual="none")
+        if query != NONE:
+            read = _either(read, key)
     return read
 
 

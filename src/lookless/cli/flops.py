@@ -114,8 +114,8 @@ def _table(title: str, costs: dict[str, Prefill]) -> Table:
     table = Table(
         title=title,
         caption="visual only: projections, FFN and mutual attention of visual tokens\n"
-        "the dense model and the plan are counted with dead work, as papers do; what runs is without it,\n"
-        "and keeps the logits of one row, as generate does",
+        "the dense model and the plan are counted with dead work, as papers do;\n"
+        "what runs is without it, and returns the logits of one row, as in generate",
     )
     reads = ("experts read",) if costs["dense"].experts else ()
     for head in ("", "prefill TFLOPs", "kept", "visual only TFLOPs", "kept", *reads):
