@@ -21,6 +21,7 @@ from lookless.bench.prefill_report import (
 )
 from lookless.bench.prefill_results import STOCK, PrefillSeries
 from lookless.bench.subjects import subject_of_geometry
+from lookless.cli.bench import LIVENESS
 from lookless.cli.main import app
 from lookless.errors import ModelError
 from lookless.flops import prefill
@@ -37,7 +38,7 @@ def test_the_command(tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     sweep = PrefillSeries.model_validate_json((tmp_path / "out" / "bench.json").read_text())
     assert [(r.visual, r.batch) for r in sweep.reports] == [(16, 1), (16, 2), (32, 1), (32, 2)]
-    assert [t.name for t in sweep.reports[0].timed] == [STOCK, "v-skip"]
+    assert [t.name for t in sweep.reports[0].timed] == [STOCK, LIVENESS, "v-skip"]
     assert sweep.reports[0].geometry == SMALL.model_copy(update={"model_type": "llava", "layers": 2})
     assert "a plan is faster than stock from" in done.output
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"bench.json", "bench.md", "bench.png"}
@@ -92,12 +93,15 @@ def test_a_geometry_of_ones_own(tmp_path):
     assert cut_note(whole) == ""
     [cut] = timed("--geometry", tmp_path, "--layers", 4, "--method", "shortv", *size).reports
     assert cut.whole_layers == 8
-    plan = METHODS["shortv"].sample(mine)
-    kept = prefill(mine, visual=12, text=4, plan=plan.live()).total / prefill(mine, visual=12, text=4).total
-    assert [t.whole_flops_kept for t in cut.timed] == [1.0, pytest.approx(kept)]
+    stock = prefill(mine, visual=12, text=4).total
+    alone, kept = (
+        prefill(mine, visual=12, text=4, plan=plan, kept=1).total / stock
+        for plan in (Plan.full(mine).live(), METHODS["shortv"].sample(mine))
+    )
+    assert [t.whole_flops_kept for t in cut.timed] == [1.0, pytest.approx(alone), pytest.approx(kept)]
     told = cut_note(cut)
     assert "One layer in 4 is the last one here" in told
-    assert f"one in 8. Kept of the whole model's FLOPs: shortv {kept:.1%}." in told
+    assert f"one in 8. Kept of the whole model's FLOPs: {LIVENESS} {alone:.1%}, shortv {kept:.1%}." in told
     assert told in document(PrefillSeries.of([cut]), "x.png")
     printed = Console(width=80, file=io.StringIO())
     printed.print(*bench_tables(cut))
@@ -114,7 +118,7 @@ def test_prompts_of_ones_own(tmp_path):
     sweep = timed("reference", "--data", tmp_path / "mine.jsonl", "--method", "v-skip")
     assert [(r.visual, r.data) for r in sweep.reports] == [(144 * n, "mine.jsonl") for n in (1, 2, 3)]
     assert len({r.text for r in sweep.reports}) == 3
-    assert {(b.along, b.name) for b in sweep.break_even} == {("visual", "v-skip")}
+    assert {(b.along, b.name) for b in sweep.break_even} == {("visual", LIVENESS), ("visual", "v-skip")}
     [every] = timed("reference", "--data", tmp_path / "mine.jsonl", "--method", "v-skip", "--batch", 4).reports
     assert (every.visual, every.batch) == (288, 4)
     assert every.of("v-skip").lower_bound_ms is None, "a lower bound has the shapes of one prompt"

@@ -105,7 +105,7 @@ def test_trace_is_what_the_plan_predicts(name, plan):
         visual = arguments["attention_mask"].bool() & ~text
         expected = [dict.fromkeys(("query", "key", "ffn"), 0) for _ in range(LAYERS)]
         for v, t in zip(visual.sum(1).tolist(), text.sum(1).tolist(), strict=True):
-            for row, more in zip(expected, STATIC[plan].live().rows(visual=v, text=t), strict=True):
+            for row, more in zip(expected, STATIC[plan].rows(visual=v, text=t, kept=1), strict=True):
                 row.update({k: row[k] + more[k] for k in row})
         with apply(model, STATIC[plan]), trace(model) as counted:
             model(**arguments, logits_to_keep=1)

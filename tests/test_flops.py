@@ -260,7 +260,8 @@ def test_formula_is_pytorchs_own_count(variant, plan):
         visual=VISUAL,
         text=before + after,
         before=before,
-        plan=plan if plan.is_full else plan.live(),
+        plan=plan,
+        kept=1,
     )
     assert decoder == expected.total
 
@@ -275,9 +276,9 @@ def test_formula_and_rows_are_what_is_counted_of_random_plans():
         with apply(model, plan), trace(model) as traced, sdpa_kernel(SDPBackend.MATH), counter:
             model(**arguments, logits_to_keep=1)
         counted = counted_in_decoder(counter)
-        expected = prefill(geometry_of(model), visual=VISUAL, text=before + after, before=before, plan=plan.as_run)
+        expected = prefill(geometry_of(model), visual=VISUAL, text=before + after, before=before, plan=plan, kept=1)
         assert counted == expected.total, f"plan {number}\n{plan}"
-        assert tuple(traced.layers) == plan.as_run.rows(VISUAL, before + after), f"plan {number}\n{plan}"
+        assert tuple(traced.layers) == plan.rows(VISUAL, before + after, kept=1), f"plan {number}\n{plan}"
 
 
 def test_before_changes_skipped_layers_only():

@@ -79,7 +79,7 @@ def test_text_and_visual_tokens_are_apart_where_they_attend_to_different_keys():
 
     assert parts() == (AttentionPart(LIVE, LIVE),)
     assert parts(attention=Skip()) == parts(attention=Top(0)) == (AttentionPart(TEXT, LIVE),)
-    assert parts(attention=SOME) == (AttentionPart(RowSet(True, SOME), LIVE),)
+    assert parts(attention=SOME) == (AttentionPart(RowSet("all", SOME), LIVE),)
     assert parts(attention=Window(3)) == (AttentionPart(TEXT, LIVE), AttentionPart(VISUAL, LIVE, Window(3)))
     assert parts(visible=Skip()) == (AttentionPart(TEXT, TEXT), AttentionPart(VISUAL, LIVE))
     assert parts(visible=Skip(), attention=Skip()) == (AttentionPart(TEXT, TEXT),)

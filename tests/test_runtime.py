@@ -172,10 +172,10 @@ def test_a_chunk_that_is_all_image(model):
 def test_trace_is_what_the_plan_predicts(model, plan):
     with apply(model, plan), trace(model) as counted:
         model(**BATCHES["two images"](), logits_to_keep=1)
-        assert counted.layers == list(plan.live().rows(visual=2 * VISUAL, text=13))
+        assert counted.layers == list(plan.rows(visual=2 * VISUAL, text=13, kept=1))
         counted.clear()
         model(**BATCHES["batch alike"](), logits_to_keep=1)
-    assert counted.layers == [{k: 2 * v for k, v in row.items()} for row in plan.live().rows(visual=VISUAL, text=12)]
+    assert counted.layers == [{k: 2 * v for k, v in row.items()} for row in plan.rows(visual=VISUAL, text=12, kept=1)]
 
 
 @torch.no_grad()

@@ -91,11 +91,19 @@ def _ffn(g: Geometry, index: int, rows: float, probe: float) -> float:
 
 
 def prefill(
-    geometry: Geometry, *, visual: float, text: float, plan: Plan | None = None, before: float | None = None
+    geometry: Geometry,
+    *,
+    visual: float,
+    text: float,
+    plan: Plan | None = None,
+    before: float | None = None,
+    kept: float | None = None,
 ) -> Prefill:
     """FLOPs of the prefill of one prompt with ``visual`` and ``text`` tokens (means over a data set may be fractions).
 
-    The plan is priced as it is written, dead work included, as the papers do; ``plan.live()`` prices what runs.
+    The plan is priced as it is written, dead work included, as the papers do. Given ``kept``, what runs is priced: a
+    call that returns the logits of so many text rows, one in ``generate``, in which dead work is skipped
+    (:meth:`lookless.Plan.works`).
 
     ``before`` is how many of the text tokens come before the (one) image. The papers count every query over all keys
     it may be shown, and a :class:`~lookless.cells.Window` to the token. Given ``before``, what the runtime computes for
@@ -117,50 +125,56 @@ def prefill(
         PlanMismatchError: the plan is for another architecture.
         PlanError: a negative count, or the plan is not static.
     """
-    if visual < 0 or text < 0 or not 0 <= (before or 0) <= text:
-        raise PlanError(f"token counts must not be negative: visual {visual}, text {text}, of it before {before}.")
+    if visual < 0 or text < 0 or not 0 <= (before or 0) <= text or not 0 <= (kept or 0) <= text:
+        raise PlanError(
+            f"token counts must not be negative: visual {visual}, text {text}, of it before {before}, kept {kept}."
+        )
     plan = plan or Plan.full(geometry)
     plan.check(geometry)
     return Prefill(
-        total=sum(_layers(geometry, plan, visual, text, before)),
-        visual=sum(_layers(geometry, plan, visual, 0, None)),
-        experts=_experts(geometry, plan, visual, text),
+        total=sum(_layers(geometry, plan, visual, text, before, kept)),
+        visual=sum(_layers(geometry, plan, visual, 0, None, None if kept is None else 0)),
+        experts=_experts(geometry, plan, visual, text, kept),
     )
 
 
-def _layers(g: Geometry, plan: Plan, visual: float, text: float, before: float | None) -> Iterator[float]:
+def _layers(
+    g: Geometry, plan: Plan, visual: float, text: float, before: float | None, kept: float | None
+) -> Iterator[float]:
     """FLOPs of each layer under ``plan``."""
-    each = zip(plan.layers, plan.rows(visual, text), plan.alive(visual), strict=True)
-    for index, (row, rows, alive) in enumerate(each):
-        work, ffn, probe = row.work, rows["ffn"], 0.0
+    works = plan.works(kept=kept is not None)
+    each = zip(works, plan.rows(visual, text, kept), plan.alive(visual), strict=True)
+    for index, (work, rows, alive) in enumerate(each):
+        ffn, probe = rows["ffn"], 0.0
         if work.neurons is not None and alive:
             ffn += alive * work.neurons.channels(g.intermediate) / g.intermediate
             probe = work.neurons.probes(alive)
-        count = _Count(text, visual, alive, before)
+        count = _Count(text, visual, alive, before, kept or 0)
         count_pairs = count.pairs if g.delta_of(index) is None else count.scanned
         pairs = sum(map(count_pairs, work.attention))
         maps = sum(4 * alive * g.hidden * cell.inner for cell in work.affine)
         yield layer(g, index, query=rows["query"], key=rows["key"], ffn=ffn, pairs=pairs, probe=probe) + maps
 
 
-def _experts(g: Geometry, plan: Plan, visual: float, text: float) -> float:
+def _experts(g: Geometry, plan: Plan, visual: float, text: float, kept: float | None) -> float:
     """As :attr:`Prefill.experts`."""
-    layers = ((g.experts_of(index), rows["ffn"]) for index, rows in enumerate(plan.rows(visual, text)))
+    layers = ((g.experts_of(index), rows["ffn"]) for index, rows in enumerate(plan.rows(visual, text, kept)))
     return sum(experts.read(ffn) for experts, ffn in layers if experts is not None)
 
 
 @dataclass(frozen=True)
 class _Count:
     """Counts the scores of one prompt: ``text`` tokens, ``before`` of them before the image if that is known, and
-    ``alive`` of ``visual`` tokens."""
+    ``alive`` of ``visual`` tokens; of the text, ``kept`` tokens at the end."""
 
     text: float
     visual: float
     alive: float
     before: float | None
+    kept: float
 
     def rows(self, rows: RowSet) -> float:
-        return rows.size(text=self.text, visual=self.visual, alive=self.alive)
+        return rows.size(text=self.text, visual=self.visual, alive=self.alive, kept=self.kept)
 
     def scanned(self, part: AttentionPart) -> float:
         """Rows that a scan of a gated delta rule goes over for one part; none where nobody would read."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,15 +26,19 @@ VisibleCell = Annotated[Full | Skip | Sink, Field(discriminator="kind")]
 DecodeCell = Annotated[Full | Skip | Top, Field(discriminator="kind")]
 
 
+#: Which text tokens: those are ``kept`` whose logits a call returns.
+Words = Literal["none", "kept", "all"]
+
+
 class RowSet(NamedTuple):
     """Some tokens of each prompt, by what they are.
 
     Attributes:
-        text: whether text tokens are among them.
+        text: which text tokens are among them.
         visual: which of the living visual tokens are.
     """
 
-    text: bool
+    text: Words
     visual: Part
 
     @property
@@ -42,13 +46,15 @@ class RowSet(NamedTuple):
         """The cell that chooses its visual tokens; None where it has all or none."""
         return self.visual if isinstance(self.visual, Choice) else None
 
-    def size(self, *, text: float, visual: float, alive: float) -> float:
-        """How many rows of a prompt with ``text`` tokens, in which ``alive`` of ``visual`` visual tokens are left."""
+    def size(self, *, text: float, visual: float, alive: float, kept: float = 0) -> float:
+        """How many rows of a prompt with ``text`` tokens, the logits of ``kept`` of which are returned, and in which
+        ``alive`` of ``visual`` visual tokens are left."""
         chosen = min(alive, self.choice.of(visual)) if self.choice else alive if self.visual == "all" else 0
-        return chosen + (text if self.text else 0)
+        return chosen + {"none": 0, "kept": kept, "all": text}[self.text]
 
 
-TEXT, VISUAL, LIVE = RowSet(True, "none"), RowSet(False, "all"), RowSet(True, "all")
+NONE, KEPT, TEXT = (RowSet(words, "none") for words in ("none", "kept", "all"))
+VISUAL, LIVE = RowSet("none", "all"), RowSet("all", "all")
 
 
 @dataclass(frozen=True)
@@ -172,8 +178,8 @@ class LayerPlan(BaseModel):
         return LayerWork(
             attention=parts,
             key=LIVE if any(part.key == LIVE for part in parts) else TEXT,
-            cached=TEXT if self.visible.skips else RowSet(True, self.decode.visual),
-            ffn=RowSet(True, self.ffn.visual),
+            cached=TEXT if self.visible.skips else RowSet("all", self.decode.visual),
+            ffn=RowSet("all", self.ffn.visual),
             neurons=self.ffn.neurons,
             attention_affine=self.attention.affine,
             ffn_affine=self.ffn.affine,
@@ -187,9 +193,9 @@ def _attention(row: LayerPlan) -> tuple[AttentionPart, ...]:
     """Text and visual rows together, or apart where they do not attend to the same."""
     queries, window = row.attention.visual, row.attention.window
     if row.visible.is_full and window is None:
-        return (AttentionPart(RowSet(True, queries), LIVE),)
-    text = AttentionPart(TEXT, RowSet(True, row.visible.visual), is_sink=row.visible.is_sink)
-    return (text,) if queries == "none" else (text, AttentionPart(RowSet(False, queries), LIVE, window))
+        return (AttentionPart(RowSet("all", queries), LIVE),)
+    text = AttentionPart(TEXT, RowSet("all", row.visible.visual), is_sink=row.visible.is_sink)
+    return (text,) if queries == "none" else (text, AttentionPart(RowSet("none", queries), LIVE, window))
 
 
 def spans(layers: Iterable[int]) -> list[str]:

@@ -32,11 +32,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from . import files
-from .cells import Cell, Full, Skip
+from .cells import Cell, Skip
 from .errors import PlanError, PlanMismatchError
 from .geometry import Geometry
-from .layer_plan import COLUMNS, LayerPlan
+from .layer_plan import COLUMNS, KEPT, TEXT, LayerPlan, LayerWork
 from .limits import check_cells
+from .liveness import liveness, without_idle_ranks
 from .ranks import RANKS
 from .sets import check_one_plan
 from .version import __version__
@@ -231,31 +232,23 @@ class Plan(BaseModel):
     def live(self) -> Plan:
         """This plan without dead work; what is left gives text the same states, to the bit.
 
-        From the last layer down: a visual token's attention and FFN in a layer are dead work if no later layer uses
-        that token as a key row. So in every model the last layer's are, and so are those of the layer before a
+        A visual token's attention and FFN in a layer are dead work if no later layer uses that token as a key row
+        (:mod:`lookless.liveness`). So in every model the last layer's are, and so are those of the layer before a
         withdrawal, and of a run of layers at the end in which text attends to no visual key. A rank is dead work where
         all visual tokens are withdrawn, or none is wanted.
         """
-        rows, read = self._without_idle_ranks(), False
-        for layer in reversed(range(len(rows))):
-            row = rows[layer]
-            if not read:
-                rows[layer] = row = _row({**dict(row), "attention": Skip(), "ffn": Skip()})
-            read = not row.keep.withdraws and (read or row.work.reads_visual_keys or bool(row.ranks))
-        return Plan(**{**dict(self), "layers": tuple(rows)})
+        reads = liveness(without_idle_ranks(self.layers), TEXT)
+        return Plan(**{**dict(self), "layers": tuple(read.row for read in reads)})
 
-    def _without_idle_ranks(self) -> list[LayerPlan]:
-        """The layers, without ranks that choose nothing, or among nothing."""
-        rows, gone = [], False
-        for row in self.layers:
-            idle: dict[str, Cell] = {"keep": Full()} if gone and not row.keep.withdraws else {}
-            gone = gone or row.keep.withdraws
-            for column in ("attention", "ffn", "visible", "decode"):
-                cell = getattr(row, column)
-                if cell.skips or (gone and cell.ranks_by):
-                    idle[column] = Skip()
-            rows.append(_row({**dict(row), **idle}) if idle else row)
-        return rows
+    def works(self, *, kept: bool = False) -> tuple[LayerWork, ...]:
+        """What each layer computes under this plan, dead work included.
+
+        ``kept``: what runs in a call that returns the logits of some text rows alone, as ``generate`` does: no dead
+        work, and in the last layer no text row but these. Under a full plan the stock model runs, and every row.
+        """
+        if not kept or self.is_full:
+            return tuple(row.work for row in self.layers)
+        return tuple(read.work for read in liveness(self.live().layers, KEPT))
 
     @property
     def as_run(self) -> Plan:
@@ -263,18 +256,25 @@ class Plan(BaseModel):
         ``logits_to_keep=1``, for prompts that end in text): itself if it is full, else :meth:`live`."""
         return self if self.is_full else self.live()
 
-    def rows(self, visual: float, text: float) -> tuple[dict[str, float], ...]:
+    def rows(self, visual: float, text: float, kept: float | None = None) -> tuple[dict[str, float], ...]:
         """Per layer, how many tokens of a prompt are ``query``, ``key`` and ``ffn`` rows under this plan.
 
         The prices of :mod:`lookless.flops` are of these rows, and ``lookless.trace`` counts them. Means over prompts
-        may be fractions.
+        may be fractions. Given ``kept``, those that run in a call that returns the logits of so many of the text rows
+        (:meth:`works`).
+
+            >>> from lookless import Plan
+            >>> Plan.full(2).rows(visual=576, text=66)[-1]
+            {'query': 642, 'key': 642, 'ffn': 642}
+            >>> Plan.full(2).live().rows(visual=576, text=66, kept=1)[-1]
+            {'query': 1, 'key': 642, 'ffn': 1}
 
         Raises:
             PlanError: the plan is not static.
         """
         counts = []
-        for row, alive in zip(self.layers, self.alive(visual), strict=True):
-            work, tokens = row.work, {"text": text, "visual": visual, "alive": alive}
+        for work, alive in zip(self.works(kept=kept is not None), self.alive(visual), strict=True):
+            tokens = {"text": text, "visual": visual, "alive": alive, "kept": kept or 0}
             query = sum(part.query.size(**tokens) for part in work.attention)
             counts.append({"query": query, "key": work.key.size(**tokens), "ffn": work.ffn.size(**tokens)})
         return tuple(counts)

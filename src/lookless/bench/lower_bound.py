@@ -31,7 +31,8 @@ def lower_bound_of(located: Located, prompts: Prompts, plan: Plan | None) -> Cal
     weights, and every attention call, on random numbers. No norm, rotary embedding, residual, gather, mask or cache,
     and no scan of a state.
 
-    ``plan`` None is the stock model. What a rank decides is decided at random, and its own cost is not unavoidable.
+    ``plan`` None is the stock model. Under a plan the text rows of the last layer are those of ``prompts.kept``, where
+    it says some. What a rank decides is decided at random, and its own cost is not unavoidable.
 
     Raises:
         PlanError: the plan filters by what it sees, so its shapes are not known.
@@ -40,8 +41,8 @@ def lower_bound_of(located: Located, prompts: Prompts, plan: Plan | None) -> Cal
         raise PlanError("a plan that filters has no shapes known beforehand, so its lower bound cannot be timed.")
     steps: list[Callable[[], Any]] = []
     run_plan = (plan or Plan.full(located.geometry)).as_run
-    alive_in = run_plan.alive(len(prompts.first[0]))
-    for layer, row, alive in zip(located.layers, run_plan.layers, alive_in, strict=True):
+    works, alive_in = run_plan.works(kept=prompts.kept is not None), run_plan.alive(len(prompts.first[0]))
+    for layer, work, alive in zip(located.layers, works, alive_in, strict=True):
         if alive < len(prompts.alive[0]):
             generator = torch.Generator().manual_seed(0)
             prompts.keep(
@@ -50,7 +51,6 @@ def lower_bound_of(located: Located, prompts: Prompts, plan: Plan | None) -> Cal
                     for rows in prompts.alive
                 )
             )
-        work = row.work
         for choice in work.choices:  # which tokens a rank chooses changes no shape
             chosen = int(choice.of(len(prompts.first[0])))
             prompts.choose(choice, tuple(rows[:chosen] for rows in prompts.alive))
@@ -132,9 +132,9 @@ def _attention(module: Any, part: AttentionPart, prompts: Prompts, batch: int) -
         calls = window_calls(visual, key, prompts.visual, part.window.blocks, part.window.size)
         return [_call(module, batch, visual, key, calls)] if visual.count else []
     # Rows that a rank scatters are scored with all keys; text queried with them need not be.
-    together = part.query.text and part.query.choice is not None
+    together = part.query.text == "all" and part.query.choice is not None
     steps = []
-    for wanted in (TEXT, RowSet(False, part.query.visual)) if together else (part.query,):
+    for wanted in (TEXT, RowSet("none", part.query.visual)) if together else (part.query,):
         query = prompts.rows(wanted)
         if query.count:
             calls = causal_calls(query, key, scattered=wanted.choice is not None)

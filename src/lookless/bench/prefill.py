@@ -35,6 +35,8 @@ from .lower_bound import lower_bound_of
 from .prefill_results import STOCK, PlanTiming, PrefillReport, Spread
 from .timing import Clock, peak_mib, synchronise
 
+KEPT = 1  #: rows whose logits the timed prefill returns, as that of ``generate``
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -123,7 +125,7 @@ def _whole_kept(whole: Whole, visual: int, text: int) -> Iterator[tuple[str, flo
     yield STOCK, 1.0
     for name, plan in whole.plans.items():
         if plan.is_static:
-            yield name, flops.prefill(whole.geometry, visual=visual, text=text, plan=plan.as_run).total / full
+            yield name, flops.prefill(whole.geometry, visual=visual, text=text, plan=plan, kept=KEPT).total / full
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ class _Run:
         return median(mine / other for mine, other in zip(self.values("prefill"), others, strict=True))
 
     def _first_token(self, cache: Any) -> None:
-        self.model(**self.inputs, past_key_values=cache, logits_to_keep=1)
+        self.model(**self.inputs, past_key_values=cache, logits_to_keep=KEPT)
 
     def _cache(self) -> Any:
         return DynamicCache(config=self.model.config.get_text_config())
@@ -204,6 +206,7 @@ def _run(located: Located, model: nn.Module, plan: Plan | None, inputs: Mapping[
         return _Run(model, plan, inputs, None)
     fresh = prompts_of(located, dict(inputs))
     assert fresh is not None
+    fresh.read_only(KEPT)
     return _Run(model, plan, inputs, lower_bound_of(located, fresh, plan))
 
 
@@ -219,8 +222,8 @@ def _timing(
     name: str, run: _Run, stock: _Run, geometry: Geometry, prompts: Prompts, whole_kept: float | None
 ) -> PlanTiming:
     plan = Plan.full(geometry) if run.plan is None else run.plan
-    planned = _flops(geometry, prompts, plan.as_run) if plan.is_static else None
-    kept = None if planned is None else planned / _flops(geometry, prompts)
+    planned = _flops(geometry, prompts, plan) if plan.is_static else None
+    kept = None if planned is None else planned / _flops(geometry, prompts, Plan.full(geometry))
     time_kept, lower_bounds = run.ratio(stock.values("prefill")), run.values("lower_bound")
     return PlanTiming(
         name=name,
@@ -240,7 +243,7 @@ def _timing(
     )
 
 
-def _flops(geometry: Geometry, prompts: Prompts, plan: Plan | None = None) -> float:
+def _flops(geometry: Geometry, prompts: Prompts, plan: Plan) -> float:
     """Of all prompts together, from the formula."""
-    each = zip(prompts.counts, prompts.text, strict=True)
-    return sum(flops.prefill(geometry, visual=visual, text=len(text), plan=plan).total for visual, text in each)
+    each = zip(prompts.counts, map(len, prompts.text), strict=True)
+    return sum(flops.prefill(geometry, visual=v, text=t, plan=plan, kept=KEPT).total for v, t in each)

@@ -22,6 +22,7 @@ from ..plan import Plan
 from ..progress import track
 from ..runtime.families import locate
 from ..runtime.patching import applied
+from ..runtime.readers import blind
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Clock:
         synchronise()
         self._started = time.perf_counter()
 
+    @blind
     def _stop(self, *_: Any) -> None:
         synchronise()
         self.values_ms.append((time.perf_counter() - self._started) * 1e3)

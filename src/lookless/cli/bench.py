@@ -37,10 +37,12 @@ if TYPE_CHECKING:
     from ..bench.traffic_client import Served, Traffic
     from ..bench.traffic_results import TrafficReport
     from ..data import Reading
+    from ..geometry import Geometry
     from ..methods import Method
     from ..plan import Plan
 
 VISUAL, TEXT, REPEATS = 576, 66, 9
+LIVENESS = "liveness alone"
 METHODS = ("v-skip", "shortv", "vtw", "fastv")  #: timed where none is named
 #: Options that are for one engine alone.
 ENGINES = {
@@ -274,7 +276,7 @@ def _subject(
         reading=prompts.reading,
         sizes=sizes.images,
     )
-    return subject, plans | {name: method.sample(subject.geometry) for name, method in methods.items()}, None
+    return subject, plans | _made(methods, subject.geometry), None
 
 
 def _dummy(
@@ -288,14 +290,19 @@ def _dummy(
     cut = shape.cut(choice.layers).geometry
     for plan in plans.values():  # before the model is made
         plan.check(cut)
-    plans |= {name: method.sample(cut) for name, method in methods.items()}
-    whole = None
-    if cut != shape.geometry:
-        whole = prefill.Whole(shape.geometry, {name: method.sample(shape.geometry) for name, method in methods.items()})
+    plans |= _made(methods, cut)
+    whole = prefill.Whole(shape.geometry, _made(methods, shape.geometry)) if cut != shape.geometry else None
     subject = subjects.subject_of_geometry(
         name, layers=choice.layers, dtype=choice.dtype, device=device, visual=sizes.visual, text=sizes.text
     )
     return subject, {n: plan.model_copy(update={"geometry": subject.geometry}) for n, plan in plans.items()}, whole
+
+
+def _made(methods: Mapping[str, Method], geometry: Geometry) -> dict[str, Plan]:
+    """The methods' plans, after one that does nothing but skip what nobody reads."""
+    from ..plan import Plan
+
+    return {LIVENESS: Plan.full(geometry).live(), **{name: method.sample(geometry) for name, method in methods.items()}}
 
 
 def _print_sweep(sweep: PrefillSeries, out_dir: Path | None, as_json: bool) -> None:

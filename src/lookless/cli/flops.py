@@ -80,15 +80,20 @@ def _by_count(geometry: Geometry, name: str, words: list[str]) -> Plan:
 
 
 def _costs(geometry: Geometry, visual: float, text: float, plans: Mapping[str, Plan]) -> dict[str, Prefill]:
-    """Of the stock model, of each plan as papers count and as it runs, and of the model without dead work alone."""
+    """Of the stock model, of each plan as papers count and as it runs where one row's logits are kept, and of the model
+    without dead work alone: that of visual tokens, and all of it."""
     from ..flops import prefill
     from ..plan import Plan
 
-    rows = {"dense": Plan.full(geometry)}
+    kept, full = min(1, text), Plan.full(geometry)
+    rows: dict[str, tuple[Plan, float | None]] = {"dense": (full, None)}
     for name, plan in plans.items():
-        rows |= {name: plan, "as it runs" if len(plans) == 1 else f"{name}, as it runs": plan.as_run}
-    rows["liveness alone"] = Plan.full(geometry).live()
-    return {name: prefill(geometry, visual=visual, text=text, plan=row) for name, row in rows.items()}
+        rows |= {name: (plan, None), "as it runs" if len(plans) == 1 else f"{name}, as it runs": (plan, kept)}
+    rows |= {"liveness of visual tokens alone": (full.live(), None), "liveness alone": (full.live(), kept)}
+    return {
+        name: prefill(geometry, visual=visual, text=text, plan=plan, kept=rows_kept)
+        for name, (plan, rows_kept) in rows.items()
+    }
 
 
 def _record(costs: dict[str, Prefill]) -> dict[str, Any]:
@@ -109,7 +114,8 @@ def _table(title: str, costs: dict[str, Prefill]) -> Table:
     table = Table(
         title=title,
         caption="visual only: projections, FFN and mutual attention of visual tokens\n"
-        "the dense model and the plan are counted with dead work, as papers do; what runs is without it",
+        "the dense model and the plan are counted with dead work, as papers do;\n"
+        "what runs is without it, and returns the logits of one row, as in generate",
     )
     reads = ("experts read",) if costs["dense"].experts else ()
     for head in ("", "prefill TFLOPs", "kept", "visual only TFLOPs", "kept", *reads):

@@ -158,10 +158,10 @@ class Workspace:
             for item in items:
                 counted.clear()
                 inputs = self.loaded.inputs([item])
-                self.loaded.model(**inputs, logits_to_keep=1)
-                total += sum(flops.layer(self.geometry, index, **rows) for index, rows in enumerate(counted.layers))
                 prompts = prompts_of(locate(self.loaded.model), inputs)
                 assert prompts is not None
+                self.loaded.model(**inputs, logits_to_keep=prompts.text[0])  # as formulas count: all text is read
+                total += sum(flops.layer(self.geometry, index, **rows) for index, rows in enumerate(counted.layers))
                 withdrew += counted.layers[-1]["key"] == len(prompts.text[0])
         self.withdrew[plan.layers] = (
             f"the image was withdrawn before the last layer in {withdrew} of {len(items)} prompts"

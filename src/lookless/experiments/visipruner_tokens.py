@@ -151,7 +151,7 @@ def _trace(lab: Lab, task: str, plan: Plan) -> dict[str, tuple[float, ...]]:
     for prompt in visual_prompts(lab.loaded, lab.draw(task), "", "last", False):
         visual, text = prompt.lengths
         with apply(model, plan), trace(model) as counted:
-            model(**prompt.inputs, logits_to_keep=1)
+            model(**prompt.inputs, logits_to_keep=(~prompt.visual).nonzero().flatten())  # all text is read
         alive = _alive(plan, counted.layers, visual, text)
         found["visual"].append(float(visual))
         found["dense pairs"].append(float(lab.layers * ((visual + text) ** 2 - text**2)))

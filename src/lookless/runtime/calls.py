@@ -89,7 +89,7 @@ def causal_calls(query: Rows, key: Rows, *, scattered: bool = False) -> list[Cal
         calls, at = [], q_start
         for start, end in runs:
             mask = None
-            if start > 0:
+            if start > 0 and end - start > 1:
                 ends = torch.arange(start, end, device=query.device)
                 mask = torch.arange(end, device=query.device)[None, :] <= ends[:, None]
             calls.append(Call(slice(at, at + end - start), (slice(k_start, k_start + end),), mask))

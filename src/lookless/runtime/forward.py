@@ -31,7 +31,7 @@ class Step:
         work: what the layer computes under it.
         prunes: some visual tokens are dropped or chosen at its input.
         wants_record: a rank of the next layer reads what it computes.
-        is_full: nothing is planned in it.
+        is_full: nothing is planned in it, and all of it is read.
     """
 
     row: LayerPlan
@@ -41,13 +41,16 @@ class Step:
     is_full: bool
 
 
-def steps_of(plan: Plan) -> tuple[Step, ...]:
-    """The steps of a plan's layers; made once for a plan, as reading a row takes longer than a small layer has."""
+def steps_of(plan: Plan, *, kept: bool = False) -> tuple[Step, ...]:
+    """The steps of a plan's layers; made once for a plan, as reading a row takes longer than a small layer has.
+
+    ``kept``: of a pass that returns the logits of some text rows alone (:meth:`lookless.Plan.works`).
+    """
     steps = []
-    for row, later in zip(plan.layers, [*plan.layers[1:], None], strict=True):
-        work = row.work
+    for row, work, later in zip(plan.layers, plan.works(kept=kept), [*plan.layers[1:], None], strict=True):
         read = later is not None and any(RANKS[rank].reads == "previous" for rank in later.ranks)
-        steps.append(Step(row, work, bool(work.choices) or not row.keep.is_full, read, row.is_full))
+        is_full = row.is_full and work == row.work
+        steps.append(Step(row, work, bool(work.choices) or not row.keep.is_full, read, is_full))
     return tuple(steps)
 
 

@@ -4,10 +4,12 @@ A full plan touches nothing, so it leaves the model as it is, to the bit. Under 
 replaced on the instance: a layer in which nothing is planned still skips padding, and is stock where there is none.
 
 The model returns what the plan says. Dead work (:meth:`lookless.Plan.live`) is skipped where the call itself says that
-no visual row is needed: with ``logits_to_keep``, as ``generate`` passes it, and prompts that end in text. All logits
-(``labels`` too, as the first word after an image is predicted from the last visual row), all hidden states, or a prompt
-that ends in an image: the plan as it is written. Rows of padding mean nothing, and a dropped row keeps the state in
-which it was dropped.
+no visual row is needed: with ``logits_to_keep``, as ``generate`` passes it, and prompts that end in text. Then the last
+layer computes no text row either but those whose logits are kept; in training mode and under hooks that may read its
+states (:mod:`lookless.runtime.readers`) it computes all text. All logits (``labels`` too, as the first word after an
+image is predicted from the last visual row), all hidden states, or a prompt that ends in an image: the plan as it is
+written. :attr:`Applied.read` says which it was. Rows of padding mean nothing, and a row keeps the state in which it was
+dropped, or read last.
 
 Prompts without an image or under the break-even point, and decode steps, run the stock forward; a layer whose cache
 holds fewer keys than there are tokens gives it a mask of that length. The state of a pass belongs to its call, so
@@ -38,9 +40,10 @@ from .affine import check_weights
 from .break_even import break_even_of
 from .cache import TEXT, UNKNOWN, stock_mask
 from .families import locate
-from .forward import ForwardPass, steps_of
+from .forward import ForwardPass, Step, steps_of
 from .internals import check_internals
 from .prompts import FEATURES, Prompts, is_packed, prompts_of
+from .readers import reader_of
 
 #: The keyword by which the model passes on to the one inside it which rows' logits are kept.
 KEPT = "lookless_logits_to_keep"
@@ -55,10 +58,12 @@ class _Running(threading.local):
     Attributes:
         now: the pass of its call of the model, or none.
         scores: what the vision tower, which is running, attends to.
+        read: see :attr:`Applied.read`.
     """
 
     now: ForwardPass | None = None
     scores: Tensor | None = None
+    read: str = "nothing yet"
 
     def __reduce__(self) -> tuple[type[_Running], tuple[()]]:
         return _Running, ()  # a copy of the model is in the middle of nothing
@@ -176,7 +181,7 @@ class Applied:
         check_internals(inner, self._located.layers)
         if (getattr(inner, "_tp_size", None) or getattr(model, "_tp_size", None) or 1) > 1:
             _check_sharded(plan)
-        self._steps, self._live = steps_of(plan), steps_of(plan.live())
+        self._steps, self._live, self._kept = steps_of(plan), steps_of(plan.live()), steps_of(plan, kept=True)
         self.signature = inspect.signature(inner.forward)  # once, and not at every decode step
         self._hooks = self._capture_tower()
         if self._located.head is not None:
@@ -200,7 +205,8 @@ class Applied:
         if prompts is not None:
             reads_tower = self._located.reads_tower(self.plan)
             scores = [torch.rand(sum(prompts.counts), device=embedded.device)] if reads_tower else []
-            self.running.now = ForwardPass(self._live, prompts, scores)
+            prompts.read_only(1)
+            self.running.now = ForwardPass(self._kept, prompts, scores)
         try:
             self._located.decoder(inputs_embeds=embedded, use_cache=True)
         finally:
@@ -234,10 +240,28 @@ class Applied:
         if prompts is None or max(prompts.counts) < self.break_even:
             return None
         self._check_call(given)
-        reads_visual = self._hands_out("hidden_states", given) or prompts.reads_visual(kept)
+        steps, self.running.read = self._read(prompts, given, kept)
         features = sorted((given.get(FEATURES) or {}).items())  # "image" before "video"
         tower = [f.lookless_scores for _, f in features if hasattr(f, "lookless_scores")]
-        return ForwardPass(self._steps if reads_visual else self._live, prompts, tower)
+        return ForwardPass(steps, prompts, tower)
+
+    def _read(self, prompts: Prompts, given: Mapping[str, Any], kept: int | Tensor) -> tuple[tuple[Step, ...], str]:
+        """The steps of a call, by whose states are read after the last layer; and whose these are, and why."""
+        if self._hands_out("hidden_states", given):
+            return self._steps, "every row: the call hands out hidden states"
+        if prompts.reads_visual(kept):
+            return self._steps, "every row: logits of visual rows are kept"
+        reader = reader_of(self._located)
+        if reader is not None:
+            return self._live, f"every text row: {reader}"
+        prompts.read_only(kept)
+        return self._kept, "the rows whose logits are kept"
+
+    @property
+    def read(self) -> str:
+        """Whose states were read after the last layer in this thread's last call under the plan, and why: the others
+        were not computed there."""
+        return self.running.read
 
     def _hands_out(self, what: str, given: Mapping[str, Any]) -> bool:
         """Whether the call returns ``what`` (``hidden_states``, ``attentions``, ``router_logits``) of every layer."""

@@ -34,6 +34,7 @@ class Prompts:
         past: tokens of earlier turns in the cache.
         is_plain_prefill: the prompts begin the sequence under no mask but padding, so attention is causal over rows.
         is_padded: some rows are padding.
+        kept: of each prompt, the text rows whose states after the last layer are read; None for all.
         end: where prompts end, and the beginning of an answer may follow: the first words of a draft.
         device: of the tensors that rows are gathered from.
         buffers: memory that all layers share.
@@ -65,6 +66,7 @@ class Prompts:
         self.alive = tuple(row.nonzero().flatten() for row in self.visual)
         self.counts = tuple(map(len, self.alive))
         self.first = self.alive
+        self.kept: tuple[Tensor, ...] | None = None
         self.buffers = Buffers()
         self.stream = Stream()
         self._rotary: Tensor | None = None
@@ -106,17 +108,16 @@ class Prompts:
         return all(len(text) and int(text[-1]) == last for text, last in zip(self.text, last_rows, strict=True))
 
     def reads_visual(self, kept: int | Tensor) -> bool:
-        """Whether a visual row is among those whose logits are ``kept``, as transformers' ``logits_to_keep`` says: the
-        last so many rows, 0 for all; or their numbers, of all prompts or of each; or a mask."""
-        if isinstance(kept, int):
-            rows = self.visual[:, -kept:] if kept else self.visual
-        elif kept.ndim == 1:
-            rows = self.visual[:, kept.cpu()]
-        elif kept.dtype == torch.bool:
-            rows = self.visual[kept.cpu()]
-        else:
-            rows = self.visual.gather(1, kept.cpu())
-        return bool(rows.any())
+        """Whether a visual row is among those whose logits are ``kept``, as in :func:`kept_rows`."""
+        return bool((self.visual & kept_rows(kept, self.visual.shape)).any())
+
+    def read_only(self, kept: int | Tensor) -> None:
+        """Of the last layer no states of text are read but of rows that are ``kept``, as in :func:`kept_rows`.
+
+        Rows that are kept in one prompt are in all: so prompts that are alike stay so, and are no more work.
+        """
+        rows = kept_rows(kept, self.visual.shape).any(0)
+        self.kept = tuple(text[rows[text]] for text in self.text)
 
     def split_scores(self, scores: Tensor) -> tuple[Tensor, ...]:
         """Of each prompt, its share of ``scores``, which are one for each visual token of the call, in the order in
@@ -153,7 +154,8 @@ class Prompts:
         if wanted not in self._memory:
             choice = wanted.choice
             visual = self.chosen[choice] if choice is not None else self.alive if wanted.visual == "all" else None
-            given = [rows for rows in (self.text if wanted.text else None, visual) if rows is not None]
+            text = {"none": None, "kept": self.kept, "all": self.text}[wanted.text]
+            given = [rows for rows in (text, visual) if rows is not None]
             differ = range(len(self.text)) if self._packed else range(1)
             none = torch.zeros(0, dtype=torch.int64)
             joined = [torch.cat([none, *(rows[b] for rows in given)]).sort().values for b in differ]
@@ -257,6 +259,26 @@ def prompts_of(located: Located, given: Mapping[str, Any], kept: int | Tensor = 
         modality=located.modality(ids),
         device=visual.device,
     )
+
+
+def kept_rows(kept: int | Tensor, shape: torch.Size) -> Tensor:
+    """The rows whose logits a call of ``shape [batch, sequence]`` returns, bool of that shape on the CPU.
+
+    ``kept`` is transformers' ``logits_to_keep``: the last so many rows, 0 for all; or their numbers, of all prompts or
+    of each; or a mask.
+    """
+    rows = torch.zeros(shape, dtype=torch.bool)
+    if isinstance(kept, int):
+        rows[:, -kept:] = True
+        return rows
+    kept = torch.as_tensor(kept).cpu()
+    if kept.ndim < 2:
+        rows[:, kept] = True
+    elif kept.dtype == torch.bool:
+        rows |= kept
+    else:
+        rows.scatter_(1, kept % shape[1], True)
+    return rows
 
 
 def _has(features: Any) -> bool:
