@@ -100,7 +100,7 @@ def test_a_lens_without_an_image_sees_no_answer(lab):
 
 @pytest.mark.parametrize("name", [operator_criteria.SIZE, operator_criteria.INFLUENCE])
 def test_criteria_choose_by_their_own_scores(lab, name):
-    """Both operators of a layer count as the sum of each; so of each operator those of the lowest scores are skipped."""
+    """Both operators of a layer count as their sum; so of each operator those of the lowest scores are skipped."""
     measures = [f"{operator}_{operator_criteria.SUFFIX[name]}" for operator in ("attention", "ffn")]
     attention, ffn = (lab.scores(TASKS[0], measure) for measure in measures)
     together = operator_criteria.both(attention, ffn)
