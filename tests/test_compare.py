@@ -269,3 +269,18 @@ def _shorter(folder):
     path = folder / "shorter.json"
     path.write_text(result([1] * 9).model_dump_json())
     return path
+
+
+def test_scores_that_are_no_shares_are_told_as_they_are(tmp_path):
+    """A judge's marks from 0 to 10: no per cent, and points are those of the marks."""
+    for name, marks in (("a", [8, 6, 7, 9, 5, 4]), ("b", [7, 6, 5, 9, 4, 4])):
+        (tmp_path / name).mkdir()
+        lines = [
+            {"doc_id": i, "target": "t", "input": "q", "filtered_resps": ["r"], "mark": m} for i, m in enumerate(marks)
+        ]
+        (tmp_path / name / "samples_judged.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    done = run("compare", tmp_path / "a", tmp_path / "b")
+    assert done.exit_code == 0, done.output
+    assert "6.5 5.8" in done.stdout
+    assert "-0.7 [" in done.stdout
+    assert "650" not in done.stdout

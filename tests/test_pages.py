@@ -149,7 +149,7 @@ def test_every_point_has_its_numbers(tree):
         "75.0%65.0 to 75.0%",
         "62.5%52.5 to 62.5%",
     ]
-    assert [row[2] for row in rows] == ["100% → 100%", "100% → 88%", "100% → 75%", "100% → 62%"]
+    assert [row[2] for row in rows] == [f"accuracy 100% → {share}%" for share in (100, 88, 75, 62)]
     other = articles[0].one("tbody").all("tr")[1]
     assert [c.text for c in other.all("th") + other.all("td")] == ["<i>other</i>", "-", "-", "-", "-", "0.0002"]
     assert tree.one("input").attributes["value"] == "1"

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from .metrics import SHARE, Unit
+
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 
@@ -27,8 +29,13 @@ class Estimate(BaseModel):
     low: float
     high: float
 
+    def said(self, unit: Unit) -> str:
+        """``87.5% [80.0%, 92.5%]``, if it is a share."""
+        return f"{unit.said(self.value)} [{unit.said(self.low)}, {unit.said(self.high)}]"
+
     def __str__(self) -> str:
-        return f"{self.value:.1%} [{self.low:.1%}, {self.high:.1%}]"
+        """As a share."""
+        return self.said(SHARE)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,32 @@ Fault = Callable[[Sequence[str]], "str | None"]
 
 
 @dataclass(frozen=True)
+class Unit:
+    """How a figure is told.
+
+    Attributes:
+        name: at the head of its column.
+        is_share: it is told in per cent; else as the number that it is.
+    """
+
+    name: str
+    is_share: bool = True
+
+    def said(self, value: float, digits: int = 1) -> str:
+        """``87.5%``, or ``1432.1``."""
+        return f"{value:.{digits}%}" if self.is_share else f"{value:.{digits}f}"
+
+    def points(self, difference: float) -> str:
+        """``-1.5``: in hundredths, if the figures are shares."""
+        return f"{100 * difference if self.is_share else difference:+.1f}"
+
+
+SHARE = Unit("accuracy")
+#: Of what the scores of a set come to.
+UNITS = {"mean": SHARE, "f1": Unit("F1"), "mme": Unit("score", is_share=False)}
+
+
+@dataclass(frozen=True)
 class Metric:
     """One way of scoring.
 
@@ -44,6 +70,21 @@ class Metric:
     fault: Fault = lambda right: None
     is_graded: bool = False
     total: Literal["mean", "f1", "mme"] = "mean"
+
+    @property
+    def unit(self) -> Unit:
+        """Of :attr:`total`."""
+        return UNITS[self.total]
+
+    @property
+    def kept(self) -> str:
+        """What a retention is a share of."""
+        return "right answers" if self.total == "mean" and not self.is_graded else self.unit.name
+
+    @property
+    def one_by_one(self) -> str:
+        """What the scores of single questions are called, whose mean is not the figure where ``total`` is another."""
+        return self.name if self.total == "mean" else f"{self.name}, question by question"
 
 
 def best(score: ScoreOne) -> Score:

@@ -15,7 +15,7 @@ from .plan import Plan
 from .scores import Scores
 
 if TYPE_CHECKING:
-    from .evaluation import Estimate, Evaluation
+    from .evaluation import Evaluation
     from .methods import Method
 
 
@@ -118,12 +118,13 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
     for column in ("data", "questions", *_figures(names), "retention", "fidelity"):
         table.add_column(column, justify="left" if column == "data" else "right")
     for e in evaluations:
+        unit = metric_named(e.metric).unit
         for part in e.tasks:
-            cells = [_said(e.metric, one).partition(" ")[0] for one in (part.accuracy_dense, part.accuracy_plan)]
+            cells = ["-" if one is None else unit.said(one.value) for one in (part.accuracy_dense, part.accuracy_plan)]
             kept = "-" if part.retention is None else f"{part.retention.value:.1%}"
             table.add_row(f"  {part.task}", str(part.samples), *cells, kept, "")
         shares = ("-" if one is None else str(one) for one in (e.retention, e.fidelity))
-        shown = [_said(e.metric, one) for one in (e.accuracy_dense, e.accuracy_plan)]
+        shown = ["-" if one is None else one.said(unit) for one in (e.accuracy_dense, e.accuracy_plan)]
         table.add_row(e.data, str(e.samples), *shown, *shares)
         if e.retention_of_tasks is not None:
             table.add_row("  mean of tasks", str(len(e.tasks)), "", "", str(e.retention_of_tasks), "")
@@ -132,13 +133,6 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
 
 def _figures(metrics: Iterable[str]) -> tuple[str, str]:
     """Heads of the columns of figures."""
-    totals = {metric_named(name).total for name in metrics}
-    what = {"mean": "accuracy", "f1": "F1", "mme": "score"}[totals.pop()] if len(totals) == 1 else "figure"
+    names = {metric_named(name).unit.name for name in metrics}
+    what = names.pop() if len(names) == 1 else "figure"
     return f"dense {what}", f"plan {what}"
-
-
-def _said(metric: str, found: Estimate | None) -> str:
-    """A figure of ``metric``: a share, or MME's score."""
-    if found is None or metric_named(metric).total != "mme":
-        return "-" if found is None else str(found)
-    return f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]"

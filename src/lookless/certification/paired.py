@@ -58,6 +58,7 @@ class Paired(BaseModel):
         n: questions.
         images: groups of questions that share no image with any other; None where it is not known which do.
         score_a, score_b: mean scores.
+        is_share: scores are from 0 to 1.
         better_a, better_b: questions to which the one's answer scores higher.
         difference: B's mean score less A's, with its 95 % interval.
         retention: B's mean score as a share of A's, with its 95 % interval; None if A's is zero.
@@ -85,6 +86,7 @@ class Paired(BaseModel):
     p_value: float
     adjusted: float
     non_inferiority: NonInferiority | None = None
+    is_share: bool = True
 
 
 def compare(
@@ -151,6 +153,7 @@ def _paired(
         p_value=p_value,
         adjusted=adjusted,
         non_inferiority=tested,
+        is_share=pairs.is_share,
     )
 
 

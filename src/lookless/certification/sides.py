@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..errors import LooklessError
 from ..evaluation import Evaluation
-from ..metrics import DEFAULT
+from ..metrics import DEFAULT, metric_named
 
 EXACT_MATCH = "exact match"
 
@@ -74,7 +74,7 @@ def scored(evaluation: Evaluation, *, dense: bool = False) -> Scored:
     images = [frozenset(one.image_hashes) for one in answers if one.image_hashes is not None]
     return Scored(
         task=evaluation.data,
-        measure=EXACT_MATCH if evaluation.metric == DEFAULT else evaluation.metric,
+        measure=EXACT_MATCH if evaluation.metric == DEFAULT else metric_named(evaluation.metric).one_by_one,
         side=Side(
             name=evaluation.data,
             model=evaluation.model,

@@ -98,16 +98,19 @@ def compare(
 def _differences(found: Sequence[Paired], alpha: float) -> Table:
     from rich.table import Table
 
+    from ..metrics import Unit
+
     heads = ("task", "score", "questions", "images", "A, B", "better A, B", "B - A, points", "retained", "p-value")
     table = Table(*heads, "with Holm", "")
     for one in found:
-        points = (f"{100 * value:+.1f}" for value in (one.difference.value, one.difference.low, one.difference.high))
+        unit = Unit(one.measure, one.is_share)
+        points = (unit.points(value) for value in (one.difference.value, one.difference.low, one.difference.high))
         table.add_row(
             one.task,
             one.measure,
             str(one.n),
             "?" if one.images is None else str(one.images),
-            f"{one.score_a:.1%} {one.score_b:.1%}",
+            f"{unit.said(one.score_a)} {unit.said(one.score_b)}",
             f"{one.better_a} {one.better_b}",
             "{} [{}, {}]".format(*points),
             "-" if one.retention is None else str(one.retention),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -145,9 +145,12 @@ class Lab:
         Raises:
             PlanError: a knob is out of the method's range.
         """
+        return self.plan_by(method, {m: self.scores(task, m, draw) for m in METHODS[method].measures}, **knobs)
+
+    def plan_by(self, method: str, scores: Mapping[str, Scores], **knobs: Any) -> Plan:
+        """As :meth:`plan`, by other ``scores``, by measure."""
         chosen = METHODS[method]
         fixed = chosen.prompt_arguments(self.work.visual, self.work.text) if chosen.prompt_arguments else {}
-        scores = {measure: self.scores(task, measure, draw) for measure in chosen.measures}
         return chosen.build(self.geometry, scores, **{**fixed, **knobs})
 
     def dense(self, task: str) -> list[str]:

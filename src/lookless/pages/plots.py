@@ -171,7 +171,7 @@ def answers_panel(points: Sequence[Point], tasks: Sequence[str], by_time: bool, 
         f"{task}: " + ", ".join(f"{prices[i]:.0%}: {share.value:.1%}" for i, share in shares.items())
         for task, shares in lines.items()
     )
-    titles = {"retention": "Right answers kept", "fidelity": "Same answers"}
+    titles = {"retention": "Retention", "fidelity": "Same answers"}
     return panel(
         f"{titles[what]} by {name}",
         f"{titles[what]} by {name}, each task. {said}",

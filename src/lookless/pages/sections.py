@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from ..certification.certificate import Certificate, PlanTest
 from ..evaluation import Estimate, Evaluation
+from ..metrics import metric_named
 from ..plan import Plan
 from ..scores import Scores
 from . import maps, plots
@@ -62,11 +63,15 @@ class PlanView:
 
 @dataclass(frozen=True)
 class TaskRow:
-    """One task under one plan, in words."""
+    """One task under one plan, in words.
+
+    Attributes:
+        figures: of the dense model and under the plan, by the evaluation's metric.
+    """
 
     task: str
     questions: str
-    right: str
+    figures: str
     retention: Estimate | None
     fidelity: Estimate | None
     distance: str
@@ -218,10 +223,12 @@ def _point_view(material: Material, point: Point, columns: Sequence[str], certif
 def _task_row(task: str, distance: float, evaluation: Evaluation | None) -> TaskRow:
     if evaluation is None or evaluation.accuracy_plan is None:
         return TaskRow(task, "-", "-", None, None, short(distance))
+    unit = metric_named(evaluation.metric).unit
+    dense, plan = (unit.said(one.value, digits=0) for one in (evaluation.accuracy_dense, evaluation.accuracy_plan))
     return TaskRow(
         task=task,
         questions=str(evaluation.samples),
-        right=f"{evaluation.accuracy_dense.value:.0%} → {evaluation.accuracy_plan.value:.0%}",
+        figures=f"{unit.name} {dense} → {plan}",
         retention=evaluation.retention,
         fidelity=evaluation.fidelity,
         distance=short(distance),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ..certification.certificate import MEANINGS
 from ..errors import PlanError
+from ..metrics import metric_named
 from ..plan import Plan
 from ..serving.settings import check_plan
 from .material import Material
@@ -104,7 +105,8 @@ def _answers(material: Material) -> list[str]:
     if not known:
         return []
     worst = min(known, key=lambda task: known[task].value)
-    what = "right answers" if material.evaluations[worst].retention else "answers"
+    evaluation = material.evaluations[worst]
+    what = metric_named(evaluation.metric).kept if evaluation.retention else "answers"
     where = worst if len(known) == 1 else f"the worst task, {worst}"
     return [f"keeps {percent(known[worst].value)} of the {what} on {where}"]
 
