@@ -30,6 +30,7 @@ DECODERS = (
     "qwen3_vl_moe_text",
     "qwen3_5_text",
     "qwen3_5_moe_text",
+    "paddleocr_vl_text",
 )
 #: Reasons why similar-looking models are not supported, by model_type.
 NOT_CAUSAL = "lets image tokens attend to those after them, which the runtime's causal attention would get wrong"
@@ -44,7 +45,6 @@ REFUSED = {
     "glm4v_moe": "its decoder's experts, with a bias of their own, have no row and no test here",
     "lfm2_vl": "its short convolutions keep states that the runtime does not know",
     "llama4": "it attends by chunks, and its experts weigh their input",
-    "paddleocr_vl": "its decoder has no row and no test here",
     "qwen4_exp": "it has several residual streams, so a skipped operator is not the identity",
     "internvl_chat": "it is remote code; convert it to transformers' own InternVL (model_type 'internvl')",
 }
@@ -96,6 +96,7 @@ FAMILIES: dict[str, Family] = {
     "qianfan_ocr": Family("model", "model.language_model", _IMAGE),
     "vipllava": Family("model", "model.language_model", _IMAGE),
     "deepseek_vl": Family("model", "model.language_model", _IMAGE, None, "model.vision_model"),
+    "paddleocr_vl": Family("model", "model.language_model", _IMAGE, None, "model.visual"),
     "video_llama_3": Family("model", "model.language_model", _VIDEO, None, "model.vision_model"),
 }
 
