@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from helpers.family import END, START, VIDEO, Family, Visual, finished
+from helpers.glm import GLM
 from helpers.models import IMAGE, TEXT, VISION, VISUAL
 
 _SPLIT = {k: v for k, v in VISION.items() if k not in ("image_size", "patch_size")}
@@ -186,5 +187,6 @@ ALIKE = {
             (IMAGE,),
             mrope=True,
         ),
+        *GLM,
     )
 }
