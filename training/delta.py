@@ -49,6 +49,11 @@ def branches(segments: Tensor, seen: Tensor) -> Branches:
 
 def mix(module, h: Tensor, tree: Branches) -> Tensor:
     """What the gated delta rule ``module`` adds to the normed rows ``h [batch, sequence, width]``."""
+    return module.out_proj(read(module, h, tree))
+
+
+def read(module, h: Tensor, tree: Branches) -> Tensor:
+    """What each of the rows ``h`` reads, normed and gated, ``[batch, sequence, heads * head_dim]``."""
     batch, length, _ = h.shape
     rows = F.pad(module.in_proj_qkv(h), (0, 0, 0, 1))  # and one of zeros behind the last
     window = rows.gather(1, tree.earlier.flatten(1)[..., None].expand(-1, -1, rows.shape[-1])).unflatten(1, (length, -1))
@@ -60,9 +65,8 @@ def mix(module, h: Tensor, tree: Branches) -> Tensor:
     parts = mixed.split([module.key_dim, module.key_dim, module.value_dim], -1)
     q, k, v = (t.float().unflatten(-1, (-1, width)).transpose(1, 2) for t, width in zip(parts, widths, strict=True))
     with torch.autocast(h.device.type, enabled=False):
-        read = scan(q, k, v, decay.float().transpose(1, 2), rate.float().transpose(1, 2), tree)
-    read = module.norm(read.transpose(1, 2).to(gate.dtype), gate)
-    return module.out_proj(read.reshape(batch, length, -1))
+        found = scan(q, k, v, decay.float().transpose(1, 2), rate.float().transpose(1, 2), tree)
+    return module.norm(found.transpose(1, 2).to(gate.dtype), gate).reshape(batch, length, -1)
 
 
 def scan(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, rate: Tensor, tree: Branches) -> Tensor:

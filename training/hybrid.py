@@ -16,9 +16,9 @@ from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 from lookless.runtime.mixers import is_delta, mixer_of
 
 from .batches import Batch
-from .delta import branches, mix
+from .delta import branches, mix, read
 from .graft import handed_on, same_words
-from .losses import dense_loss, embedded, merged, surroundings, visible
+from .losses import dense_loss, embedded, merged, surroundings, visible, visual_rows
 
 
 def borrow(model, tokenizer: PreTrainedTokenizerFast, folder: Path) -> nn.Module:
@@ -57,42 +57,68 @@ def attention(module, old) -> None:
 
 
 def delta_rule(module, old) -> None:
-    """Queries, keys and values begin as attention's, of the row itself; heads forget after two rows to after a thousand.
-    What is read adds nothing yet."""
+    """Queries, keys and values begin as attention's, of the row itself; heads forget after two rows to after a thousand."""
     grouped = (getattr(old, part).weight.unflatten(0, (-1, module.head_k_dim)) for part in ("k_proj", "v_proj"))
     key, value = (w.repeat_interleave(module.num_v_heads // len(w), 0).flatten(0, 1) for w in grouped)
     module.in_proj_qkv.weight.copy_(torch.cat((old.q_proj.weight, key, value)))
     module.conv1d.weight.zero_()[..., -1] = 1
     module.A_log.zero_()
     module.dt_bias.copy_(torch.logspace(-3, -0.3, module.num_v_heads).expm1().log())
-    module.out_proj.weight.zero_()
+
+
+@torch.no_grad()
+def fit(donor, model, earlier, b: Batch) -> None:
+    """Gates and output projections of the delta rules by least squares on one batch: gates as open as a map of the
+    rows alone can have them, and then what is read as near as it comes to what attention adds."""
+    real = b.segments >= 0
+    for module, h, added, tree in attended(donor, model, earlier, b):
+        rows = h[real]
+        open_gate = solved(rows, torch.full_like(rows[:, :1], 1.5))
+        module.in_proj_z.weight.copy_(open_gate.expand_as(module.in_proj_z.weight))
+        module.out_proj.weight.copy_(solved(read(module, h, tree)[real], added[real]))
+
+
+def solved(x: torch.Tensor, y: torch.Tensor, ridge: float = 1e-2) -> torch.Tensor:
+    """The matrix ``[out, in]`` that brings rows ``x`` nearest to ``y``."""
+    square = x.T @ x
+    square.diagonal().add_(ridge * square.diagonal().mean())
+    return torch.linalg.solve(square, x.T @ y).T
+
+
+@torch.no_grad()
+def attended(donor, model, earlier, b: Batch, states: list[torch.Tensor] | None = None):
+    """Of each delta rule: the module, the normed rows that come to the attention in whose place it stands, what that
+    adds, and who stands before whom. ``states`` gets the ``earlier`` model's rows before and behind each layer.
+
+    What its DeepStack adds behind the first layer, which the hybrid cannot, is in the embedding already.
+    """
+    decoder = earlier.model.language_model
+    x = merged(embedded(decoder, b), b, sum(donor.visual(earlier, b.pixels)))
+    tree, around = branches(b.segments, visible(b.segments)), surroundings(decoder, b, x)
+    states = [] if states is None else states
+    states.append(x)
+    for layer, old in zip(model.model.language_model.layers, decoder.layers, strict=True):
+        h = old.input_layernorm(x)
+        added, _ = old.self_attn(hidden_states=h, **around)
+        if is_delta(layer):
+            yield layer.linear_attn, h, added, tree
+        x = x + added
+        x = x + old.mlp(old.post_attention_layernorm(x))
+        states.append(x)
 
 
 def mixing_loss(architecture, donor, model, earlier, heads: nn.ModuleDict, b: Batch):
     """Of each delta rule, and of the merger, the share that it misses of what the ``earlier`` model adds there.
 
-    ``donor`` is the earlier model's architecture. What its DeepStack adds behind the first layer, which the hybrid
-    cannot, is to be in the embedding already. Dense labels are read off the earlier model's states.
+    ``donor`` is the earlier model's architecture. Dense labels are read off the earlier model's states.
     """
-    decoder = earlier.model.language_model
-    with torch.no_grad():
-        image, *deeper = donor.visual(earlier, b.pixels)
-    handed = image + sum(deeper)
+    states, real = [], (b.segments >= 0).float()
+    missed = [
+        handed_on(mix(module, h, tree), added, real)
+        for module, h, added, tree in [*attended(donor, model, earlier, b, states)]
+    ]
     [mine] = architecture.visual(model, b.pixels)
-    everywhere = torch.ones(mine.shape[:2], device=mine.device)
-    missed = [handed_on(mine, handed, everywhere)]
-    x = merged(embedded(decoder, b), b, handed)
-    tree, around = branches(b.segments, visible(b.segments)), surroundings(decoder, b, x)
-    real, states = (b.segments >= 0).float(), [x]
-    for layer, old in zip(model.model.language_model.layers, decoder.layers, strict=True):
-        with torch.no_grad():
-            h = old.input_layernorm(x)
-            added, _ = old.self_attn(hidden_states=h, **around)
-            x = x + added
-            x = x + old.mlp(old.post_attention_layernorm(x))
-            states.append(x)
-        if is_delta(layer):
-            missed.append(handed_on(mix(layer.linear_attn, h, tree), added, real))
+    missed.append(handed_on(mine, visual_rows(b, states[0]), torch.ones(mine.shape[:2], device=mine.device)))
     labels, right = dense_loss(heads, b, states)
-    missed = torch.stack(missed)
-    return missed.sum() + 0.3 * labels, torch.cat((1 - missed.detach(), right))
+    shares = torch.stack(missed)
+    return shares.sum() + 0.3 * labels, torch.cat((1 - shares.detach(), right))

@@ -21,6 +21,7 @@ README.md in this folder says why, and what that changes.
 from __future__ import annotations
 
 import argparse
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,10 @@ from lookless.reference import MODELS
 from lookless.runtime.mixers import is_delta
 
 from .architecture import ARCHITECTURES, WIDTH
-from .batches import image_batch, talk_batch
+from .batches import Batch, image_batch, talk_batch
 from .describe import sample_world
 from .graft import graft, graft_batch, grafting_loss
-from .hybrid import borrow, mixing_loss
+from .hybrid import borrow, fit, mixing_loss
 from .losses import readers, seeing_loss, talking_loss
 from .run import DEVICE, FAST, SEED, Run, optimizers
 from .tokens import Words, build_tokenizer
@@ -98,10 +99,14 @@ def stage_mix(job: Job) -> None:
     tower, layers = architecture.tower(job.model), job.model.model.language_model.layers
     for part in (tower.merger, *(layer.linear_attn for layer in layers if is_delta(layer))):
         part.requires_grad_(True)
-    job.run("mix", 4e-3, 2e-3).train(
-        lambda rng, step: talk_batch(
-            rng, job.words, [sample_world(rng) for _ in range(8)], describing=0.0, facts=0.0, stating=0.2, room=64
-        ),
+
+    def batch(rng: random.Random, step: int) -> Batch:
+        worlds = [sample_world(rng) for _ in range(8)]
+        return talk_batch(rng, job.words, worlds, describing=0.0, facts=0.0, stating=0.2, room=64)
+
+    fit(donor, job.model, earlier, batch(random.Random(f"{SEED}:fit"), 0).to(DEVICE))
+    job.run("mix", 1e-2, 3e-3).train(
+        batch,
         lambda b: mixing_loss(architecture, donor, job.model, earlier, job.heads, b),
     )
 
