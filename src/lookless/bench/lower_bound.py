@@ -86,8 +86,8 @@ def _layer(layer: Any, work: LayerWork, prompts: Prompts) -> list[Callable[[], A
         steps += [_product(part, batch, visual) for part in (gate[:channels], up[:channels], down[:, :channels])]
     for cell in work.affine:
         if cell.inner:
-            matrices = on(cell.weights, layer.input_layernorm.weight)[1:]
-            steps += [_product(matrix, batch, count(VISUAL)) for matrix in matrices]
+            maps = on(cell.weights, layer.input_layernorm.weight)[1:]
+            steps += [_product(matrix, batch, count(VISUAL)) for matrix in maps]
     return steps
 
 

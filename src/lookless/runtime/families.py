@@ -14,6 +14,7 @@ from ..geometry import Geometry
 from ..plan import Plan
 from ..ranks import RANKS
 from .decoders import DECODERS, Block
+from .mixers import mixer_of
 from .vision import Report, capture_clip, capture_qwen
 
 #: Reasons why similar-looking models are not supported, by model_type.
@@ -106,6 +107,13 @@ class Located:
         layers = self.decoder.layers
         assert isinstance(layers, nn.ModuleList)
         return layers
+
+    def adding(self, layer: Any) -> dict[str, nn.Module]:
+        """The modules whose outputs ``layer`` adds to the residual stream: its mixer and FFN, or the norms behind."""
+        return {
+            "attention": self.block.of_attention(layer) or mixer_of(layer),
+            "ffn": self.block.of_ffn(layer) or layer.mlp,
+        }
 
     def visual(self, ids: Tensor) -> Tensor:
         """Bool, as ``ids``: which tokens are visual placeholders."""
