@@ -180,5 +180,5 @@ def test_a_part_that_is_missing_is_named():
     for path, name in (("", "post_mlp_layernorm"), ("mlp", "gate_up_proj")):
         model = ALIKE["glm4v"].build()
         delattr(model.model.language_model.layers[1].get_submodule(path), name)
-        with pytest.raises(ModelError, match="has no .*, which a plan needs"):
+        with pytest.raises(ModelError, match=r"has no .*, which a plan needs"):
             apply(model, SKIPPED["mixed"])

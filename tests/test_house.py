@@ -103,6 +103,7 @@ INSIDE = {
     "runtime": [
         "inplace",
         "mixers",
+        "decoders",
         "internals",
         "vision",
         "families",

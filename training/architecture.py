@@ -31,6 +31,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_
 from lookless.reference.worlds import IMAGE_SIZE
 from lookless.runtime.mixers import is_delta
 
+from .batches import TALK
 from .describe import PATCH
 from .labels import SIDE, VISUAL
 from .run import FAST
@@ -64,6 +65,7 @@ class Llava:
         "(`LlavaForConditionalGeneration`: CLIP tower of one layer, two-layer projector, Llama decoder of 12\n"
         "layers, width 192)"
     )
+    room = TALK
     bridge = "projector"  # what stands between tower and decoder, in words
     features_width = WIDTH
 
@@ -159,6 +161,7 @@ class Qwen3VL:
         "by two, DeepStack into the first of 12 decoder layers, interleaved M-RoPE, 6 query and 2 key-value\n"
         "heads, width 192)"
     )
+    room = TALK
     bridge = "mergers"
     merge, frames, tower_width, tower_layers = 2, 2, 96, 1  # one layer: the decoder is to do the seeing
     features_width = tower_width * merge**2
@@ -299,6 +302,8 @@ class Qwen35(Qwen3VL):
 
     name = "qwen3_5"
     earlier = "qwen3_vl"
+    room = TALK // 2  # its delta rules are written out over all pairs of rows
+    bridge = "merger"
     card = (
         "Qwen3.5's architecture as stock `transformers` has it\n"
         "(`Qwen3_5ForConditionalGeneration`: tower of one layer whose patches of 4 x 4 pixels are merged two\n"
@@ -314,9 +319,7 @@ class Qwen35(Qwen3VL):
         return {**text, **heads, **widths, "rope_parameters": {**text["rope_parameters"], "partial_rotary_factor": 1.0}}
 
     def build(self, tokenizer: PreTrainedTokenizerFast) -> Qwen3_5ForConditionalGeneration:
-        config = Qwen3_5Config(
-            vision_config=self.vision(), text_config=self.text(tokenizer), **self.ids(tokenizer)
-        )
+        config = Qwen3_5Config(vision_config=self.vision(), text_config=self.text(tokenizer), **self.ids(tokenizer))
         model = Qwen3_5ForConditionalGeneration(config)
         start_small(model)
         self.start_tower(model)

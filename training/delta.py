@@ -56,7 +56,8 @@ def read(module, h: Tensor, tree: Branches) -> Tensor:
     """What each of the rows ``h`` reads, normed and gated, ``[batch, sequence, heads * head_dim]``."""
     batch, length, _ = h.shape
     rows = F.pad(module.in_proj_qkv(h), (0, 0, 0, 1))  # and one of zeros behind the last
-    window = rows.gather(1, tree.earlier.flatten(1)[..., None].expand(-1, -1, rows.shape[-1])).unflatten(1, (length, -1))
+    index = tree.earlier.flatten(1)[..., None].expand(-1, -1, rows.shape[-1])
+    window = rows.gather(1, index).unflatten(1, (length, -1))
     mixed = F.silu((window * module.conv1d.weight[:, 0].flip(1).T).sum(2))
     rate = module.in_proj_b(h).sigmoid()
     decay = -module.A_log.exp() * F.softplus(module.in_proj_a(h).float() + module.dt_bias)
@@ -70,7 +71,7 @@ def read(module, h: Tensor, tree: Branches) -> Tensor:
 
 
 def scan(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, rate: Tensor, tree: Branches) -> Tensor:
-    """What each row reads ``[batch, heads, sequence, head_dim]``; ``decay`` and ``rate`` ``[batch, heads, sequence]``."""
+    """What each row reads, ``[batch, heads, sequence, head_dim]``; ``decay``, ``rate`` ``[batch, heads, sequence]``."""
     q, k = (x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-6) for x in (q, k))
     since = decay.cumsum(-1)
     begins, behind = (t[:, None].expand_as(since) for t in (tree.begins, tree.behind))

@@ -1,8 +1,8 @@
 """A hybrid begun from a model with attention alone.
 
-All that both have is copied: tower, words, norms, FFNs, and attention in the layers that keep it, whose gate starts half
-open. What is left are the gated delta rules. Each learns, by itself and from its layer's own input, what the attention
-in whose place it stands adds (as arXiv 2408.10189 does for Mamba); then all learn to answer together.
+All that both have is copied: tower, words, norms, FFNs, and attention in the layers that keep it, whose gate starts
+half open. What is left are the gated delta rules. Each learns, by itself and from its layer's own input, what the
+attention in whose place it stands adds (as arXiv 2408.10189 does for Mamba); then all learn to answer together.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def attention(module, old) -> None:
 
 
 def delta_rule(module, old) -> None:
-    """Queries, keys and values begin as attention's, of the row itself; heads forget after two rows to after a thousand."""
+    """Queries, keys and values begin as attention's, of the row itself; heads forget after two to a thousand rows."""
     grouped = (getattr(old, part).weight.unflatten(0, (-1, module.head_k_dim)) for part in ("k_proj", "v_proj"))
     key, value = (w.repeat_interleave(module.num_v_heads // len(w), 0).flatten(0, 1) for w in grouped)
     module.in_proj_qkv.weight.copy_(torch.cat((old.q_proj.weight, key, value)))

@@ -131,7 +131,13 @@ def stage_joint(job: Job) -> None:
     job.architecture.freeze(job.model)
     job.run("joint", 1.5e-3, 8e-4).train(
         lambda rng, step: talk_batch(
-            rng, job.words, [sample_world(rng) for _ in range(8)], describing=0.05, facts=0.03, stating=0.2
+            rng,
+            job.words,
+            [sample_world(rng) for _ in range(8)],
+            describing=0.05,
+            facts=0.03,
+            stating=0.2,
+            room=job.architecture.room,
         ),
         lambda b: talking_loss(job.architecture, job.model, job.heads, b, DENSE),
     )

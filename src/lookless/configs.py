@@ -16,7 +16,8 @@ _OF_KIND |= {kind: f"{kind}_text" for kind in ("qwen3_5", "qwen3_5_moe")}
 #: The decoder block of each kind of text model.
 _OF_TEXT = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3_moe": "qwen3_moe"}
 _OF_TEXT |= {f"{kind}_text": block for kind, block in _OF_KIND.items()}
-_OF_TEXT |= {kind: kind for kind in ("qwen3_5_text", "qwen3_5_moe_text", "glm4v_text", "glm_ocr_text", "glm4v_moe_text")}
+_OF_TEXT |= {kind: kind for kind in ("qwen3_5_text", "qwen3_5_moe_text")}
+_OF_TEXT |= {kind: kind for kind in ("glm4v_text", "glm_ocr_text", "glm4v_moe_text")}
 _OF_TEXT |= {"paddleocr_vl_text": "llama"}
 
 

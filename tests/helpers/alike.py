@@ -122,6 +122,8 @@ _ERNIE = {
     "eos_token_id": None,
 }
 
+_WIDE = {**VISION, "intermediate_size": 256}  # larger than the projector
+
 _IDS = {"image_token_id": IMAGE}
 _SPANS = {"vision_start_token_id": START, "vision_end_token_id": END, "video_token_id": VIDEO}
 _TIED = {"tie_word_embeddings": False}
@@ -182,7 +184,7 @@ ALIKE = {
         ),
         Family(
             "paddleocr_vl",
-            _model(PaddleOCRVLConfig(vision_config={**VISION, "intermediate_size": 256}, text_config=_ERNIE, **_IDS, **_SPANS, **_TIED)),
+            _model(PaddleOCRVLConfig(vision_config=_WIDE, text_config=_ERNIE, **_IDS, **_SPANS, **_TIED)),
             {"image": _framed(3, 4), "wide": _framed(2, 5)},
             (IMAGE,),
             mrope=True,

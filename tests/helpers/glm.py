@@ -1,4 +1,4 @@
-"""Tiny random models of the GLM-4V families: two norms around a branch, gate and up in one matrix, neighbours turned."""
+"""Tiny random models of the GLM-4V families: norms behind branches, gate and up in one matrix, neighbours turned."""
 
 from __future__ import annotations
 
@@ -72,9 +72,19 @@ GLM = [
             vision_config={**_TOWER, "model_type": "glm4v_vision"},
             **_IDS,
         ),
-        "glm_ocr": GlmOcrConfig(text_config=_text(head_dim=24, rope_parameters={
-            "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0, "mrope_section": [4, 4, 4]
-        }), vision_config=_TOWER, **_IDS),
+        "glm_ocr": GlmOcrConfig(
+            text_config=_text(
+                head_dim=24,
+                rope_parameters={
+                    "rope_type": "default",
+                    "rope_theta": 10000.0,
+                    "partial_rotary_factor": 1.0,
+                    "mrope_section": [4, 4, 4],
+                },
+            ),
+            vision_config=_TOWER,
+            **_IDS,
+        ),
         "glm4v_moe": Glm4vMoeConfig(text_config=_text(**_MIXTURE), vision_config=_TOWER, **_IDS),
     }.items()
 ]

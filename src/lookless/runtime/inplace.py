@@ -101,9 +101,7 @@ def _norm_rows(x: Tensor, weight: Tensor, epsilon: float, into: Tensor) -> None:
     torch.mul(x, squares.mean(-1, keepdim=True).add_(epsilon).rsqrt_(), out=into).mul_(weight)
 
 
-def rotate(
-    x: Tensor, cos: Tensor, sin: Tensor, *, in_place: bool = False, neighbours: bool = False
-) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, in_place: bool = False, neighbours: bool = False) -> Tensor:
     """Rotary embedding of ``x [..., rows, heads, head_dim]`` by ``cos, sin [..., rows, head_dim]``; where those are
     narrower, of the first of a head's numbers alone. A number turns with that of the other half, or its neighbour."""
     if (width := cos.shape[-1]) < x.shape[-1]:
@@ -196,8 +194,10 @@ def matrices(mlp: Any) -> tuple[tuple[Tensor, Tensor | None], ...]:
 def gated_ffn(mlp: Any, x: Tensor, buffers: Buffers) -> Tensor:
     """``mlp``, a gated FFN (``down(act(gate(x)) * up(x))``), on ``x [..., hidden]``."""
     act, first = activation(mlp), projections(mlp)[0]
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not (
-        is_plain(mlp) and is_plain(act) and is_own(first)
+    if (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or not (is_plain(mlp) and is_plain(act) and is_own(first))
     ):
         out: Tensor = mlp(x)
         return out
