@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
+from helpers.chunks import in_calls
 from helpers.compare import TOLERANCE, far, text_of
 from helpers.families import FAMILIES, SPECIAL, model_of
 from helpers.models import LAYERS
@@ -79,26 +80,9 @@ def test_one_prompt_in_calls_of_any_length():
     family, model = FAMILIES[NAME], model_of(NAME)
     arguments = family.arguments((3, "image", 2, "wide", 4))
     slow, text = slow_logits(model, SKIP, arguments, family.visual_ids), text_of(family, arguments)
-    decoder, seen = model.model.language_model, []
-    hook = decoder.register_forward_pre_hook(lambda _, __, kwargs: seen.append(kwargs), with_kwargs=True)
-    model(**arguments)
-    hook.remove()
-    [whole], ids = seen, arguments["input_ids"]
-    for sizes in ((2, 6, 10, 1, ids.shape[1] - 19), (7, ids.shape[1] - 7), (ids.shape[1] - 1, 1)):
-        cache, said, at = a_cache(model), [], 0
-        with apply(model, SKIP):
-            for size in sizes:
-                part = slice(at, at + size)
-                merged = {"inputs_embeds": whole["inputs_embeds"][:, part]}  # with the features of the images
-                hook = decoder.register_forward_pre_hook(
-                    lambda _, args, kwargs, merged=merged: (args, {**kwargs, **merged}), with_kwargs=True
-                )
-                call = {"input_ids": ids[:, part], "position_ids": whole["position_ids"][..., part]}
-                call["attention_mask"] = torch.ones(1, at + size, dtype=torch.long)
-                said.append(model(**call, past_key_values=cache).logits)
-                hook.remove()
-                at += size
-        assert far(torch.cat(said, 1)[text], slow[text]) < TOLERANCE, sizes
+    n = arguments["input_ids"].shape[1]
+    for sizes in ((2, 6, 10, 1, n - 19), (7, n - 7), (n - 1, 1)):
+        assert far(in_calls(model, SKIP, arguments, sizes)[text], slow[text]) < TOLERANCE, sizes
 
 
 @torch.no_grad()

@@ -106,6 +106,7 @@ INSIDE = {
     "runtime": [
         "inplace",
         "mixers",
+        "decoders",
         "internals",
         "vision",
         "families",

@@ -1,10 +1,12 @@
-"""The reference models, small and stock: LLaVA, and Qwen3-VL.
+"""The reference models, small and stock: LLaVA, Qwen3-VL, and Qwen3.5.
 
-One recipe trains both. What it needs to know of a model is here: how it is built, what its tower says of each visual
+One recipe trains all. What it needs to know of a model is here: how it is built, what its tower says of each visual
 token, and what of that its decoder is given.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,13 +21,17 @@ from transformers import (
     PaddleOCRVLProcessor,
     PreTrainedTokenizerFast,
     Qwen2VLImageProcessorPil,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
 
 from lookless.reference.worlds import IMAGE_SIZE
+from lookless.runtime.mixers import is_delta
 
+from .batches import TALK
 from .describe import PATCH
 from .labels import SIDE, VISUAL
 from .run import FAST
@@ -42,7 +48,7 @@ def start_small(model) -> None:
     with torch.no_grad():
         model.model.language_model.embed_tokens.weight.normal_()
         for layer in model.model.language_model.layers:
-            layer.self_attn.o_proj.weight.zero_()
+            (layer.linear_attn.out_proj if is_delta(layer) else layer.self_attn.o_proj).weight.zero_()
             layer.mlp.down_proj.weight.zero_()
 
 
@@ -59,6 +65,7 @@ class Llava:
         "(`LlavaForConditionalGeneration`: CLIP tower of one layer, two-layer projector, Llama decoder of 12\n"
         "layers, width 192)"
     )
+    room = TALK
     bridge = "projector"  # what stands between tower and decoder, in words
     features_width = WIDTH
 
@@ -154,12 +161,14 @@ class Qwen3VL:
         "by two, DeepStack into the first of 12 decoder layers, interleaved M-RoPE, 6 query and 2 key-value\n"
         "heads, width 192)"
     )
+    room = TALK
     bridge = "mergers"
     merge, frames, tower_width, tower_layers = 2, 2, 96, 1  # one layer: the decoder is to do the seeing
     features_width = tower_width * merge**2
 
-    def build(self, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGeneration:
-        vision = {
+    def vision(self) -> dict[str, Any]:
+        """The tower's configuration."""
+        return {
             "depth": self.tower_layers,
             "hidden_size": self.tower_width,
             "intermediate_size": 256,
@@ -169,9 +178,11 @@ class Qwen3VL:
             "temporal_patch_size": self.frames,
             "out_hidden_size": WIDTH,
             "num_position_embeddings": VISUAL * self.merge**2,
-            "deepstack_visual_indexes": [0],
         }
-        text = {
+
+    def text(self, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+        """The decoder's configuration."""
+        return {
             "vocab_size": len(tokenizer),
             "hidden_size": WIDTH,
             "intermediate_size": 512,
@@ -189,23 +200,31 @@ class Qwen3VL:
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         }
+
+    def ids(self, tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+        names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+        return {name: getattr(tokenizer, name) for name in names}
+
+    def build(self, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGeneration:
         config = Qwen3VLConfig(
-            vision_config=vision,
-            text_config=text,
-            image_token_id=tokenizer.image_token_id,
-            video_token_id=tokenizer.video_token_id,
-            vision_start_token_id=tokenizer.vision_start_token_id,
-            vision_end_token_id=tokenizer.vision_end_token_id,
+            vision_config={**self.vision(), "deepstack_visual_indexes": [0]},
+            text_config=self.text(tokenizer),
+            **self.ids(tokenizer),
         )
         model = Qwen3VLForConditionalGeneration(config)
         start_small(model)
-        tower = model.model.visual
-        with torch.no_grad():  # no norm stands behind the embedding, so it starts at the size that the blocks work at
-            tower.patch_embed.proj.weight.normal_(std=0.1)
-            tower.pos_embed.weight.normal_(std=0.3)
-            for merger in tower.deepstack_merger_list:  # a branch, too
+        self.start_tower(model)
+        with torch.no_grad():
+            for merger in model.model.visual.deepstack_merger_list:  # a branch, too
                 merger.linear_fc2.weight.zero_()
         return model
+
+    def start_tower(self, model) -> None:
+        """No norm stands behind the embedding, so it starts at the size that the blocks work at."""
+        tower = self.tower(model)
+        with torch.no_grad():
+            tower.patch_embed.proj.weight.normal_(std=0.1)
+            tower.pos_embed.weight.normal_(std=0.3)
 
     def tower(self, model) -> nn.Module:
         return model.model.visual
@@ -278,6 +297,39 @@ class Qwen3VL:
         return PaddleOCRVLProcessor(image_processor=images, tokenizer=tokenizer, chat_template=self.prompt.template)
 
 
+class Qwen35(Qwen3VL):
+    """A hybrid: gated delta rules in three of four layers, gated attention in the others; no DeepStack."""
+
+    name = "qwen3_5"
+    earlier = "qwen3_vl"
+    room = TALK // 2  # its delta rules are written out over all pairs of rows
+    bridge = "merger"
+    card = (
+        "Qwen3.5's architecture as stock `transformers` has it\n"
+        "(`Qwen3_5ForConditionalGeneration`: tower of one layer whose patches of 4 x 4 pixels are merged two\n"
+        "by two; of 12 decoder layers every fourth has gated attention with 6 query and 2 key-value heads and\n"
+        "interleaved M-RoPE, the others a gated delta rule with 6 heads; width 192)"
+    )
+
+    def text(self, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+        heads = {"linear_num_key_heads": 6, "linear_num_value_heads": 6}
+        widths = {"linear_key_head_dim": 32, "linear_value_head_dim": 32}
+        text = super().text(tokenizer)
+        # Whole heads are rotated, as in the model that its attention begins from.
+        return {**text, **heads, **widths, "rope_parameters": {**text["rope_parameters"], "partial_rotary_factor": 1.0}}
+
+    def build(self, tokenizer: PreTrainedTokenizerFast) -> Qwen3_5ForConditionalGeneration:
+        config = Qwen3_5Config(vision_config=self.vision(), text_config=self.text(tokenizer), **self.ids(tokenizer))
+        model = Qwen3_5ForConditionalGeneration(config)
+        start_small(model)
+        self.start_tower(model)
+        return model
+
+    def visual(self, model, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """As :meth:`Llava.visual`."""
+        return [self.tower(model).merger(self.layers(model, pixels)[-1]).reshape(len(pixels), VISUAL, WIDTH)]
+
+
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Attention of everything to everything. Written out where the compiler fuses it; elsewhere that takes two to
     three times as long as the flash kernel."""
@@ -286,4 +338,4 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).float().softmax(-1).to(v.dtype) @ v
 
 
-ARCHITECTURES = {"llava": Llava(), "qwen3_vl": Qwen3VL()}
+ARCHITECTURES = {"llava": Llava(), "qwen3_vl": Qwen3VL(), "qwen3_5": Qwen35()}

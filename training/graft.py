@@ -29,19 +29,24 @@ from .tokens import Words
 def graft(architecture, model, tokenizer: PreTrainedTokenizerFast, folder: Path) -> nn.Module:
     """The model in ``folder``, for its tower; its words, norm, and the layers to keep are now the end of ``model``."""
     earlier = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
-    old = PreTrainedTokenizerFast.from_pretrained(folder).get_vocab()
-    both = [(new, old[token]) for token, new in tokenizer.get_vocab().items() if token in old]
-    mine, its = (torch.tensor(ids) for ids in zip(*both, strict=True))
+    same_words(model, earlier, tokenizer, folder)
     decoder, donor = model.model.language_model, earlier.model.language_model
-    with torch.no_grad():
-        decoder.embed_tokens.weight[mine] = donor.embed_tokens.weight[its]
-        model.lm_head.weight[mine] = earlier.lm_head.weight[its]
     architecture.inherit(model, earlier)
     decoder.norm.load_state_dict(donor.norm.state_dict())
     new = len(decoder.layers) - len(architecture.kept)
     for layer, i in zip(decoder.layers[new:], architecture.kept, strict=True):
         layer.load_state_dict(donor.layers[i].state_dict())
     return earlier
+
+
+@torch.no_grad()
+def same_words(model, earlier, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """The words that both have are in ``model`` as in the ``earlier`` one, which is in ``folder``."""
+    old = PreTrainedTokenizerFast.from_pretrained(folder).get_vocab()
+    both = [(new, old[token]) for token, new in tokenizer.get_vocab().items() if token in old]
+    mine, its = (torch.tensor(ids) for ids in zip(*both, strict=True))
+    model.model.language_model.embed_tokens.weight[mine] = earlier.model.language_model.embed_tokens.weight[its]
+    model.lm_head.weight[mine] = earlier.lm_head.weight[its]
 
 
 def handed_on(x: torch.Tensor, wanted: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lookless.runtime.mixers import is_delta
+
 from .batches import UNREAD, Batch
+from .delta import branches, mix
 from .labels import FAR, IGNORED, LABELS, NEAR
 
 
@@ -51,22 +56,40 @@ def visible(segments: torch.Tensor) -> torch.Tensor:
 def hidden_states(model, b: Batch, visual: list[torch.Tensor], layers: int | None = None) -> list[torch.Tensor]:
     """``[batch, sequence, width]`` before the first layer and behind each of the first ``layers``, before any norm."""
     decoder = model.model.language_model
-    before = b.visual_at
-    behind = b.ids.shape[1] - before - visual[0].shape[1]
-    embeds = decoder.embed_tokens(b.ids)
-    parts = embeds[:, :before], visual[0].to(embeds.dtype), embeds[:, before + visual[0].shape[1] :]
-    x = torch.cat(parts, dim=1)
+    x = merged(embedded(decoder, b), b, visual[0])
+    around, tree = surroundings(decoder, b, x), branches(b.segments, visible(b.segments))
+    states = [x]
+    for i, layer in enumerate(decoder.layers[:layers], start=1):
+        if is_delta(layer):
+            x = x + mix(layer.linear_attn, layer.input_layernorm(x), tree)
+            x = x + layer.mlp(layer.post_attention_layernorm(x))
+        else:
+            x = layer(x, **around)
+        if i < len(visual):  # DeepStack
+            behind = x.shape[1] - b.visual_at - visual[i].shape[1]
+            x = x + F.pad(visual[i].to(x.dtype), (0, 0, b.visual_at, behind))
+        states.append(x)
+    return states
+
+
+def embedded(decoder, b: Batch) -> torch.Tensor:
+    """Words, and placeholders where the image will be, ``[batch, sequence, width]``."""
+    return decoder.embed_tokens(b.ids)
+
+
+def merged(embeds: torch.Tensor, b: Batch, image: torch.Tensor) -> torch.Tensor:
+    """``embeds`` with ``image`` in the placeholders' place."""
+    before, behind = embeds[:, : b.visual_at], embeds[:, b.visual_at + image.shape[1] :]
+    return torch.cat((before, image.to(embeds.dtype), behind), dim=1)
+
+
+def surroundings(decoder, b: Batch, x: torch.Tensor) -> dict[str, Any]:
+    """What each layer with attention is called with beside its rows ``x``."""
     dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
     seen = visible(b.segments)
     mask = torch.zeros(seen.shape, dtype=dtype, device=x.device).masked_fill(~seen, -1e9)
     rotary = decoder.rotary_emb(x, b.positions if len(b.positions) > 1 else b.positions[0])
-    states = [x]
-    for i, layer in enumerate(decoder.layers[:layers], start=1):
-        x = layer(x, attention_mask=mask, position_embeddings=rotary)
-        if i < len(visual):  # DeepStack
-            x = x + F.pad(visual[i].to(x.dtype), (0, 0, before, behind))
-        states.append(x)
-    return states
+    return {"attention_mask": mask, "position_embeddings": rotary}
 
 
 def visual_rows(b: Batch, x: torch.Tensor) -> torch.Tensor:

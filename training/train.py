@@ -11,7 +11,8 @@ joint projector and decoder  questions, statements, descriptions,     visual ins
                              facts, that read the whole image
 ===== ====================== ======================================== ===============================
 
-``graft`` stands in for ``see`` and ``focus`` where time is short: it begins from an earlier model (``graft.py``).
+``graft`` stands in for ``see`` and ``focus`` where time is short: it begins from an earlier model (``graft.py``). So
+does ``mix`` for a hybrid, which begins from the shipped Qwen3-VL (``hybrid.py``).
 ``--model qwen3_vl`` trains the second model by the same recipe; its mergers, DeepStack's among them, are the projector.
 The tower is frozen after its stage, as LLaVA's is. Unlike LLaVA's, the decoder has read no text before it sees;
 README.md in this folder says why, and what that changes.
@@ -20,6 +21,7 @@ README.md in this folder says why, and what that changes.
 from __future__ import annotations
 
 import argparse
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,13 @@ import torch
 from torch import nn
 
 from lookless.reference import MODELS
+from lookless.runtime.mixers import is_delta
 
 from .architecture import ARCHITECTURES, WIDTH
-from .batches import image_batch, talk_batch
+from .batches import Batch, image_batch, talk_batch
 from .describe import sample_world
 from .graft import graft, graft_batch, grafting_loss
+from .hybrid import borrow, fit, mixing_loss
 from .losses import readers, seeing_loss, talking_loss
 from .run import DEVICE, FAST, SEED, Run, optimizers
 from .tokens import Words, build_tokenizer
@@ -86,6 +90,27 @@ def stage_graft(job: Job) -> None:
     )
 
 
+def stage_mix(job: Job) -> None:
+    architecture = job.architecture
+    donor = ARCHITECTURES[architecture.earlier]
+    earlier = borrow(job.model, job.words.tokenizer, job.earlier).to(DEVICE)
+    earlier.set_attn_implementation("eager" if FAST else "sdpa")
+    job.model.requires_grad_(False)
+    tower, layers = architecture.tower(job.model), job.model.model.language_model.layers
+    for part in (tower.merger, *(layer.linear_attn for layer in layers if is_delta(layer))):
+        part.requires_grad_(True)
+
+    def batch(rng: random.Random, step: int) -> Batch:
+        worlds = [sample_world(rng) for _ in range(8)]
+        return talk_batch(rng, job.words, worlds, describing=0.0, facts=0.0, stating=0.2, room=64)
+
+    fit(donor, job.model, earlier, batch(random.Random(f"{SEED}:fit"), 0).to(DEVICE))
+    job.run("mix", 1e-2, 3e-3).train(
+        batch,
+        lambda b: mixing_loss(architecture, donor, job.model, earlier, job.heads, b),
+    )
+
+
 def stage_focus(job: Job) -> None:
     job.architecture.freeze(job.model)
     job.run("focus", 3e-3, 2e-3).train(
@@ -106,7 +131,13 @@ def stage_joint(job: Job) -> None:
     job.architecture.freeze(job.model)
     job.run("joint", 1.5e-3, 8e-4).train(
         lambda rng, step: talk_batch(
-            rng, job.words, [sample_world(rng) for _ in range(8)], describing=0.05, facts=0.03, stating=0.2
+            rng,
+            job.words,
+            [sample_world(rng) for _ in range(8)],
+            describing=0.05,
+            facts=0.03,
+            stating=0.2,
+            room=job.architecture.room,
         ),
         lambda b: talking_loss(job.architecture, job.model, job.heads, b, DENSE),
     )
@@ -116,11 +147,12 @@ STAGES = {
     "see": (stage_see, 2000),
     "focus": (stage_focus, 2000),
     "graft": (stage_graft, 1200),
+    "mix": (stage_mix, 300),
     "joint": (stage_joint, 3000),
 }
 FROM_NOTHING = ("see", "focus", "joint")
 #: The stages that one builds on: the first that has been run.
-NEEDS = {"see": (), "graft": (), "focus": ("see",), "joint": ("focus", "graft")}
+NEEDS = {"see": (), "graft": (), "mix": (), "focus": ("see",), "joint": ("focus", "graft", "mix")}
 
 
 def load_earlier(model: nn.Module, heads: nn.Module, folder: Path, stage: str) -> None:
@@ -156,7 +188,7 @@ def main() -> None:
         model.set_attn_implementation("eager" if FAST else "sdpa")
         load_earlier(model, heads, out, stage)
         run, steps = STAGES[stage]
-        earlier = arguments.earlier or MODELS[arguments.model]
+        earlier = arguments.earlier or MODELS[getattr(architecture, "earlier", arguments.model)]
         job = Job(architecture, model.to(DEVICE), heads.to(DEVICE), words, out, arguments.steps or steps, earlier)
         run(job)
 

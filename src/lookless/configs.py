@@ -17,6 +17,8 @@ _OF_KIND |= {kind: f"{kind}_text" for kind in ("qwen3_5", "qwen3_5_moe")}
 _OF_TEXT = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3_moe": "qwen3_moe"}
 _OF_TEXT |= {f"{kind}_text": block for kind, block in _OF_KIND.items()}
 _OF_TEXT |= {kind: kind for kind in ("qwen3_5_text", "qwen3_5_moe_text")}
+_OF_TEXT |= {kind: kind for kind in ("glm4v_text", "glm_ocr_text", "glm4v_moe_text")}
+_OF_TEXT |= {"paddleocr_vl_text": "llama"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Shape:
     Attributes:
         geometry: its numbers.
         block: ``llama``, ``qwen2`` (with biases), ``qwen3`` (with norms of queries and keys), ``qwen3_moe`` (and a
-            mixture of experts), ``qwen3_5_text`` or ``qwen3_5_moe_text`` (with gates and gated delta rules).
+            mixture of experts), ``qwen3_5_text`` or ``qwen3_5_moe_text`` (with gates and gated delta rules),
+            ``glm4v_text`` or ``glm_ocr_text`` (with norms behind both operators), or ``glm4v_moe_text``.
     """
 
     geometry: Geometry

@@ -26,6 +26,7 @@ class Experts(BaseModel):
         used: how many of them a row passes, k.
         intermediate: inner width of one expert.
         shared: inner width of the gated network beside them that every row passes; 0 without one.
+        weighed: a number for each row weighs what the shared network adds.
         dense: layers with a plain feed-forward network instead.
     """
 
@@ -35,7 +36,14 @@ class Experts(BaseModel):
     used: int = Field(gt=0)
     intermediate: int = Field(gt=0)
     shared: int = Field(default=0, ge=0)
+    weighed: bool = True
     dense: tuple[int, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _as_ever(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is said of few decoders is written for them alone, so that fingerprints stay as they are."""
+        written: dict[str, Any] = handler(self)
+        return {name: value for name, value in written.items() if name != "weighed" or not value}
 
     def read(self, rows: float) -> float:
         """How many experts' weights ``rows`` rows read, if each picks its experts at random."""
@@ -221,9 +229,18 @@ class Geometry(BaseModel):
 
 def _experts(text: Mapping[str, Any], layers: int, number: Callable[[str], int]) -> Experts | None:
     """The mixture of experts of a decoder's configuration; None of a dense one."""
-    key = next((k for k in ("num_experts", "num_local_experts") if text.get(k)), None)
+    key = next((k for k in ("num_experts", "num_local_experts", "n_routed_experts") if text.get(k)), None)
     if key is None:
         return None
+    if key == "n_routed_experts":
+        return Experts(
+            count=number(key),
+            used=number("num_experts_per_tok"),
+            intermediate=number("moe_intermediate_size"),
+            shared=number("n_shared_experts") * number("moe_intermediate_size"),
+            weighed=False,
+            dense=tuple(range(min(layers, number("first_k_dense_replace")))),
+        )
     is_mixed = text.get("model_type") in MIXED
     plain, step = (text.get("mlp_only_layers") or (), text.get("decoder_sparse_step") or 1) if is_mixed else ((), 1)
     return Experts(

@@ -20,6 +20,7 @@ from transformers import (
     LlamaConfig,
     Mistral3Config,
     MistralConfig,
+    PaddleOCRVLConfig,
     PixtralVisionConfig,
     PreTrainedConfig,
     QianfanOCRConfig,
@@ -31,7 +32,8 @@ from transformers import (
     VipLlavaConfig,
 )
 
-from helpers.family import VIDEO, Family, Visual, finished
+from helpers.family import END, START, VIDEO, Family, Visual, finished
+from helpers.glm import GLM
 from helpers.models import IMAGE, TEXT, VISION, VISUAL
 
 _SPLIT = {k: v for k, v in VISION.items() if k not in ("image_size", "patch_size")}
@@ -61,6 +63,18 @@ def _image(tokens: int, *shape: int, **more: Any) -> Callable[[Generator], Visua
     def image(generator: Generator) -> Visual:
         pixels = {"pixel_values": torch.randn(shape, generator=generator)}
         return Visual(torch.full((tokens,), IMAGE), {**pixels, **{k: torch.tensor(v) for k, v in more.items()}})
+
+    return image
+
+
+def _framed(height: int, width: int) -> Callable[[Generator], Visual]:
+    """PaddleOCR-VL's: ``height`` x ``width`` visual tokens, each of four patches, between START and END."""
+
+    def image(generator: Generator) -> Visual:
+        ids = torch.full((height * width + 2,), IMAGE)
+        ids[0], ids[-1] = START, END
+        pixels = torch.randn(4 * height * width, 3, 8, 8, generator=generator)
+        return Visual(ids, {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, 2 * height, 2 * width]])})
 
     return image
 
@@ -98,7 +112,20 @@ _GRIDS = {
     "video": _patches(8, (2, 4, 4), "video"),
 }
 
+#: one decoder of its own: Llama's block with M-RoPE
+_ERNIE = {
+    **TEXT,
+    "head_dim": 24,
+    "use_bias": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [3, 4, 5]},
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+
+_WIDE = {**VISION, "intermediate_size": 256}  # larger than the projector
+
 _IDS = {"image_token_id": IMAGE}
+_SPANS = {"vision_start_token_id": START, "vision_end_token_id": END, "video_token_id": VIDEO}
 _TIED = {"tie_word_embeddings": False}
 ALIKE = {
     family.name: family
@@ -155,5 +182,13 @@ ALIKE = {
             _GRIDS,
             (IMAGE, VIDEO),
         ),
+        Family(
+            "paddleocr_vl",
+            _model(PaddleOCRVLConfig(vision_config=_WIDE, text_config=_ERNIE, **_IDS, **_SPANS, **_TIED)),
+            {"image": _framed(3, 4), "wide": _framed(2, 5)},
+            (IMAGE,),
+            mrope=True,
+        ),
+        *GLM,
     )
 }

@@ -129,7 +129,7 @@ def _seen_deepstack(model: Any, attention: str) -> Any:
     return finished(model, attention)
 
 
-def _qwen_visual(frames: int, height: int, width: int, *, video: bool) -> Callable[[Generator], Visual]:
+def qwen_visual(frames: int, height: int, width: int, *, video: bool) -> Callable[[Generator], Visual]:
     """``height`` x ``width`` visual tokens for each of ``frames``, between START and END."""
 
     def visual(generator: Generator) -> Visual:
@@ -145,31 +145,37 @@ def _qwen_visual(frames: int, height: int, width: int, *, video: bool) -> Callab
 
 def _qwen2_5_video(generator: Generator) -> Visual:
     """As Qwen2-VL's, and how many seconds lie between two frames."""
-    video = _qwen_visual(2, 2, 3, video=True)(generator)
+    video = qwen_visual(2, 2, 3, video=True)(generator)
     return Visual(video.ids, {**video.arguments, "second_per_grid_ts": torch.tensor([0.5])})
 
 
-def _qwen3_video(generator: Generator) -> Visual:
+def qwen3_video(token: int = VIDEO) -> Callable[[Generator], Visual]:
     """Each frame is an image of its own in the prompt, behind its time as text; their pixels are one video's."""
-    frames = [_qwen_visual(1, 2, 3, video=True)(generator) for _ in range(2)]
-    ids = torch.cat([piece for frame in frames for piece in (words(3, generator), frame.ids)])
-    pixels = torch.cat([frame.arguments["pixel_values_videos"] for frame in frames])
-    return Visual(ids, {"pixel_values_videos": pixels, "video_grid_thw": torch.tensor([[2, 2 * _MERGE, 3 * _MERGE]])})
+
+    def video(generator: Generator) -> Visual:
+        frames = [qwen_visual(1, 2, 3, video=True)(generator) for _ in range(2)]
+        ids = torch.cat([piece for frame in frames for piece in (words(3, generator), frame.ids)])
+        pixels = torch.cat([frame.arguments["pixel_values_videos"] for frame in frames])
+        grid = torch.tensor([[2, 2 * _MERGE, 3 * _MERGE]])
+        ids = torch.where(ids == VIDEO, token, ids)
+        return Visual(ids, {"pixel_values_videos": pixels, "video_grid_thw": grid})
+
+    return video
 
 
 def _qwen_visuals(video: Callable[[Generator], Visual]) -> dict[str, Callable[[Generator], Visual]]:
     return {
-        "image": _qwen_visual(1, 3, 4, video=False),
-        "wide": _qwen_visual(1, 2, 5, video=False),
+        "image": qwen_visual(1, 3, 4, video=False),
+        "wide": qwen_visual(1, 2, 5, video=False),
         "video": video,
     }
 
 
 QWEN = [
-    Family("qwen2_vl", _qwen2, _qwen_visuals(_qwen_visual(2, 2, 3, video=True)), (IMAGE, VIDEO), mrope=True),
+    Family("qwen2_vl", _qwen2, _qwen_visuals(qwen_visual(2, 2, 3, video=True)), (IMAGE, VIDEO), mrope=True),
     Family("qwen2_5_vl", _qwen2_5, _qwen_visuals(_qwen2_5_video), (IMAGE, VIDEO), mrope=True),
-    Family("qwen3_vl", _qwen3, _qwen_visuals(_qwen3_video), (IMAGE, VIDEO), mrope=True),
-    Family("qwen3_5", _qwen3_5, _qwen_visuals(_qwen3_video), (IMAGE, VIDEO), mrope=True),
-    Family("qwen3_5_moe", _qwen3_5_moe, _qwen_visuals(_qwen3_video), (IMAGE, VIDEO), mrope=True),
-    Family("qwen3_vl_moe", _qwen3_moe, _qwen_visuals(_qwen3_video), (IMAGE, VIDEO), mrope=True),
+    Family("qwen3_vl", _qwen3, _qwen_visuals(qwen3_video()), (IMAGE, VIDEO), mrope=True),
+    Family("qwen3_5", _qwen3_5, _qwen_visuals(qwen3_video()), (IMAGE, VIDEO), mrope=True),
+    Family("qwen3_5_moe", _qwen3_5_moe, _qwen_visuals(qwen3_video()), (IMAGE, VIDEO), mrope=True),
+    Family("qwen3_vl_moe", _qwen3_moe, _qwen_visuals(qwen3_video()), (IMAGE, VIDEO), mrope=True),
 ]

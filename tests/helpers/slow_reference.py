@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from helpers import slow_glm as glm
 from helpers.slow_delta import is_gated, slow_delta
 from lookless import Filter, Full, Keep, Neurons, Plan, Sink, Skip, Top, Window
 from lookless.fitted import Linear, Mean
@@ -96,6 +97,8 @@ class Conversation:
         if rotary is None or name == "v":
             return x.transpose(0, 1)
         cos, sin = (t[:, None] for t in rotary)
+        if glm.turns_neighbours(attention):
+            return glm.turned(x, cos, sin).transpose(0, 1)
         half, rest = cos.shape[-1] // 2, x[..., cos.shape[-1] :]
         turned = torch.cat((-x[..., half : 2 * half], x[..., :half]), -1)
         return torch.cat((x[..., : 2 * half] * cos + turned * sin, rest), -1).transpose(0, 1)
@@ -124,7 +127,7 @@ class Conversation:
         out = out.transpose(0, 1)
         if is_gated(module):
             out = out * torch.sigmoid(module.q_proj(h).view(self.n, -1, 2, module.head_dim)[:, :, 1])
-        update = module.o_proj(out.flatten(1))
+        update = glm.after_attention(layer)(module.o_proj(out.flatten(1)))
         shown = {"k": k, "v": v, "sunk": sunk, "rotary": rotary}
         return self.added(layer, row, tops, x, h, update, shown)
 
@@ -167,12 +170,13 @@ class Conversation:
             rows = rows | tops[row.ffn]
         elif isinstance(row.ffn, Full):
             rows = rows | self.alive
-        x = x + layer.mlp(h[None])[0] * rows[:, None]  # experts take no two-dimensional rows
+        after = glm.after_ffn(layer)
+        x = x + after(layer.mlp(h[None])[0]) * rows[:, None]  # experts take no two-dimensional rows
         if isinstance(row.ffn, Neurons):
             for c in self.calls:
                 mine = (self.alive & (self.call == c)).nonzero().flatten()
                 if len(mine):
-                    x = x.index_add(0, mine, self.neurons(layer.mlp, row.ffn, h[mine]))
+                    x = x.index_add(0, mine, after(self.neurons(layer.mlp, row.ffn, h[mine])))
         return x + self.fitted(row.ffn, h) if isinstance(row.ffn, Mean | Linear) else x
 
     def fitted(self, cell, h):
@@ -186,7 +190,7 @@ class Conversation:
         return added
 
     def neurons(self, mlp, cell, h):
-        inner = mlp.act_fn(mlp.gate_proj(h)) * mlp.up_proj(h)
+        inner = glm.inner(mlp, h) if glm.is_fused(mlp) else mlp.act_fn(mlp.gate_proj(h)) * mlp.up_proj(h)
         count = max(1, round(cell.probe * len(h)))
         probes = [round(i * (len(h) - 1) / max(1, count - 1)) for i in range(count)]
         score = inner[probes].abs().mean(0)

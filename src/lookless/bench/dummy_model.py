@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlavaConfig
 
 from ..configs import Shape
-from ..geometry import Geometry
+from ..geometry import Experts, Geometry
 from .timing import check_memory
 
 IMAGE, WORD = 0, 1
@@ -49,19 +49,7 @@ class DummyModel:
 
 def decoder(shape: Shape) -> dict[str, Any]:
     """The decoder's configuration."""
-    geometry, experts = shape.geometry, shape.geometry.experts
-    mixture = (
-        {}
-        if experts is None
-        else {
-            "num_experts": experts.count,
-            "num_experts_per_tok": experts.used,
-            "moe_intermediate_size": experts.intermediate,
-            "mlp_only_layers": [*experts.dense],
-            "shared_expert_intermediate_size": experts.shared,
-            "norm_topk_prob": True,
-        }
-    )
+    geometry = shape.geometry
     delta = geometry.delta
     state = (
         {}
@@ -78,8 +66,9 @@ def decoder(shape: Shape) -> dict[str, Any]:
         }
     )
     return {
-        **mixture,
+        **_mixture(geometry.experts),
         **state,
+        **_glm(shape),
         "model_type": shape.block,
         "hidden_size": geometry.hidden,
         "intermediate_size": geometry.intermediate,
@@ -89,6 +78,33 @@ def decoder(shape: Shape) -> dict[str, Any]:
         "head_dim": geometry.head_dim,
         "max_position_embeddings": 32768,
     }
+
+
+def _glm(shape: Shape) -> dict[str, Any]:
+    """Of GLM's decoders, half of whose heads are rotated: M-RoPE of one axis."""
+    if not shape.block.startswith("glm"):
+        return {}
+    rotary = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    return {
+        "tie_word_embeddings": False,
+        "rope_parameters": {**rotary, "mrope_section": [shape.geometry.head_dim // 4, 0, 0]},
+    }
+
+
+def _mixture(experts: Experts | None) -> dict[str, Any]:
+    """The part of a decoder's configuration that is about its experts."""
+    if experts is None:
+        return {}
+    names = {
+        "num_experts_per_tok": experts.used,
+        "moe_intermediate_size": experts.intermediate,
+        "norm_topk_prob": True,
+    }
+    if not experts.weighed:
+        shared = {"n_shared_experts": experts.shared // experts.intermediate}
+        return {**names, **shared, "n_routed_experts": experts.count, "first_k_dense_replace": len(experts.dense)}
+    shared = {"shared_expert_intermediate_size": experts.shared}
+    return {**names, **shared, "num_experts": experts.count, "mlp_only_layers": [*experts.dense]}
 
 
 def make_dummy_model(shape: Shape, *, dtype: torch.dtype, device: str = "cpu") -> DummyModel:

@@ -16,7 +16,7 @@ from ..plan import Plan
 from ..runtime.affine import on
 from ..runtime.calls import Call, attend, causal_calls, scaled_dot_product, window_calls
 from ..runtime.families import Located
-from ..runtime.inplace import is_mixture
+from ..runtime.inplace import is_mixture, matrices, projections
 from ..runtime.mixers import is_delta, mixer_of
 from ..runtime.prompts import Prompts
 from ..runtime.rows import Rows
@@ -80,18 +80,14 @@ def _layer(layer: Any, work: LayerWork, prompts: Prompts) -> list[Callable[[], A
     steps += _ffn(mlp, batch, ffn)
     if work.neurons is not None:
         visual = count(VISUAL)
-        probes, channels = int(work.neurons.probes(visual)), work.neurons.channels(mlp.gate_proj.weight.shape[0])
-        steps += [_linear(mlp.gate_proj, batch, probes), _linear(mlp.up_proj, batch, probes)]
-        for weight in (
-            mlp.gate_proj.weight[:channels],
-            mlp.up_proj.weight[:channels],
-            mlp.down_proj.weight[:, :channels],
-        ):
-            steps.append(_product(weight, batch, visual))
+        (gate, _), (up, _), (down, _) = matrices(mlp)
+        probes, channels = int(work.neurons.probes(visual)), work.neurons.channels(gate.shape[0])
+        steps += [_product(weight, batch, probes) for weight in (gate, up)]
+        steps += [_product(part, batch, visual) for part in (gate[:channels], up[:channels], down[:, :channels])]
     for cell in work.affine:
         if cell.inner:
-            matrices = on(cell.weights, layer.input_layernorm.weight)[1:]
-            steps += [_product(matrix, batch, count(VISUAL)) for matrix in matrices]
+            maps = on(cell.weights, layer.input_layernorm.weight)[1:]
+            steps += [_product(matrix, batch, count(VISUAL)) for matrix in maps]
     return steps
 
 
@@ -99,9 +95,10 @@ def _ffn(mlp: Any, batch: int, rows: int) -> list[Callable[[], Tensor]]:
     """A gated FFN; of a mixture, the router and each expert that it picks for random rows, whose weights must be
     read."""
     if not is_mixture(mlp):
-        return [_linear(linear, batch, rows) for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
-    shared = getattr(mlp, "shared_expert", None)
-    steps = [] if shared is None else [_linear(mlp.shared_expert_gate, batch, rows), *_ffn(shared, batch, rows)]
+        return [_linear(linear, batch, rows) for linear in projections(mlp)]
+    shared = getattr(mlp, "shared_expert", None) or getattr(mlp, "shared_experts", None)
+    steps = [] if shared is None else _ffn(shared, batch, rows)
+    steps += [_linear(mlp.shared_expert_gate, batch, rows)] if hasattr(mlp, "shared_expert_gate") else []
     x = torch.randn(batch * rows, mlp.gate.weight.shape[1], dtype=mlp.gate.weight.dtype, device=mlp.gate.weight.device)
     with torch.no_grad():
         *_, picked = mlp.gate(x)  # [rows, experts of a row]

@@ -274,8 +274,10 @@ class _Walk:
             normed = rms_norm(layer.input_layernorm, before)
             added = after(attention=Full(), ffn=Skip()) - before
         else:
-            normed = rms_norm(layer.post_attention_layernorm, after(ffn=Skip()))
-            added = layer.mlp(normed)
+            block = prompts.block
+            normed = rms_norm(getattr(layer, block.before_ffn), after(ffn=Skip()))
+            made, norm = layer.mlp(normed), block.of_ffn(layer)
+            added = made if norm is None else norm(made)
         return normed[0], added[0], visual.gather(self.start.reads[operator][index][None])[0]
 
     def leave(self, layer: nn.Module, index: int, steps: Sequence[Step]) -> None:

@@ -25,7 +25,7 @@ from ..progress import track
 from ..ranks import RANKS
 from ..runtime.families import Located, locate
 from ..runtime.forward import ForwardPass, steps_of
-from ..runtime.mixers import added_by, mixer_of
+from ..runtime.mixers import added_by
 from ..runtime.patching import check_stock
 from ..runtime.prompts import Prompts, prompts_of
 from .distances import Distance
@@ -148,10 +148,11 @@ def record_activations(located: Located) -> Iterator[Activations]:
 
     hooks = []
     for layer in located.layers:
+        adding = located.adding(layer)
         hooks += [
             layer.register_forward_pre_hook(enter, with_kwargs=True),
-            mixer_of(layer).register_forward_hook(lambda _, __, out: add(recorded.attention, added_by(out))),
-            layer.mlp.register_forward_hook(lambda _, __, out: add(recorded.ffn, out)),  # type: ignore[union-attr]
+            adding["attention"].register_forward_hook(lambda _, __, out: add(recorded.attention, added_by(out))),
+            adding["ffn"].register_forward_hook(lambda _, __, out: add(recorded.ffn, out)),
             layer.register_forward_hook(lambda _, __, out: recorded.outputs.append(out)),
         ]
     if located.family.capture is not None:

@@ -141,13 +141,14 @@ class _Moments:
 def _recorded(lab: Lab, visual: Tensor, sums: dict[str, list[_Moments]]) -> Iterator[nn.Module]:
     """The inner model, whose operators' outputs at ``visual`` rows are added to ``sums``."""
     from ..runtime.families import locate
+    from ..runtime.mixers import added_by
 
     located, hooks = locate(lab.loaded.model), []
     for index, layer in enumerate(located.layers):
-        for operator, module in (("attention", layer.self_attn), ("ffn", layer.mlp)):
+        for operator, module in located.adding(layer).items():
 
             def add(_: nn.Module, __: Any, output: Any, moments: _Moments = sums[operator][index]) -> None:
-                x = output[0] if isinstance(output, tuple) else output
+                x = added_by(output)
                 moments.add(x[0, visual.to(x.device)])
 
             hooks.append(module.register_forward_hook(add))

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ..cells import Neurons
 from ..loading import Loaded
 from ..methods.redundancylens import window_at
+from ..runtime.inplace import activation, matrices
 from .answers import HEADS, Curves, Outcomes, curve_rows, lines_of
 from .charts import curves_figure
 from .claims import beats
@@ -66,7 +67,8 @@ def _mask(prompt: Prompt, window: int, kwargs: dict[str, Any]) -> Tensor:
 def _thinned(mlp: Any, x: Tensor, prompt: Prompt) -> Tensor:
     """The gated FFN of every token on the neurons of its prompt, ``[batch, sequence, hidden]``."""
     assert prompt.real is not None
-    inner = mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)
+    (gate, gate_bias), (up, up_bias), _ = matrices(mlp)
+    inner = activation(mlp)(F.linear(x, gate, gate_bias)) * F.linear(x, up, up_bias)
     kept = torch.zeros_like(inner[:, :1])
     for b, real in enumerate(prompt.real.to(x.device)):
         rows = real.nonzero().flatten()

@@ -24,6 +24,7 @@ from ..comparison.statistics import retention_by_task
 from ..layer_plan import LayerPlan
 from ..loading import Loaded
 from ..plan import Plan
+from ..runtime.mixers import added_by, mixer_of
 from ..scores import Scores
 from .agreement import jaccard
 from .answers import HEADS, Outcomes, row_of
@@ -48,9 +49,10 @@ def literal(loaded: Loaded, layers: Collection[int]) -> Iterator[None]:
                 return None
             normed: Tensor = args[0] if args else kwargs["hidden_states"]
             assert prompt.visual is not None
-            return (torch.where(prompt.visual[..., None].to(normed.device), normed, output[0]), *output[1:])
+            changed = torch.where(prompt.visual[..., None].to(normed.device), normed, added_by(output))
+            return changed if isinstance(output, Tensor) else (changed, *output[1:])
 
-        with removed([located.layers[i].self_attn.register_forward_hook(added, with_kwargs=True) for i in layers]):
+        with removed([mixer_of(located.layers[i]).register_forward_hook(added, with_kwargs=True) for i in layers]):
             yield
 
 

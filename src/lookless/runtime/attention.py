@@ -65,6 +65,7 @@ def run_attention(
         output = _attend(part, prompts, record, query, part_value, held if part_value is value else None)
         output = output if gate is None else output * gate.sigmoid()
         output = linear(module.o_proj, output, prompts.buffers, "up")
+        output = output if record.norm_after is None else record.norm_after(output)
         inner = prompts.within(query_rows, live)
         x, may_add = inner.scatter_add_(x, output) if may_add else inner.scatter_add(x, output), True
     return x

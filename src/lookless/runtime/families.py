@@ -13,24 +13,10 @@ from ..errors import ModelError
 from ..geometry import Geometry
 from ..plan import Plan
 from ..ranks import RANKS
+from .decoders import DECODERS, Block
+from .mixers import mixer_of
 from .vision import Report, capture_clip, capture_qwen
 
-#: Decoders whose layer is the Llama block: norm, attention with separate q, k, v, o projections (and norms of queries
-#: and keys in Qwen3; a gate, or a gated delta rule, in Qwen3.5), causal also among visual tokens, norm, gated FFN or a
-#: mixture of gated experts.
-DECODERS = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "qwen3_moe",
-    "qwen2_vl_text",
-    "qwen2_5_vl_text",
-    "qwen3_vl_text",
-    "qwen3_vl_moe_text",
-    "qwen3_5_text",
-    "qwen3_5_moe_text",
-)
 #: Reasons why similar-looking models are not supported, by model_type.
 NOT_CAUSAL = "lets image tokens attend to those after them, which the runtime's causal attention would get wrong"
 REFUSED = {
@@ -40,11 +26,8 @@ REFUSED = {
     "mllama": "its images are read by cross-attention layers and are no tokens of the decoder",
     "idefics2": "its resampler and Mistral decoder would need a row in lookless.runtime.families and a test",
     "gemma4": "its layers norm each branch twice, add an embedding of their own and share keys with later layers",
-    "glm4v": "its layers norm each branch twice and turn neighbouring numbers of a head",
-    "glm4v_moe": "its decoder's experts, with a bias of their own, have no row and no test here",
     "lfm2_vl": "its short convolutions keep states that the runtime does not know",
     "llama4": "it attends by chunks, and its experts weigh their input",
-    "paddleocr_vl": "its decoder has no row and no test here",
     "qwen4_exp": "it has several residual streams, so a skipped operator is not the identity",
     "internvl_chat": "it is remote code; convert it to transformers' own InternVL (model_type 'internvl')",
 }
@@ -96,13 +79,19 @@ FAMILIES: dict[str, Family] = {
     "qianfan_ocr": Family("model", "model.language_model", _IMAGE),
     "vipllava": Family("model", "model.language_model", _IMAGE),
     "deepseek_vl": Family("model", "model.language_model", _IMAGE, None, "model.vision_model"),
+    "paddleocr_vl": Family("model", "model.language_model", _IMAGE, None, "model.visual"),
+    "glm4v": Family("model", "model.language_model", _IMAGE, None, "model.visual"),  # and videos have its id
+    "glm46v": Family("model", "model.language_model", _IMAGE, None, "model.visual"),
+    "glm_ocr": Family("model", "model.language_model", _IMAGE, None, "model.visual"),
+    "glm4v_moe": Family("model", "model.language_model", _IMAGE, None, "model.visual"),
     "video_llama_3": Family("model", "model.language_model", _VIDEO, None, "model.vision_model"),
 }
 
 
 @dataclass(frozen=True)
 class Located:
-    """The parts of one model: see :class:`Family`; ``head`` is the whole of it, None where only the inner is given."""
+    """The parts of one model: see :class:`Family`; ``head`` is the whole of it, None where only the inner is given.
+    ``block`` is what its layers are."""
 
     head: nn.Module | None
     inner: nn.Module
@@ -111,12 +100,20 @@ class Located:
     visual_ids: tuple[int, ...]
     geometry: Geometry
     family: Family
+    block: Block
 
     @property
     def layers(self) -> nn.ModuleList:
         layers = self.decoder.layers
         assert isinstance(layers, nn.ModuleList)
         return layers
+
+    def adding(self, layer: Any) -> dict[str, nn.Module]:
+        """The modules whose outputs ``layer`` adds to the residual stream: its mixer and FFN, or the norms behind."""
+        return {
+            "attention": self.block.of_attention(layer) or mixer_of(layer),
+            "ffn": self.block.of_ffn(layer) or layer.mlp,
+        }
 
     def visual(self, ids: Tensor) -> Tensor:
         """Bool, as ``ids``: which tokens are visual placeholders."""
@@ -205,4 +202,5 @@ def locate(model: nn.Module) -> Located:
         visual_ids=tuple(i for i in ids if i is not None),
         geometry=geometry_of(model),
         family=family,
+        block=DECODERS[config.get_text_config().model_type],
     )

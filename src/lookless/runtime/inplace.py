@@ -27,6 +27,10 @@ Rotary = tuple[Tensor, Tensor]  # cos and sin, [..., rows, head_dim]
 BLOCK = 1 << 18  # numbers for each thread at once: a megabyte in float32, which stays in a core's cache
 FEW = 1 << 15  # numbers that PyTorch gives to one thread, and that fit into its cache
 SILU = (nn.SiLU, SiLUActivation)
+#: The parts of a gated FFN: with one matrix for gate and up, or with two.
+FUSED, SPLIT = ("activation_fn", "gate_up_proj", "down_proj"), ("act_fn", "gate_proj", "up_proj", "down_proj")
+#: Decoders whose rotary embedding turns each number of a head with its neighbour, and not with that of the other half.
+NEIGHBOURS = ("glm4v_text", "glm_ocr_text")
 
 
 class Buffers:
@@ -97,22 +101,25 @@ def _norm_rows(x: Tensor, weight: Tensor, epsilon: float, into: Tensor) -> None:
     torch.mul(x, squares.mean(-1, keepdim=True).add_(epsilon).rsqrt_(), out=into).mul_(weight)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, in_place: bool = False) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, in_place: bool = False, neighbours: bool = False) -> Tensor:
     """Rotary embedding of ``x [..., rows, heads, head_dim]`` by ``cos, sin [..., rows, head_dim]``; where those are
-    narrower, of the first of a head's numbers alone."""
+    narrower, of the first of a head's numbers alone. A number turns with that of the other half, or its neighbour."""
     if (width := cos.shape[-1]) < x.shape[-1]:
-        turned = rotate(x[..., :width], cos, sin, in_place=in_place)
+        turned = rotate(x[..., :width], cos, sin, in_place=in_place, neighbours=neighbours)
         return x if in_place else torch.cat((turned, x[..., width:]), dim=-1)
     cos, sin, half = cos.unsqueeze(-2), sin.unsqueeze(-2), x.shape[-1] // 2
+    one, other = (slice(0, None, 2), slice(1, None, 2)) if neighbours else (slice(half), slice(half, None))
     if not in_place:
         out = x * cos
-        out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-        out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+        out[..., one].addcmul_(x[..., other], sin[..., one], value=-1)
+        out[..., other].addcmul_(x[..., one], sin[..., other])
         return out
     rows = _rows_at_once(prod(x.shape[:-3]) * prod(x.shape[-2:]))
     for a, c, s in zip(x.split(rows, -3), cos.split(rows, -3), sin.split(rows, -3), strict=True):
-        turned = torch.cat((a[..., half:].neg(), a[..., :half]), dim=-1).mul_(s)
-        a.mul_(c).add_(turned)
+        turned = torch.empty_like(a)
+        torch.neg(a[..., other], out=turned[..., one])
+        turned[..., other] = a[..., one]
+        a.mul_(c).add_(turned.mul_(s))
     return x
 
 
@@ -138,7 +145,9 @@ def project_gated(
     may_overwrite = is_own(projection) and may_write(x)
     norm = getattr(module, f"{which}_norm", None)
     x = x if norm is None else rms_norm(norm, x, x if may_overwrite else None)
-    return x if rotary is None else rotate(x, *rotary, in_place=may_overwrite), gate
+    if rotary is None:
+        return x, gate
+    return rotate(x, *rotary, in_place=may_overwrite, neighbours=module.config.model_type in NEIGHBOURS), gate
 
 
 def norm_into(module: Any, x: Tensor, buffers: Buffers | None) -> Tensor:
@@ -157,14 +166,47 @@ def is_mixture(mlp: Any) -> bool:
     return hasattr(mlp, "experts")
 
 
+def is_fused(mlp: Any) -> bool:
+    """Whether one matrix makes gate and up of a gated FFN."""
+    return hasattr(mlp, "gate_up_proj")
+
+
+def activation(mlp: Any) -> Any:
+    """The module between the matrices of a gated FFN."""
+    return mlp.activation_fn if is_fused(mlp) else mlp.act_fn
+
+
+def projections(mlp: Any) -> tuple[Any, ...]:
+    """The modules of a gated FFN's matrices, down last."""
+    return (mlp.gate_up_proj, mlp.down_proj) if is_fused(mlp) else (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+
+
+def matrices(mlp: Any) -> tuple[tuple[Tensor, Tensor | None], ...]:
+    """Weight and bias of gate, up and down of a gated FFN whose projections are plain."""
+    *wide, down = projections(mlp)
+    parts = [(linear.weight, linear.bias) for linear in wide]
+    if len(parts) == 1:
+        [(weight, bias)] = parts
+        parts = [*zip(weight.chunk(2), (None, None) if bias is None else bias.chunk(2), strict=True)]
+    return (*parts, (down.weight, down.bias))
+
+
 def gated_ffn(mlp: Any, x: Tensor, buffers: Buffers) -> Tensor:
     """``mlp``, a gated FFN (``down(act(gate(x)) * up(x))``), on ``x [..., hidden]``."""
-    own = is_plain(mlp) and is_plain(mlp.act_fn) and is_own(mlp.gate_proj)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not own:
+    act, first = activation(mlp), projections(mlp)[0]
+    if (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or not (is_plain(mlp) and is_plain(act) and is_own(first))
+    ):
         out: Tensor = mlp(x)
         return out
-    gate = linear(mlp.gate_proj, x, buffers, "gate")
-    gate = F.silu(gate, inplace=True) if isinstance(mlp.act_fn, SILU) else mlp.act_fn(gate)
+    gate = linear(first, x, buffers, "gate")
+    if is_fused(mlp):
+        gate, up = gate.chunk(2, dim=-1)
+        gate = (F.silu(gate, inplace=True) if isinstance(act, SILU) else act(gate)).mul_(up)
+        return linear(mlp.down_proj, gate, buffers, "up")
+    gate = F.silu(gate, inplace=True) if isinstance(act, SILU) else act(gate)
     gate.mul_(linear(mlp.up_proj, x, buffers, "up"))
     return linear(mlp.down_proj, gate, buffers, "up")  # what was there has been read
 

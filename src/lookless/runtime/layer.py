@@ -6,6 +6,8 @@ Qwen3.5 a gated delta rule takes the place of attention)::
     x = x + attention(norm(x))
     x = x + ffn(norm(x))
 
+What else a layer may be is in :class:`lookless.runtime.decoders.Block`.
+
 Here a layer is three sets of rows: query rows, key rows and FFN rows. What is spared is not computed: no query, score,
 output projection or FFN of a spared row, no key of a row that no query reads. Projections are called as modules, so
 quantised linears, adapters and hooks on them stay in force.
@@ -50,7 +52,8 @@ def run_layer(
         normed = rms_norm(layer.input_layernorm, x)
         attended = call_stock(layer, normed, attention_mask, position_embeddings, past_key_values, **rest)
         del normed
-        out = x + attended
+        norm = prompts.block.of_attention(layer)
+        out = x + (attended if norm is None else norm(attended))
         del attended  # or it is held while the FFN runs
         return run_ffn(layer, work, prompts, out, owns_x=True), None
     live, key_rows = prompts.live, prompts.rows(work.key)

@@ -178,7 +178,7 @@ class Applied:
             if isinstance(layer.__dict__.get("forward"), _PlannedForward):
                 raise ModelError("a plan is already applied to this model: call remove() on it, or join both with `|`.")
         inner = self._located.inner
-        check_internals(inner, self._located.layers)
+        check_internals(inner, self._located.layers, self._located.block)
         if (getattr(inner, "_tp_size", None) or getattr(model, "_tp_size", None) or 1) > 1:
             _check_sharded(plan)
         self._steps, self._live, self._kept = steps_of(plan), steps_of(plan.live()), steps_of(plan, kept=True)

@@ -46,6 +46,7 @@ class LayerRecord:
         past: what earlier turns left in the layer's cache; None without any.
         mask: the layer's, ``[batch or 1, heads or 1, sequence, keys]``, bool or added to scores; None means causal.
         layer_input: ``[batch, sequence, hidden]``.
+        norm_after: of what the mixer adds; None without.
         after_attention: ``layer_input`` with the attention's output added, ``[batch, sequence, hidden]``; None if no
             rank needs it.
     """
@@ -59,6 +60,7 @@ class LayerRecord:
     past: Past | None
     mask: Tensor | None
     layer_input: Tensor
+    norm_after: Any = None
     after_attention: Tensor | None = None
 
 
@@ -95,7 +97,10 @@ def record_keys(
     value = heads(linear(module.v_proj, normed), module.head_dim)
     # Row sets say what a causal mask with padding says; only another mask is kept.
     own_mask = None if prompts.is_plain_prefill or mask is None or mask.ndim != 4 else mask
-    return LayerRecord(module, rows, normed, key, value, rotary, _past(module, cache), own_mask, layer_input)
+    return LayerRecord(
+        *(module, rows, normed, key, value, rotary, _past(module, cache), own_mask, layer_input),
+        norm_after=prompts.block.of_attention(layer),
+    )
 
 
 def _past(module: Any, cache: Any) -> Past | None:
