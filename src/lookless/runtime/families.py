@@ -13,24 +13,9 @@ from ..errors import ModelError
 from ..geometry import Geometry
 from ..plan import Plan
 from ..ranks import RANKS
+from .decoders import DECODERS, Block
 from .vision import Report, capture_clip, capture_qwen
 
-#: Decoders whose layer is the Llama block: norm, attention with separate q, k, v, o projections (and norms of queries
-#: and keys in Qwen3; a gate, or a gated delta rule, in Qwen3.5), causal also among visual tokens, norm, gated FFN or a
-#: mixture of gated experts.
-DECODERS = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "qwen3_moe",
-    "qwen2_vl_text",
-    "qwen2_5_vl_text",
-    "qwen3_vl_text",
-    "qwen3_vl_moe_text",
-    "qwen3_5_text",
-    "qwen3_5_moe_text",
-)
 #: Reasons why similar-looking models are not supported, by model_type.
 NOT_CAUSAL = "lets image tokens attend to those after them, which the runtime's causal attention would get wrong"
 REFUSED = {
@@ -39,7 +24,6 @@ REFUSED = {
     "gemma3n": f"it {NOT_CAUSAL}, and its decoder has other operators",
     "mllama": "its images are read by cross-attention layers and are no tokens of the decoder",
     "idefics2": "its resampler and Mistral decoder would need a row in lookless.runtime.families and a test",
-    "gemma4": "its layers norm each branch twice, add an embedding of their own and share keys with later layers",
     "glm4v": "its layers norm each branch twice and turn neighbouring numbers of a head",
     "glm4v_moe": "its decoder's experts, with a bias of their own, have no row and no test here",
     "lfm2_vl": "its short convolutions keep states that the runtime does not know",
@@ -96,13 +80,15 @@ FAMILIES: dict[str, Family] = {
     "qianfan_ocr": Family("model", "model.language_model", _IMAGE),
     "vipllava": Family("model", "model.language_model", _IMAGE),
     "deepseek_vl": Family("model", "model.language_model", _IMAGE, None, "model.vision_model"),
+    "gemma4": Family("model", "model.language_model", _VIDEO),
     "video_llama_3": Family("model", "model.language_model", _VIDEO, None, "model.vision_model"),
 }
 
 
 @dataclass(frozen=True)
 class Located:
-    """The parts of one model: see :class:`Family`; ``head`` is the whole of it, None where only the inner is given."""
+    """The parts of one model: see :class:`Family`; ``head`` is the whole of it, None where only the inner is given.
+    ``block`` is what its layers are."""
 
     head: nn.Module | None
     inner: nn.Module
@@ -111,6 +97,7 @@ class Located:
     visual_ids: tuple[int, ...]
     geometry: Geometry
     family: Family
+    block: Block
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -168,9 +155,13 @@ def family_of(config: Any) -> Family:
             f"{model_type} over a {text.model_type!r} decoder is not supported; "
             f"supported decoders are {', '.join(DECODERS)}."
         )
+    if getattr(text, "use_bidirectional_attention", None):
+        raise ModelError(f"this {text.model_type} decoder {NOT_CAUSAL}.")
+    if getattr(text, "enable_moe_block", False):
+        raise ModelError(f"this {text.model_type} decoder has experts beside its FFN, which the runtime does not know.")
     kinds = getattr(text, "layer_types", None)
     slides = getattr(text, "sliding_window", None) is not None and getattr(text, "use_sliding_window", True)
-    if "sliding_attention" in kinds if kinds else slides:
+    if not DECODERS[text.model_type].slides and ("sliding_attention" in kinds if kinds else slides):
         raise ModelError(
             f"this {text.model_type} decoder slides a window of {text.sliding_window} tokens over its keys, which the "
             f"runtime does not know; set sliding_window to None if prompts are shorter than that."
@@ -205,4 +196,5 @@ def locate(model: nn.Module) -> Located:
         visual_ids=tuple(i for i in ids if i is not None),
         geometry=geometry_of(model),
         family=family,
+        block=DECODERS[config.get_text_config().model_type],
     )

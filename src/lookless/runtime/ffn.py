@@ -20,16 +20,19 @@ from .rows import Rows
 def run_ffn(layer: Any, work: LayerWork, prompts: Prompts, x: Tensor, *, owns_x: bool) -> Tensor:
     """The compact living rows ``x`` with the FFN's output added; in place where the caller ``owns_x``."""
     live, rows = prompts.live, prompts.rows(work.ffn)
+    norm, after = getattr(layer, prompts.block.before_ffn), prompts.block.of_ffn(layer)
     outputs: list[tuple[Rows, Tensor]] = []
     if rows.count:
         inner = prompts.within(rows, live)
-        normed = norm_into(layer.post_attention_layernorm, inner.gather(x), prompts.buffers)
-        outputs.append((inner, _whole(layer.mlp, normed, prompts)))
+        normed = norm_into(norm, inner.gather(x), prompts.buffers)
+        made = _whole(layer.mlp, normed, prompts)
+        outputs.append((inner, made if after is None else after(made)))
     if work.neurons is not None and prompts.rows(VISUAL).count:
         inner = prompts.within(prompts.rows(VISUAL), live)
-        outputs.append((inner, _neurons(layer, work.neurons, prompts, inner.gather(x))))
+        made = _neurons(layer.mlp, rms_norm(norm, inner.gather(x)), work.neurons, prompts)
+        outputs.append((inner, made if after is None else after(made)))
     if work.ffn_affine is not None and prompts.rows(VISUAL).count:
-        outputs.append(affine_of_visual(work.ffn_affine, layer.post_attention_layernorm, prompts, x))
+        outputs.append(affine_of_visual(work.ffn_affine, norm, prompts, x))
     for inner, output in outputs:
         x = inner.add(x, output, owns_x=owns_x)
     return x
@@ -44,9 +47,8 @@ def _whole(mlp: Any, normed: Tensor, prompts: Prompts) -> Tensor:
     return gated_ffn(mlp, normed, prompts.buffers)
 
 
-def _neurons(layer: nn.Module, cell: Neurons, prompts: Prompts, taken: Tensor) -> Tensor:
-    """The FFN of visual tokens by the channels that probe tokens of their own prompt excite most."""
-    mlp: Any = layer.mlp
+def _neurons(mlp: Any, h: Tensor, cell: Neurons, prompts: Prompts) -> Tensor:
+    """The FFN of visual tokens, normed, by the channels that probe tokens of their own prompt excite most."""
     for projection in (mlp.gate_proj, mlp.up_proj, mlp.down_proj):
         if type(projection) is not nn.Linear:
             raise ModelError(
@@ -54,7 +56,6 @@ def _neurons(layer: nn.Module, cell: Neurons, prompts: Prompts, taken: Tensor) -
                 f"{type(projection).__name__}: merge adapters, load unquantised, or use a plan without Neurons."
             )
     rows = prompts.rows(VISUAL)
-    h = rms_norm(layer.post_attention_layernorm, taken)
     updates = []
     for b, mine in enumerate(prompts.alive):
         start = sum(map(len, prompts.alive[:b])) if rows.packed else 0

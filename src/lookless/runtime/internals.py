@@ -19,10 +19,14 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from ..errors import ModelError
 from . import mixers
+from .decoders import Block
 from .inplace import is_mixture, is_plain
 from .mixers import is_delta
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "scaling", "layer_idx", "head_dim")
+ATTENTION = ("q_proj", "o_proj", "scaling", "layer_idx", "head_dim")
+KEYS = ("k_proj", "v_proj")
+#: Of attention that shares keys.
+SHARED = ("is_kv_shared_layer", "store_full_length_kv", "layer_type", "sliding_window")
 DELTA = (
     *("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj", "norm", "conv1d", "A_log", "dt_bias"),
     *("conv_kernel_size", "activation", "layer_idx", "key_dim", "value_dim", "head_k_dim", "head_v_dim"),
@@ -38,8 +42,8 @@ CACHE_LAYER = ("is_compileable", "is_initialized", "lazy_initialization", "get_s
 BATCHES = ("reorder_cache", "batch_repeat_interleave", "batch_select_indices")
 
 
-def check_internals(inner: nn.Module, layers: Iterable[nn.Module]) -> None:
-    """Check the module that merges image features into text, its decoder's layers, and the cache.
+def check_internals(inner: nn.Module, layers: Iterable[nn.Module], block: Block) -> None:
+    """Check the module that merges image features into text, its decoder's layers, which are ``block``, and the cache.
 
     Raises:
         ModelError: something is not there any more; says what.
@@ -48,12 +52,13 @@ def check_internals(inner: nn.Module, layers: Iterable[nn.Module]) -> None:
     require_arguments(inner, *MODEL_CALL)
     for layer in layers:
         require(layer, mixers.DELTA if is_delta(layer) else mixers.ATTENTION)
-        require(layer, "input_layernorm", "post_attention_layernorm", "mlp")
+        require(layer, "input_layernorm", "mlp", *block.norms)
         require_arguments(layer, *LAYER_CALL)
         if is_delta(layer):
             _check_delta(layer.linear_attn)
         else:
-            require(layer.self_attn, *ATTENTION)
+            keys = () if block.borrows(layer) else KEYS
+            require(layer.self_attn, *ATTENTION, *keys, *(SHARED if block.shares_keys else ()))
             require_arguments(layer.self_attn, "hidden_states", *LAYER_CALL)
         if is_plain(layer.mlp) and not is_mixture(layer.mlp):  # another is called as it is
             require(layer.mlp, "act_fn", "gate_proj", "up_proj", "down_proj")

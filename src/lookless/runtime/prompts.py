@@ -13,6 +13,7 @@ from ..cells import Choice
 from ..errors import ModelError
 from ..layer_plan import LIVE, RowSet
 from .calls import is_one_call
+from .decoders import LLAMA, Block
 from .families import Located
 from .inplace import Buffers, Rotary
 from .rows import Rows
@@ -38,6 +39,8 @@ class Prompts:
         device: of the tensors that rows are gathered from.
         buffers: memory that all layers share.
         stream: the living rows on their way between layers.
+        block: what the decoder's layers are.
+        lent: the keys and values that later layers read, by the kind of their attention.
     """
 
     def __init__(
@@ -50,14 +53,16 @@ class Prompts:
         answered: int = 0,
         modality: Tensor | None = None,
         device: torch.device | str = "cpu",
+        block: Block = LLAMA,
     ) -> None:
         """``real``, bool ``[batch, sequence]``, is false for padding. ``modality``, int ``[batch, sequence]``, says of
         the visual tokens in which turn the tower sees them: images before videos. ``answered`` rows at the end are the
-        beginning of an answer."""
+        beginning of an answer. ``block`` is what the decoder's layers are."""
         self.visual, self.past, self.is_plain_prefill = visual.cpu(), past, is_plain_prefill
         self.end = self.visual.shape[1] - answered
         self._modality = torch.zeros_like(self.visual, dtype=torch.int64) if modality is None else modality.cpu()
-        self.device = torch.device(device)
+        self.device, self.block = torch.device(device), block
+        self.lent: dict[str, Any] = {}
         real = torch.ones_like(self.visual) if real is None else real.cpu()
         self.is_padded = not bool(real.all())
         self.visual = self.visual & real
@@ -256,6 +261,7 @@ def prompts_of(located: Located, given: Mapping[str, Any], kept: int | Tensor = 
         answered=answered,
         modality=located.modality(ids),
         device=visual.device,
+        block=located.block,
     )
 
 

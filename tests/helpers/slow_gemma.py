@@ -1,0 +1,56 @@
+"""The slow reference of what Gemma's layers have besides: written from the model's code, one step after another."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+_NOTHING = nn.Identity()
+
+
+def is_sandwich(layer):
+    """Whether each operator has a norm behind it as well."""
+    return hasattr(layer, "pre_feedforward_layernorm")
+
+
+def before_ffn(layer):
+    return layer.pre_feedforward_layernorm if is_sandwich(layer) else layer.post_attention_layernorm
+
+
+def after_attention(layer):
+    return layer.post_attention_layernorm if is_sandwich(layer) else _NOTHING
+
+
+def after_ffn(layer):
+    return layer.post_feedforward_layernorm if is_sandwich(layer) else _NOTHING
+
+
+def is_gemma4(attention):
+    return attention.config.model_type.startswith("gemma4")
+
+
+def borrows(attention):
+    """Whether it reads keys of an earlier layer."""
+    return is_gemma4(attention) and attention.is_kv_shared_layer
+
+
+def values(attention, h):
+    """``[n, kv_heads, head_dim]``; their norm has no weight."""
+    made = (attention.k_proj if attention.v_proj is None else attention.v_proj)(h)
+    made = made.view(len(h), -1, attention.head_dim)
+    return made / (made.pow(2).mean(-1, keepdim=True) + attention.config.rms_norm_eps).sqrt()
+
+
+def pass_by(layer, x, embedded):
+    """What every row of a layer undergoes; ``embedded [n, width]`` is the layer's own."""
+    if not hasattr(layer, "layer_scalar"):
+        return x
+    if embedded is not None:
+        inner = torch.nn.functional.gelu(layer.per_layer_input_gate(x), approximate="tanh") * embedded
+        x = x + layer.post_per_layer_input_norm(layer.per_layer_projection(inner))
+    return x * layer.layer_scalar
+
+
+def capped(model, logits):
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
