@@ -29,6 +29,7 @@ class Block:
         slides: in some layers each row reads only keys at most ``self_attn.sliding_window - 1`` positions before it.
         shares_keys: some layers read keys and values that an earlier one made.
         norms_values: values are normed, and may be the keys before their norm.
+        caps_logits: the model bends its logits so that none is above ``final_logit_softcapping``.
     """
 
     before_ffn: str = "post_attention_layernorm"
@@ -38,6 +39,7 @@ class Block:
     slides: bool = False
     shares_keys: bool = False
     norms_values: bool = False
+    caps_logits: bool = False
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -57,6 +59,11 @@ class Block:
         all in a sequence of ``length`` tokens."""
         size = module.sliding_window if self.slides else None
         return size if size is not None and size < length else None
+
+    def embeds(self, layer: Any) -> tuple[str, ...]:
+        """The projections of an embedding that ``layer`` adds to every row, by name; none without."""
+        has = self.pass_by is not None and layer.hidden_size_per_layer_input
+        return ("per_layer_input_gate", "per_layer_projection") if has else ()
 
     def borrows(self, layer: Any) -> bool:
         """Whether ``layer`` reads keys that an earlier one made, and makes none."""
@@ -85,6 +92,7 @@ GEMMA4 = Block(
     slides=True,
     shares_keys=True,
     norms_values=True,
+    caps_logits=True,
 )
 #: By the decoder's ``model_type``. Llama blocks have separate q, k, v, o projections (and norms of queries and keys in
 #: Qwen3; a gate, or a gated delta rule, in Qwen3.5), causal also among visual tokens, and a gated FFN or a mixture of

@@ -105,6 +105,14 @@ class Located:
         assert isinstance(layers, nn.ModuleList)
         return layers
 
+    def logits(self, states: Tensor) -> Tensor:
+        """Of normed ``states [rows, hidden]``, float32 ``[rows, vocabulary]``, as the model's own head makes them."""
+        assert self.head is not None
+        made: Tensor = self.head.get_output_embeddings()(states)  # type: ignore[operator]
+        config: Any = self.decoder.config
+        cap = config.final_logit_softcapping if self.block.caps_logits else None
+        return (made if cap is None else (made / cap).tanh() * cap).float()
+
     def visual(self, ids: Tensor) -> Tensor:
         """Bool, as ``ids``: which tokens are visual placeholders."""
         return torch.isin(ids, torch.tensor(self.visual_ids, device=ids.device))

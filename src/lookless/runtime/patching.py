@@ -39,6 +39,7 @@ from .cache import TEXT, UNKNOWN, cut, layer_of, stock_mask
 from .families import locate
 from .forward import ForwardPass, steps_of
 from .internals import check_internals
+from .mixers import argument_names
 from .prompts import FEATURES, is_packed, prompts_of
 
 #: The keyword by which the model passes on to the one inside it which rows' logits are kept.
@@ -127,7 +128,7 @@ class _PlannedForward(_Replaced):
         self.index = index
         self.has_window = handle.plan.layers[index].work.window is not None
         self.lender = handle.geometry.shares_keys_of(index)
-        self.names = tuple(inspect.signature(type(layer).forward).parameters)[2:]
+        self.names = argument_names(layer)
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if args:
