@@ -11,7 +11,8 @@ from helpers.compare import TOLERANCE, far, needs, text_logits, text_of
 from helpers.families import FAMILIES, SECOND, SPECIAL, model_of
 from helpers.models import LAYERS
 from helpers.plans import DECODE, FULL, OF_TOWER, PLANS, STATIC
-from helpers.slow_reference import slow_logits, tower_maps
+from helpers.slow_reference import slow_logits
+from helpers.slow_tower import tower_maps
 from lookless import Filter, Keep, Skip, apply, trace
 from lookless.errors import ModelError, PlanError
 

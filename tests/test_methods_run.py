@@ -8,7 +8,8 @@ from transformers import DynamicCache
 
 from helpers.compare import TOLERANCE, far, needs, text_logits, text_of
 from helpers.families import FAMILIES, model_of
-from helpers.slow_reference import slow_logits, tower_maps
+from helpers.slow_reference import slow_logits
+from helpers.slow_tower import tower_maps
 from lookless import apply
 from lookless.methods import METHODS
 from lookless.ranks import RANKS

@@ -8,7 +8,9 @@ head (one row of it is 0.003 % of LLaVA-1.5-7B). A layer with q query rows, k ke
 
 for q and o projections, k and v projections, scores and weighted values, and the gated FFN. In a mixture of experts m
 is the width of the experts that one row passes, and f rows pass the router, 2 f d E, as well; a gate of heads is 2 q d
-dq more. A gated delta rule with h states of a x b, whose rows write w columns (query, key, value, decay, rate), costs
+dq more. In a layer with a sliding window a query reads no more keys than that; a layer that reads the keys of another
+makes none; an embedding of width e that each layer adds costs every row 4 d e. A gated delta rule with h states of
+a x b, whose rows write w columns (query, key, value, decay, rate), costs
 
     2 k d w  +  4 q d h b  +  6 k h a b  +  6 f d m
 
@@ -66,21 +68,25 @@ def layer(
     ffn: float,
     pairs: float | None = None,
     probe: float = 0,
+    live: float | None = None,
 ) -> float:
     """FLOPs of layer ``index`` with ``query`` query rows, ``key`` key rows and ``ffn`` FFN rows.
 
     ``pairs`` is how many (query, key) pairs are scored, by default each query row with each key row; of a gated delta
     rule how many rows are scanned, by default the key rows. ``ffn`` counts a
     row that uses a part of the neurons as that part. ``probe`` rows pass the first two of the FFN's three matrices.
+    ``live`` rows, by default the key rows, undergo what no cell spares.
     """
     g, delta = geometry, geometry.delta_of(index)
     if delta is not None:
         scanned = key if pairs is None else pairs
         written, read = 2 * key * g.hidden * delta.written_width, 4 * query * g.hidden * delta.read_width
         return written + read + 6 * scanned * delta.state + _ffn(g, index, ffn, probe)
-    pairs = query * key if pairs is None else pairs
-    projections = (4 + 2 * g.gated) * query * g.hidden * g.query_width + 4 * key * g.hidden * g.key_width
-    return projections + 4 * pairs * g.query_width + _ffn(g, index, ffn, probe)
+    pairs = query * min(key, g.reach_of(index) or key) if pairs is None else pairs
+    wide, made = g.query_width(index), (1 + g.has_values(index)) * g.key_width(index)
+    projections = (4 + 2 * g.gated) * query * g.hidden * wide + 2 * key * g.hidden * made
+    embedded = 4 * (key if live is None else live) * g.hidden * g.embedded
+    return projections + 4 * pairs * wide + embedded + _ffn(g, index, ffn, probe)
 
 
 def _ffn(g: Geometry, index: int, rows: float, probe: float) -> float:
@@ -147,13 +153,14 @@ def _layers(
     for index, (work, rows, alive) in enumerate(each):
         ffn, probe = rows["ffn"], 0.0
         if work.neurons is not None and alive:
-            ffn += alive * work.neurons.channels(g.intermediate) / g.intermediate
+            ffn += alive * work.neurons.channels(g.ffn_width(index)) / g.ffn_width(index)
             probe = work.neurons.probes(alive)
-        count = _Count(text, visual, alive, before, kept or 0)
+        count = _Count(text, visual, alive, before, kept or 0, g.reach_of(index))
         count_pairs = count.pairs if g.delta_of(index) is None else count.scanned
         pairs = sum(map(count_pairs, work.attention))
         maps = sum(4 * alive * g.hidden * cell.inner for cell in work.affine)
-        yield layer(g, index, query=rows["query"], key=rows["key"], ffn=ffn, pairs=pairs, probe=probe) + maps
+        rows = {"query": rows["query"], "key": rows["key"], "ffn": ffn, "live": text + alive}
+        yield layer(g, index, **rows, pairs=pairs, probe=probe) + maps
 
 
 def _experts(g: Geometry, plan: Plan, visual: float, text: float, kept: float | None) -> float:
@@ -165,13 +172,15 @@ def _experts(g: Geometry, plan: Plan, visual: float, text: float, kept: float | 
 @dataclass(frozen=True)
 class _Count:
     """Counts the scores of one prompt: ``text`` tokens, ``before`` of them before the image if that is known, and
-    ``alive`` of ``visual`` tokens; of the text, ``kept`` tokens at the end."""
+    ``alive`` of ``visual`` tokens; of the text, ``kept`` tokens at the end. A row reads no more than ``reach`` keys;
+    None for all before it."""
 
     text: float
     visual: float
     alive: float
     before: float | None
     kept: float
+    reach: int | None = None
 
     def rows(self, rows: RowSet) -> float:
         return rows.size(text=self.text, visual=self.visual, alive=self.alive, kept=self.kept)
@@ -183,14 +192,44 @@ class _Count:
     def pairs(self, part: AttentionPart) -> float:
         """(query, key) pairs that are scored in one part of a layer's attention."""
         query, key = self.rows(part.query), self.rows(part.key)
+        reach = self.reach if self.reach is not None and self.reach < self.text + self.visual else None
         if self.before is None:
-            reach = key if part.window is None else self.text + min(part.window.size, self.alive)
-            return query * reach
+            keys = key if part.window is None else self.text + min(part.window.size, self.alive)
+            return query * (keys if reach is None else min(keys, reach))
         if part.window is not None:
             start, end = int(self.before), int(self.before + self.alive)
-            blocks = part.window.blocks(start, end)
-            return sum((last - first) * (self.before + last - max(start, low)) for first, last, low in blocks)
+            scored = 0
+            for first, last, low in part.window.blocks(start, end):
+                near = 0 if reach is None else max(0, first - reach + 1)
+                scored += (last - first) * (max(0, start - near) + last - max(start, low, near))
+            return scored
+        if reach is not None:
+            return self._slid(part, reach)
         if part.query == TEXT and part.key != TEXT and self.alive:
             return self.before * self.before + (query - self.before) * key
         # Visual rows that are one run score no key after it; rows that a rank scatters score all.
         return query * (self.before + self.alive if part.query == VISUAL else key)
+
+    def _slid(self, part: AttentionPart, reach: int) -> float:
+        """As :meth:`pairs` where a window slides: blocks of ``reach`` queries see the keys of all their windows. Of
+        visual tokens the first are taken to be those alive or chosen."""
+        queries, keys = self._runs(part.query), self._runs(part.key)
+        scored = 0
+        for start, end in queries:
+            for first in range(start, end, reach):
+                last = min(first + reach, end)
+                seen = (min(high, last) - max(low, first - reach + 1) for low, high in keys)
+                scored += (last - first) * sum(max(0, n) for n in seen)
+        return scored
+
+    def _runs(self, rows: RowSet) -> list[tuple[int, int]]:
+        """Runs of rows in the prompt, (first, last + 1)."""
+        assert self.before is not None
+        start, visual = int(self.before), int(self.visual)
+        chosen = int(rows.size(text=0, visual=self.visual, alive=self.alive))
+        end = int(self.text) + visual
+        words = {"none": (), "kept": ((end - int(self.kept), end),), "all": ((0, start), (start + visual, end))}
+        runs = [*words[rows.text], (start, start + chosen)]
+        if rows.text == "all" and chosen == visual:
+            runs = [(0, end)]
+        return [(low, high) for low, high in runs if high > low]

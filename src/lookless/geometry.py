@@ -14,6 +14,8 @@ from .files import sentence
 
 #: Decoders whose ``q_proj`` makes a gate beside each query.
 GATED = ("qwen3_5_text", "qwen3_5_moe_text")
+#: Decoders with heads of two shapes, layers that share keys, and embeddings of each layer.
+GEMMA4 = ("gemma4_text",)
 #: Mixtures of experts in which some layers may have a plain feed-forward network.
 MIXED = ("qwen2_moe", "qwen3_moe", "qwen3_vl_moe_text")
 
@@ -84,6 +86,53 @@ class DeltaNet(BaseModel):
         return self.value_heads * self.key_dim * self.value_dim
 
 
+class Sliding(BaseModel):
+    """Layers in which each row reads only the keys nearest before it.
+
+    Attributes:
+        size: how many, itself among them, by their positions.
+        layers: those that have it; the others read all keys.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int = Field(gt=0)
+    layers: tuple[int, ...]
+
+
+class OtherHeads(BaseModel):
+    """Layers whose heads have another shape than those of the rest.
+
+    Attributes:
+        layers: those that have it.
+        kv_heads, head_dim: as :class:`Geometry`'s.
+        keys_are_values: one projection makes both.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: tuple[int, ...]
+    kv_heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0)
+    keys_are_values: bool = False
+
+
+class SharedKeys(BaseModel):
+    """Layers that read keys and values which an earlier layer made, and make none.
+
+    Attributes:
+        layers: these layers.
+        lenders: for each of them, the layer whose keys it reads.
+        intermediate: inner width of their feed-forward network.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: tuple[int, ...]
+    lenders: tuple[int, ...]
+    intermediate: int = Field(gt=0)
+
+
 class Geometry(BaseModel):
     """Shape of a language model's decoder.
 
@@ -98,6 +147,10 @@ class Geometry(BaseModel):
         experts: of a mixture of experts; None where every layer has one feed-forward network.
         delta: of the layers with a gated delta rule; None where every layer has attention.
         gated: what heads read is multiplied by a gate, which ``q_proj`` makes as well.
+        sliding: of the layers with a sliding window; None where every row reads all keys before it.
+        other_heads: of the layers with other heads; None where all are alike.
+        shared: of the layers that read keys of earlier ones; None where every layer makes its own.
+        embedded: width of an embedding that each layer adds to each row; 0 without one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -112,11 +165,15 @@ class Geometry(BaseModel):
     experts: Experts | None = None
     delta: DeltaNet | None = None
     gated: bool = False
+    sliding: Sliding | None = None
+    other_heads: OtherHeads | None = None
+    shared: SharedKeys | None = None
+    embedded: int = Field(default=0, ge=0)
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """What a decoder has not is not written, so files and fingerprints of earlier versions stay as they are."""
-        return {name: value for name, value in handler(self).items() if value is not None and value is not False}
+        return {name: value for name, value in handler(self).items() if value}
 
     def experts_of(self, layer: int) -> Experts | None:
         """The mixture of experts of ``layer``; None where it has a plain feed-forward network."""
@@ -126,36 +183,74 @@ class Geometry(BaseModel):
         """The gated delta rule of ``layer``; None where it has attention."""
         return self.delta if self.delta is not None and layer in self.delta.layers else None
 
+    def shares_keys_of(self, layer: int) -> int | None:
+        """The earlier layer whose keys and values ``layer`` reads; None where it makes its own."""
+        shared = self.shared
+        return None if shared is None else dict(zip(shared.layers, shared.lenders, strict=True)).get(layer)
+
+    @property
+    def owners(self) -> tuple[int, ...] | None:
+        """Of each layer, the one whose keys and values it reads; None where each reads its own."""
+        if self.shared is None:
+            return None
+        lent = ((layer, self.shares_keys_of(layer)) for layer in range(self.layers))
+        return tuple(layer if owner is None else owner for layer, owner in lent)
+
+    def reach_of(self, layer: int) -> int | None:
+        """How many keys, itself among them, a row of ``layer`` may read; None for all before it."""
+        return self.sliding.size if self.sliding is not None and layer in self.sliding.layers else None
+
+    def heads_of(self, layer: int) -> OtherHeads | None:
+        """The heads of ``layer``, where they are not as in :attr:`kv_heads` and :attr:`head_dim`."""
+        return self.other_heads if self.other_heads is not None and layer in self.other_heads.layers else None
+
     def ffn_width(self, layer: int) -> int:
         """Inner width of all that a row passes in the feed-forward network of ``layer``."""
         experts = self.experts_of(layer)
-        return self.intermediate if experts is None else experts.used * experts.intermediate + experts.shared
+        if experts is not None:
+            return experts.used * experts.intermediate + experts.shared
+        return self.intermediate if self.shared is None or layer not in self.shared.layers else self.shared.intermediate
 
     def only(self, layer: int) -> Geometry:
         """A decoder of one layer, shaped as ``layer`` is."""
-        experts, delta = self.experts_of(layer), self.delta_of(layer)
-        alone = {
-            "experts": None if experts is None else experts.model_copy(update={"dense": ()}),
-            "delta": None if delta is None else delta.model_copy(update={"layers": (0,)}),
+
+        def alone(part: Any, **update: Any) -> Any:
+            return None if part is None else part.model_copy(update=update)
+
+        borrows = self.shares_keys_of(layer) is not None
+        parts = {
+            "experts": alone(self.experts_of(layer), dense=()),
+            "delta": alone(self.delta_of(layer), layers=(0,)),
+            "sliding": alone(self.sliding if self.reach_of(layer) else None, layers=(0,)),
+            "other_heads": alone(self.heads_of(layer), layers=(0,)),
+            "shared": alone(self.shared if borrows else None, layers=(0,), lenders=(0,)),
         }
-        return self.model_copy(update={"layers": 1, **alone})
+        return self.model_copy(update={"layers": 1, **parts})
 
     @property
     def like(self) -> tuple[int, ...]:
         """Of each layer, the first one with its shape."""
-        first: dict[tuple[bool, bool], int] = {}
-        shapes = ((self.experts_of(layer) is None, self.delta_of(layer) is None) for layer in range(self.layers))
-        return tuple(first.setdefault(shape, layer) for layer, shape in enumerate(shapes))
+        first: dict[tuple[bool, ...], int] = {}
 
-    @property
-    def query_width(self) -> int:
-        """Columns of ``q_proj`` and rows of ``o_proj``."""
-        return self.heads * self.head_dim
+        def shape(layer: int) -> tuple[bool, ...]:
+            parts = (self.experts_of(layer), self.delta_of(layer), self.heads_of(layer))
+            return tuple(part is None for part in (*parts, self.reach_of(layer), self.shares_keys_of(layer)))
 
-    @property
-    def key_width(self) -> int:
-        """Columns of ``k_proj`` and of ``v_proj`` (``dk`` in the FLOPs formulas)."""
-        return self.kv_heads * self.head_dim
+        return tuple(first.setdefault(shape(layer), layer) for layer in range(self.layers))
+
+    def query_width(self, layer: int = 0) -> int:
+        """Columns of ``q_proj`` and rows of ``o_proj`` (``dq`` in the FLOPs formulas)."""
+        return self.heads * (self.heads_of(layer) or self).head_dim
+
+    def key_width(self, layer: int = 0) -> int:
+        """Columns of ``k_proj`` and of ``v_proj`` (``dk`` in the FLOPs formulas); 0 where there are none."""
+        heads = self.heads_of(layer) or self
+        return 0 if self.shares_keys_of(layer) is not None else heads.kv_heads * heads.head_dim
+
+    def has_values(self, layer: int) -> bool:
+        """Whether a projection of their own makes values."""
+        heads = self.heads_of(layer)
+        return heads is None or not heads.keys_are_values
 
     @property
     def fingerprint(self) -> str:
@@ -169,6 +264,10 @@ class Geometry(BaseModel):
         if experts is not None:
             ffn = f"{experts.used} of {experts.count} experts of {experts.intermediate}"
         delta = "" if self.delta is None else f" ({len(self.delta.layers)} with a gated delta rule)"
+        if self.sliding is not None:
+            delta += f" ({len(self.sliding.layers)} with a window of {self.sliding.size})"
+        if self.shared is not None:
+            delta += f" ({len(self.shared.layers)} without keys of their own)"
         return (
             f"{self.model_type}: {self.layers} layers{delta}, hidden {self.hidden}, {ffn}, "
             f"{self.heads} heads ({self.kv_heads} key/value) of {self.head_dim}"
@@ -208,6 +307,8 @@ class Geometry(BaseModel):
                 experts=experts,
                 delta=_delta(text, number),
                 gated=text.get("model_type") in GATED,
+                sliding=_sliding(text, number),
+                **_gemma4(text, layers, number),
             )
         except ValidationError as problem:
             raise GeometryError(
@@ -264,6 +365,38 @@ def _delta(text: Mapping[str, Any], number: Callable[[str], int]) -> DeltaNet | 
         value_dim=number("linear_value_head_dim"),
         layers=layers,
     )
+
+
+def _sliding(text: Mapping[str, Any], number: Callable[[str], int]) -> Sliding | None:
+    """The sliding windows of a decoder's configuration; None of one in which all rows read all keys before them."""
+    layers = tuple(i for i, kind in enumerate(text.get("layer_types") or ()) if kind == "sliding_attention")
+    return Sliding(size=number("sliding_window"), layers=layers) if layers else None
+
+
+def _gemma4(text: Mapping[str, Any], layers: int, number: Callable[[str], int]) -> dict[str, Any]:
+    """What a Gemma 4 decoder has besides: other heads, layers that share keys, embeddings of each layer."""
+    if text.get("model_type") not in GEMMA4:
+        return {}
+    kinds: list[str] = text["layer_types"]
+    full = tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
+    own = (text.get("per_layer_config") or {}).get(str(full[0]), {}) if full else {}
+    joined = bool(text.get("attention_k_eq_v"))
+    kv_heads = own.get("num_key_value_heads") or text.get("num_global_key_value_heads") if joined else None
+    heads = {
+        "kv_heads": kv_heads or number("num_key_value_heads"),
+        "head_dim": own.get("head_dim") or text.get("global_head_dim") or number("head_dim"),
+    }
+    is_other = joined or heads != {"kv_heads": number("num_key_value_heads"), "head_dim": number("head_dim")}
+    first, shared = layers - (text.get("num_kv_shared_layers") or 0), None
+    if first < layers:
+        lenders = tuple(max(j for j in range(first) if kinds[j] == kind) for kind in kinds[first:])
+        wide = number("intermediate_size") * (2 if text.get("use_double_wide_mlp") else 1)
+        shared = SharedKeys(layers=tuple(range(first, layers)), lenders=lenders, intermediate=wide)
+    return {
+        "other_heads": OtherHeads(layers=full, keys_are_values=joined, **heads) if full and is_other else None,
+        "shared": shared,
+        "embedded": text.get("hidden_size_per_layer_input") or 0,
+    }
 
 
 def _row(kind: str, layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, head_dim: int) -> Geometry:

@@ -13,6 +13,8 @@ EXPERTS = (
     "and its FFN is a mixture of experts, whose router already picks a part of the neurons for each row: use Skip, "
     "Top, Mean or Linear"
 )
+BORROWED = "which has none of its own and reads those of layer {}: plan it there"
+LENT = "whose keys and values later layers read as well: which of them are decoded with (decode) can be said, no more"
 STATE = "whose gated delta rule keeps one state of all tokens and no key of any"
 
 
@@ -41,7 +43,30 @@ def _refused(row: LayerPlan, geometry: Geometry, layer: int) -> Iterator[tuple[s
             yield f"visible={row.visible}", f"{STATE}: use Skip"
         if not row.decode.is_full:
             yield f"decode={row.decode}", f"{STATE}: it is written by all tokens, or, by visible=Skip, by text alone"
+    yield from _shared(row, geometry, layer)
     for rank in row.ranks:
         read = layer - 1 if RANKS[rank].reads == "previous" else layer
         if RANKS[rank].heads and geometry.delta_of(read) is not None:
             yield f"a rank by {rank}", f"which reads keys of layer {read}, {STATE}: rank by diversity or update_norm"
+        if RANKS[rank].heads and geometry.shares_keys_of(read) is not None:
+            yield (
+                f"a rank by {rank}",
+                f"which reads keys of layer {read}, {BORROWED.format(geometry.shares_keys_of(read))}",
+            )
+
+
+def _shared(row: LayerPlan, geometry: Geometry, layer: int) -> Iterator[tuple[str, str]]:
+    """Where some layers read the keys and values that an earlier one made."""
+    if geometry.shared is None:
+        return
+    lender, pairs = geometry.shares_keys_of(layer), zip(geometry.shared.layers, geometry.shared.lenders, strict=True)
+    if not row.keep.is_full and (torn := [pair for pair in pairs if pair[1] < layer <= pair[0]]):
+        reader, made = torn[0]
+        yield f"keep={row.keep}", f"as layer {reader} reads keys that layer {made} made of all tokens: plan it there"
+    if layer in geometry.shared.lenders and not row.visible.is_full:
+        yield f"visible={row.visible}", LENT
+    if lender is not None:
+        cells = {"visible": row.visible, "decode": row.decode, "attention": row.attention}
+        for column, cell in cells.items():
+            if not cell.is_full if column != "attention" else cell.window is not None:
+                yield f"{column}={cell}", BORROWED.format(lender)

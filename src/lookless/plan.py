@@ -237,7 +237,7 @@ class Plan(BaseModel):
         withdrawal, and of a run of layers at the end in which text attends to no visual key. A rank is dead work where
         all visual tokens are withdrawn, or none is wanted.
         """
-        reads = liveness(without_idle_ranks(self.layers), TEXT)
+        reads = liveness(without_idle_ranks(self.layers), TEXT, owners=self._owners)
         return Plan(**{**dict(self), "layers": tuple(read.row for read in reads)})
 
     def works(self, *, kept: bool = False) -> tuple[LayerWork, ...]:
@@ -248,7 +248,12 @@ class Plan(BaseModel):
         """
         if not kept or self.is_full:
             return tuple(row.work for row in self.layers)
-        return tuple(read.work for read in liveness(self.live().layers, KEPT))
+        return tuple(read.work for read in liveness(self.live().layers, KEPT, owners=self._owners))
+
+    @property
+    def _owners(self) -> tuple[int, ...] | None:
+        """Of each layer, the one whose keys it reads, where some read those of another."""
+        return None if self.geometry is None else self.geometry.owners
 
     @property
     def as_run(self) -> Plan:

@@ -3,17 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
-
-_NOTHING = nn.Identity()
-
-
-def after_attention(layer):
-    return getattr(layer, "post_self_attn_layernorm", _NOTHING)
-
-
-def after_ffn(layer):
-    return getattr(layer, "post_mlp_layernorm", _NOTHING)
 
 
 def turns_neighbours(attention):

@@ -12,7 +12,7 @@ Node = tuple[str, int, int]  # what, of which layer, of which row
 
 
 class Reading:
-    """A prompt whose rows are ``visual`` or not, under a plan's ``rows``; keys of layer l are those of ``owners[l]``."""
+    """A prompt whose rows are ``visual`` or not, under a plan's ``rows``; layer l reads the keys of ``owners[l]``."""
 
     def __init__(self, rows: Sequence[LayerPlan], visual: Sequence[bool], owners: Sequence[int]) -> None:
         self.rows, self.visual, self.owners = rows, visual, owners

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from helpers import slow_gemma as gemma
 from helpers import slow_glm as glm
+from helpers import slow_norms as norms
 from helpers.slow_delta import is_gated, slow_delta
 from lookless import Filter, Full, Keep, Neurons, Plan, Sink, Skip, Top, Window
 from lookless.fitted import Linear, Mean
@@ -33,13 +35,15 @@ def slow_logits(
     states = []
     for b in range(len(ids)):
         prompt = Conversation(visual[b], mask[b], ends or [ids.shape[1]])
+        prompt.embedded = [None if of_layer[3] is None else of_layer[3][b] for of_layer in entered]
         prompt.tower = None if tower is None else tower[int(visual[:b].sum()) : int(visual[: b + 1].sum())]
-        x, rotary = entered[0][0][b], [t[b if t.shape[0] > 1 else 0] for t in entered[0][1]]
+        x = entered[0][0][b]
         for index, layer in enumerate(layers):
+            rotary = [t[b if t.shape[0] > 1 else 0] for t in entered[index][1]]
             x = prompt.layer(layer, plan, index, x, rotary)
             x = x + entered[index + 1][2][b]  # DeepStack
         states.append(model.model.get_decoder().norm(x))
-    return model.lm_head(torch.stack(states))
+    return gemma.capped(model, model.lm_head(torch.stack(states)))
 
 
 def _captured(model, arguments):
@@ -48,7 +52,8 @@ def _captured(model, arguments):
     entered, left = [], []
     hooks = [
         layer.register_forward_pre_hook(
-            lambda _, args, kwargs: entered.append((args[0], kwargs["position_embeddings"])), with_kwargs=True
+            lambda _, args, kwargs: entered.append((args[0], kwargs["position_embeddings"], *args[1:])),
+            with_kwargs=True,
         )
         for layer in layers
     ]
@@ -58,7 +63,9 @@ def _captured(model, arguments):
         hook.remove()
     added = [x[0] - out for x, out in zip(entered[1:], left[:-1], strict=True)]
     zero = torch.zeros_like(left[0])
-    return [(*x, add) for x, add in zip([*entered, entered[-1]], [zero, *added, zero], strict=True)], layers
+    embedded = [x[2] if len(x) > 2 else None for x in entered]
+    rows = zip([*entered, entered[-1]], [zero, *added, zero], [*embedded, None], strict=True)
+    return [(*x[:2], add, more) for x, add, more in rows], layers
 
 
 class Conversation:
@@ -71,6 +78,7 @@ class Conversation:
         self.calls = range(len(ends))
         self.filtered, self.idle = [False] * len(ends), [0] * len(ends)
         self.before = None  # what the layer before showed
+        self.lent = {}  # keys and values that later layers read, and the row of the plan that says which are held
         self.first = None
 
     def layer(self, layer, plan: Plan, index: int, x: Tensor, rotary) -> Tensor:
@@ -85,7 +93,8 @@ class Conversation:
             for cell in (row.attention, row.ffn, row.decode)
             if isinstance(cell, Top)
         }
-        return self.ffn(layer, row, tops, self.attention(layer, row, tops, x, rotary))
+        x = self.ffn(layer, row, tops, self.attention(layer, row, tops, x, rotary))
+        return gemma.pass_by(layer, x, self.embedded[index])
 
     # operators
 
@@ -103,6 +112,26 @@ class Conversation:
         turned = torch.cat((-x[..., half : 2 * half], x[..., :half]), -1)
         return torch.cat((x[..., : 2 * half] * cos + turned * sin, rest), -1).transpose(0, 1)
 
+    def keys(self, module, h, rotary, held):
+        """Keys and values for each query head, and the cells that say which of them a cache holds."""
+        if not gemma.borrows(module):
+            k = self.project(module, "k", h, rotary)
+            v = (
+                gemma.values(module, h).transpose(0, 1)
+                if gemma.is_gemma4(module)
+                else self.project(module, "v", h, rotary)
+            )
+            groups = module.num_key_value_groups
+            k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
+            self.lent[getattr(module, "layer_type", None)] = (k, v, held)
+            return k, v, held
+        return self.lent[module.layer_type]
+
+    def near(self, module):
+        """``[query, key]``: who is in whose sliding window."""
+        i, j = torch.arange(self.n)[:, None], torch.arange(self.n)[None, :]
+        return i - j < (getattr(module, "sliding_window", None) or self.n)
+
     def attention(self, layer, row, tops, x, rotary):
         if hasattr(layer, "linear_attn"):
             h = layer.input_layernorm(x)
@@ -110,10 +139,9 @@ class Conversation:
             return self.added(layer, row, tops, x, h, slow_delta(layer.linear_attn, h, row, *spread), {})
         module = layer.self_attn
         h = layer.input_layernorm(x)
-        q, k, v = (self.project(module, name, h, rotary) for name in "qkv")
-        groups = q.shape[0] // k.shape[0]
-        k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
-        weights = (q @ k.transpose(1, 2) * module.scaling).masked_fill(~self.allowed(row, tops), -1e30).softmax(-1)
+        q, (k, v, held) = self.project(module, "q", h, rotary), self.keys(module, h, rotary, (row, tops))
+        weights = q @ k.transpose(1, 2) * module.scaling
+        weights = weights.masked_fill(~(self.allowed(row, *held) & self.near(module)), -1e30).softmax(-1)
         sunk = v.clone()
         if isinstance(row.visible, Sink):
             for c in self.calls:
@@ -127,7 +155,7 @@ class Conversation:
         out = out.transpose(0, 1)
         if is_gated(module):
             out = out * torch.sigmoid(module.q_proj(h).view(self.n, -1, 2, module.head_dim)[:, :, 1])
-        update = glm.after_attention(layer)(module.o_proj(out.flatten(1)))
+        update = norms.after_attention(layer)(module.o_proj(out.flatten(1)))
         shown = {"k": k, "v": v, "sunk": sunk, "rotary": rotary}
         return self.added(layer, row, tops, x, h, update, shown)
 
@@ -145,17 +173,17 @@ class Conversation:
         self.before["alive"] = self.alive.clone()
         return x + update
 
-    def allowed(self, row, tops):
-        """``[query, key]``: who may read whom."""
+    def allowed(self, row, held_row, tops):
+        """``[query, key]``: who may read whom, where ``held_row`` says which keys are cached."""
         i, j = torch.arange(self.n)[:, None], torch.arange(self.n)[None, :]
         from_text, to_visual = ~self.visual[:, None], self.visual[None, :]
         same = self.call[:, None] == self.call[None, :]
         allowed = (j <= i) & self.real[None, :] & (~to_visual | self.alive[None, :])
         held = torch.ones(self.n, dtype=torch.bool)
-        if isinstance(row.visible, Skip) or isinstance(row.decode, Skip):
+        if isinstance(held_row.visible, Skip) or isinstance(held_row.decode, Skip):
             held = ~self.visual
-        elif isinstance(row.decode, Top):
-            held = ~self.visual | tops[row.decode]
+        elif isinstance(held_row.decode, Top):
+            held = ~self.visual | tops[held_row.decode]
         allowed &= same | held[None, :]
         if isinstance(row.visible, Skip):
             allowed &= ~(from_text & to_visual & same)
@@ -164,13 +192,12 @@ class Conversation:
         return allowed | (torch.eye(self.n, dtype=torch.bool) & ~allowed.any(1, keepdim=True))
 
     def ffn(self, layer, row, tops, x):
-        h = layer.post_attention_layernorm(x)
+        h, after = norms.before_ffn(layer)(x), norms.after_ffn(layer)
         rows = ~self.visual
         if isinstance(row.ffn, Top):
             rows = rows | tops[row.ffn]
         elif isinstance(row.ffn, Full):
             rows = rows | self.alive
-        after = glm.after_ffn(layer)
         x = x + after(layer.mlp(h[None])[0]) * rows[:, None]  # experts take no two-dimensional rows
         if isinstance(row.ffn, Neurons):
             for c in self.calls:
@@ -247,15 +274,13 @@ class Conversation:
         j = torch.arange(self.n)
         # What a plan left out of the cache is read here all the same: no test ranks where that would show.
         readable = self.real & (self.call <= c) & (~self.visual | shown["alive"])
-        allowed = (j[None, :] <= query[:, None]) & readable
+        allowed = (j[None, :] <= query[:, None]) & readable & self.near(shown["layer"].self_attn)[query]
         scores = q @ shown["k"].transpose(1, 2) * shown["layer"].self_attn.scaling
         return scores.masked_fill(~allowed, -1e30).softmax(-1)
 
     def shown_by(self, layer, x, rotary):
         module, h = layer.self_attn, layer.input_layernorm(x)
-        k, v = self.project(module, "k", h, rotary), self.project(module, "v", h, rotary)
-        groups = module.num_key_value_groups
-        k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
+        k, v, _ = self.keys(module, h, rotary, None)
         return {"x": x, "h": h, "k": k, "v": v, "layer": layer, "rotary": rotary, "alive": self.alive.clone()}
 
     def last(self, c):
@@ -351,29 +376,6 @@ class Conversation:
                 self.idle[c] += turned >= cell.exit_cosine
                 if self.idle[c] >= cell.patience:
                     self.alive[mine] = False
-
-
-def tower_maps(name, model, arguments):
-    if name == "llava":
-        maps = model.model.vision_tower(arguments["pixel_values"], output_attentions=True).attentions[-1]
-        return maps[:, :, 0, 1:].mean(1).flatten()
-    grid = arguments["image_grid_thw"]
-    maps = []
-    block = model.model.visual.blocks[-1].attn
-    interface = type(block).forward.__globals__["eager_attention_forward"]
-
-    def spy(module, *args, **kwargs):
-        out = interface(module, *args, **kwargs)
-        if module is block:
-            maps.append(out[1])
-        return out
-
-    type(block).forward.__globals__["eager_attention_forward"] = spy
-    try:
-        model.model.visual(arguments["pixel_values"], grid_thw=grid)
-    finally:
-        type(block).forward.__globals__["eager_attention_forward"] = interface
-    return torch.cat([m[0].mean((0, 1)) for m in maps]).unflatten(0, (-1, 4)).mean(1)
 
 
 @contextmanager

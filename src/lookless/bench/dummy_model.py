@@ -135,12 +135,12 @@ def _weights(g: Geometry) -> int:
 
     def ffn(layer: int) -> int:
         experts = g.experts_of(layer)
-        return 3 * (g.intermediate if experts is None else experts.count * experts.intermediate + experts.shared)
+        return 3 * (g.ffn_width(layer) if experts is None else experts.count * experts.intermediate + experts.shared)
 
     def mixer(layer: int) -> int:
         delta = g.delta_of(layer)
         if delta is not None:
             return delta.written_width + 2 * delta.read_width
-        return (2 + g.gated) * g.query_width + 2 * g.key_width
+        return (2 + g.gated) * g.query_width(layer) + (1 + g.has_values(layer)) * g.key_width(layer) + 2 * g.embedded
 
     return sum(g.hidden * (mixer(layer) + ffn(layer)) for layer in range(g.layers))

@@ -14,7 +14,7 @@ from ..geometry import GATED
 from ..layer_plan import LIVE, TEXT, VISUAL, AttentionPart, LayerWork, RowSet
 from ..plan import Plan
 from ..runtime.affine import on
-from ..runtime.calls import Call, attend, causal_calls, scaled_dot_product, window_calls
+from ..runtime.calls import Call, attend, causal_calls, scaled_dot_product, sliding_calls, window_calls
 from ..runtime.families import Located
 from ..runtime.inplace import is_mixture, matrices, projections
 from ..runtime.mixers import is_delta, mixer_of
@@ -73,11 +73,14 @@ def _layer(layer: Any, work: LayerWork, prompts: Prompts) -> list[Callable[[], A
     query, key, ffn = sum(count(part.query) for part in work.attention), count(work.key), count(work.ffn)
     reads, writes, last = DELTA if is_delta(layer) else ATTENTION
     steps = [_linear(getattr(mixer, name), batch, query) for name in (*reads, last)]
-    steps += [_linear(getattr(mixer, name), batch, key) for name in writes]
+    made = (getattr(mixer, name, None) for name in writes)  # some layers make no keys, or no values
+    steps += [_linear(linear, batch, key) for linear in made if linear is not None]
     if not is_delta(layer):  # the scan of a state is no matrix product of its own
+        reach = prompts.block.reach(mixer, prompts.length)
         for part in work.attention:
-            steps += _attention(mixer, part, prompts, batch)
+            steps += _attention(mixer, part, prompts, batch, reach)
     steps += _ffn(mlp, batch, ffn)
+    steps += [_linear(getattr(layer, name), batch, count(LIVE)) for name in prompts.block.embeds(layer)]
     if work.neurons is not None:
         visual = count(VISUAL)
         (gate, _), (up, _), (down, _) = matrices(mlp)
@@ -119,14 +122,19 @@ def _product(weight: Tensor, batch: int, rows: int) -> Callable[[], Tensor]:
     return lambda: F.linear(x, weight)
 
 
-def _attention(module: Any, part: AttentionPart, prompts: Prompts, batch: int) -> list[Callable[[], Any]]:
+def _attention(
+    module: Any, part: AttentionPart, prompts: Prompts, batch: int, reach: int | None
+) -> list[Callable[[], Any]]:
     """The calls of one part of a layer's attention; a query is scored with its keys and what else its block needs."""
     key = prompts.rows(part.key)
+    if part.window is None and reach is not None:
+        query = prompts.rows(part.query)
+        return [_call(module, batch, query, key, sliding_calls(query, key, reach))] if query.count else []
     if part.query == part.key == LIVE:
         return [_call(module, batch, key, key, None)]
     if part.window is not None:
         visual = prompts.rows(part.query)
-        calls = window_calls(visual, key, prompts.visual, part.window.blocks, part.window.size)
+        calls = window_calls(visual, key, prompts.visual, part.window.blocks, part.window.size, reach)
         return [_call(module, batch, visual, key, calls)] if visual.count else []
     # Rows that a rank scatters are scored with all keys; text queried with them need not be.
     together = part.query.text == "all" and part.query.choice is not None
@@ -147,7 +155,8 @@ def _call(module: Any, batch: int, query: Rows, key: Rows, calls: list[Call] | N
         return torch.randn(shape, dtype=weight.dtype, device=weight.device)
 
     q = heads(weight.shape[0] // (1 + is_gated), len(query.prompts[0]))
-    k, v = (heads(module.k_proj.weight.shape[0], len(key.prompts[0])) for _ in range(2))
+    width = weight.shape[0] // (1 + is_gated) // module.num_key_value_groups  # a layer may have no keys of its own
+    k, v = (heads(width, len(key.prompts[0])) for _ in range(2))
     if calls is None:
         args = [t.transpose(1, 2) for t in (q, k, v)]
         return lambda: scaled_dot_product(args[0], args[1], args[2], None, module.scaling)

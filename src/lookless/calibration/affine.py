@@ -177,7 +177,7 @@ def _start(model: nn.Module, located: Located, prompt: VisualPrompt, directions:
     squares = []
     with frozen_parameters(model), record_activations(located) as recorded, torch.enable_grad():
         last = located.inner(**prompt.inputs, use_cache=False).last_hidden_state
-        logits = model.get_output_embeddings()(last[0, prompt.read]).float()  # type: ignore[operator]
+        logits = located.logits(last[0, prompt.read])
         for _ in range(DRAWS):
             direction = torch.randn(logits.shape, generator=directions).to(logits.device)
             attention, ffn = update_gradients((direction * logits).sum(), recorded, keep_graph=True)
@@ -267,8 +267,12 @@ class _Walk:
 
         def after(**cells: Cell) -> Tensor:
             work = row.model_copy(update=cells).work
-            return visual.gather(run_layer(layer, work, prompts, self.x, **self.start.arguments[index])[0])
+            _, record = run_layer(layer, work, prompts, self.x, wants_record=True, **self.start.arguments[index])
+            assert record is not None
+            assert record.after_attention is not None
+            return visual.gather(record.after_attention)
 
+        block = prompts.block
         if operator == "attention":
             before = visual.gather(self.x)
             normed = rms_norm(layer.input_layernorm, before)

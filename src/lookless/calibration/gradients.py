@@ -71,7 +71,7 @@ def diagnostics_of(loaded: Loaded, prompt: VisualPrompt) -> Rows:
     inputs, read = prompt.inputs, prompt.read
     with frozen_parameters(model), record_activations(located) as recorded, torch.enable_grad():
         last = located.inner(**inputs, use_cache=False).last_hidden_state
-        logits = model.get_output_embeddings()(last[0, read]).float()  # type: ignore[operator]
+        logits = located.logits(last[0, read])
         check_finite(logits, "the full model", prompt.name)
         log_probs = torch.log_softmax(logits, dim=-1)
         forced = inputs["input_ids"][0, read.start + 1 : read.stop + 1]  # after the prompt; none at its last position

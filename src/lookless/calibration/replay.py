@@ -25,7 +25,7 @@ from ..progress import track
 from ..ranks import RANKS
 from ..runtime.families import Located, locate
 from ..runtime.forward import ForwardPass, steps_of
-from ..runtime.mixers import added_by
+from ..runtime.mixers import added_by, argument_names
 from ..runtime.patching import check_stock
 from ..runtime.prompts import Prompts, prompts_of
 from .distances import Distance
@@ -137,7 +137,7 @@ def record_activations(located: Located) -> Iterator[Activations]:
         x = args[0] if args else kwargs["hidden_states"]
         is_root = torch.is_grad_enabled() and not recorded.inputs
         x = x.detach().requires_grad_() if is_root else x
-        recorded.inputs.append((x, dict(kwargs)))
+        recorded.inputs.append((x, {**dict(zip(argument_names(module), args[1:], strict=False)), **kwargs}))
         if not is_root:
             return None
         return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
@@ -173,7 +173,7 @@ def full_run_of(model: nn.Module, located: Located, prompt: VisualPrompt, record
     """
     pairs = zip(recorded.inputs[1:], recorded.outputs[:-1], strict=True)
     added = [None if x is out else x - out for (x, _), out in pairs]
-    logits = _logits(model, located, recorded.outputs[-1], prompt, "the full model")
+    logits = _logits(located, recorded.outputs[-1], prompt, "the full model")
     inputs = tuple((x.detach(), arguments) for x, arguments in recorded.inputs)
     fresh = partial(_fresh, located, prompt.inputs)
     return FullRun(inputs, (*added, None), logits, fresh, prompt, tuple(recorded.tower))
@@ -204,7 +204,7 @@ def run_from(model: nn.Module, located: Located, full: FullRun, layer: int, plan
     for index, (module, (_, arguments), added) in list(enumerate(layers))[layer:]:
         x = running.run(module, index, x, **arguments)
         x = x if added is None else x + added
-    return _logits(model, located, x, full.prompt, changed)
+    return _logits(located, x, full.prompt, changed)
 
 
 def divergence_under(
@@ -214,9 +214,8 @@ def divergence_under(
     return float(distance(full.logits, run_from(model, located, full, layer, plan)).mean())
 
 
-def _logits(model: nn.Module, located: Located, x: Tensor, prompt: VisualPrompt, whose: str) -> Tensor:
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    logits: Tensor = head(located.decoder.norm(x[0, prompt.read])).float()  # type: ignore[operator]
+def _logits(located: Located, x: Tensor, prompt: VisualPrompt, whose: str) -> Tensor:
+    logits = located.logits(located.decoder.norm(x[0, prompt.read]))  # type: ignore[operator]
     check_finite(logits, whose, prompt.name)
     return logits
 

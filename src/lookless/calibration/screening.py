@@ -163,7 +163,7 @@ def _estimated(
     """The full run of one prompt, and of each measure an estimate per layer, in nats."""
     with frozen_parameters(model), record_activations(located) as recorded, torch.enable_grad():
         last = located.inner(**prompt.inputs, use_cache=False).last_hidden_state
-        logits = model.get_output_embeddings()(last[0, prompt.read]).float()  # type: ignore[operator]
+        logits = located.logits(last[0, prompt.read])
         check_finite(logits, "the full model", prompt.name)
         odds = _log_odds(logits)
         effects = [

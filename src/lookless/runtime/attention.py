@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import ModelError
 from ..layer_plan import AttentionPart, LayerWork
 from .cache import UNKNOWN, VISUAL, remember_kinds, select, store
-from .calls import Call, attend, causal_calls, padded_mask, scaled_dot_product, window_calls
+from .calls import Call, attend, causal_calls, padded_mask, scaled_dot_product, sliding_calls, window_calls
 from .inplace import linear, project_gated
 from .prompts import Prompts
 from .record import LayerRecord, Past
@@ -52,7 +52,9 @@ def run_attention(
     value = prompts.sink_values(record.rows, record.value) if work.is_sink else record.value
     if cache is not None and work.window is not None:
         remember_kinds(cache, module.layer_idx)
-    held = None if cache is None else _store(record, value, prompts.rows(work.cached), cache, prompts)
+    held = (
+        None if cache is None or record.borrowed else _store(record, value, prompts.rows(work.cached), cache, prompts)
+    )
     buffers = None if keeps_record else prompts.buffers
     may_add = owns_x and not torch.is_grad_enabled()
     for part in work.attention:
@@ -85,15 +87,18 @@ def _attend(
 def _prefill(part: AttentionPart, prompts: Prompts, record: LayerRecord, query: Tensor, value: Tensor) -> Tensor:
     """In a prompt that begins the sequence: slices of the key rows, and no more than are read."""
     query_rows, key_rows, window = prompts.rows(part.query), prompts.rows(part.key), part.window
+    reach = record.reach
 
     def calls() -> list[Call]:
         if window is not None:
-            return window_calls(query_rows, key_rows, prompts.visual, window.blocks, window.size)
+            return window_calls(query_rows, key_rows, prompts.visual, window.blocks, window.size, reach)
+        if reach is not None:
+            return [call.added(query.dtype) for call in sliding_calls(query_rows, key_rows, reach)]
         scattered = part.query.choice is not None
         return [call.added(query.dtype) for call in causal_calls(query_rows, key_rows, scattered=scattered)]
 
     inner = prompts.within(key_rows, record.rows)
-    made = prompts.once(("calls", query_rows, key_rows, window, query.dtype), calls)
+    made = prompts.once(("calls", query_rows, key_rows, window, reach, query.dtype), calls)
     key, value = inner.gather(record.key), inner.gather(value)
     return attend(query, key, value, made, record.module.scaling, _dropout(record.module))
 
@@ -111,8 +116,8 @@ def _one_call(
     positions = held.positions
     # Keys of whole sequences are at their positions; padded ones are not.
     mask = prompts.once(
-        ("mask", query_rows, key_rows, positions.shape[0] == 1, dtype),
-        lambda: padded_mask(query_rows, key_rows, positions, dtype),
+        ("mask", query_rows, key_rows, positions.shape[0] == 1, record.reach, dtype),
+        lambda: padded_mask(query_rows, key_rows, positions, dtype, record.reach),
     )
     q, k, v = (x.transpose(1, 2) for x in (query_rows.pad(query), held.key, held.value))
     output = scaled_dot_product(q, k, v, mask, record.module.scaling, _dropout(record.module))
@@ -122,16 +127,12 @@ def _one_call(
 def _with_past(part: AttentionPart, prompts: Prompts, record: LayerRecord, query: Tensor, value: Tensor) -> Tensor:
     """After earlier turns, or under a mask of the caller's own: one masked call over all keys held."""
     query_rows, key_rows, rows, past = prompts.rows(part.query), prompts.rows(part.key), record.rows, record.past
-    key, value = (rows.pad(x).transpose(1, 2) for x in (record.key, value))
+    key, value, positions = all_keys(prompts, rows, record.key, value, past)
     batch = key.shape[0]
     new = rows.positions.expand(batch, -1)
-    positions = torch.where(new < 0, new, new + prompts.past)
     is_visual = prompts.visual.to(new.device).gather(1, new.clamp_min(0)) & (new >= 0)
-    if past is not None:
-        key, value = torch.cat((past.keys, key), dim=2), torch.cat((past.values, value), dim=2)
-        positions = torch.cat((past.positions, positions), dim=1)
     queries = query_rows.positions.expand(batch, -1).clamp_min(0)  # rows of this call
-    mask = attention_mask(record.mask, positions, queries, prompts.past)
+    mask = attention_mask(record.mask, positions, queries, prompts.past, record.reach)
     if key_rows is not rows:  # text that may not attend to this call's visual keys; of earlier ones none is held
         earlier = is_visual.new_zeros(batch, positions.shape[1] - is_visual.shape[1])
         mask = _only(mask, ~torch.cat((earlier, is_visual), dim=1)[:, None, None])
@@ -143,6 +144,20 @@ def _with_past(part: AttentionPart, prompts: Prompts, record: LayerRecord, query
     padded = query_rows.pad(query).transpose(1, 2)
     output = scaled_dot_product(padded, key, value, mask, record.module.scaling, _dropout(record.module))
     return query_rows.unpad(output.transpose(1, 2).flatten(2))
+
+
+def all_keys(
+    prompts: Prompts, rows: Rows, key: Tensor, value: Tensor, past: Past | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values ``[batch, kv_heads, slots, head_dim]`` of earlier turns and of the compact ``rows``, and their
+    positions in the sequence, ``[batch, slots]``, -1 for none."""
+    key, value = (rows.pad(x).transpose(1, 2) for x in (key, value))
+    new = rows.positions.expand(key.shape[0], -1)
+    positions = torch.where(new < 0, new, new + prompts.past)
+    if past is None:
+        return key, value, positions
+    key, value = torch.cat((past.keys, key), dim=2), torch.cat((past.values, value), dim=2)
+    return key, value, torch.cat((past.positions, positions), dim=1)
 
 
 def _dropout(module: Any) -> float:
@@ -164,7 +179,9 @@ def _known_visual(module: Any, past: Past) -> Tensor:
     return past.kinds == VISUAL
 
 
-def attention_mask(mask: Tensor | None, positions: Tensor, queries: Tensor, past: int) -> Tensor:
+def attention_mask(
+    mask: Tensor | None, positions: Tensor, queries: Tensor, past: int, reach: int | None = None
+) -> Tensor:
     """The mask of some queries over some keys, ``[batch, heads or 1, queries, slots]``: bool, or what is added to their
     scores.
 
@@ -173,12 +190,15 @@ def attention_mask(mask: Tensor | None, positions: Tensor, queries: Tensor, past
         positions: of the keys in the sequence, ``[batch, slots]``, -1 where a slot is empty.
         queries: rows of this call, ``[batch, queries]``.
         past: tokens before this call.
+        reach: how many of those keys; None for all.
     """
     if mask is None:
-        return ((positions[:, None] <= queries[..., None] + past) & (positions >= 0)[:, None])[:, None]
+        own = queries[..., None] + past
+        allowed = (positions[:, None] <= own) & (positions >= 0)[:, None]
+        return (allowed if reach is None else allowed & (positions[:, None] > own - reach))[:, None]
     wide = mask.expand(len(queries), -1, -1, -1)
     index = queries[:, None, :, None].expand(-1, wide.shape[1], -1, wide.shape[3])
-    return select(wide.gather(2, index), positions, queries.shape[1])
+    return select(wide.gather(2, index), positions, queries.shape[1], past + mask.shape[2])
 
 
 def _only(mask: Tensor, allowed: Tensor) -> Tensor:

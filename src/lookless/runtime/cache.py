@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..errors import ModelError
 
 TEXT, VISUAL, UNKNOWN = 0, 1, -1
+#: Layers that a pruned one may follow. Behind a sliding one it holds more than the window, and the mask says what is
+#: read: the stock model takes the mask's length from a sliding layer, if there still is one.
+PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 class PrunedLayer(DynamicLayer):
@@ -44,9 +47,10 @@ class PrunedLayer(DynamicLayer):
     def following(cls, layer: Any) -> PrunedLayer:
         """A pruned layer that begins with what a plain dynamic ``layer`` holds, of unknown kinds."""
         pruned = cls()
-        if layer.get_seq_length():
-            new = layer.keys.shape[-2]
-            pruned.append(layer.keys, layer.values, torch.arange(new), new)
+        if length := layer.get_seq_length():
+            held = layer.keys.shape[-2]  # of a sliding layer the last ones
+            pruned.length = length - held
+            pruned.append(layer.keys, layer.values, torch.arange(held), held)
         return pruned
 
     @property
@@ -137,7 +141,7 @@ def remember_kinds(cache: Any, index: int) -> None:
     """Make layer ``index`` of ``cache`` keep which of its tokens are visual, if it is plain and dynamic."""
     while len(cache.layers) <= index and cache.layer_class_to_replicate is not None:
         cache.layers.append(cache.layer_class_to_replicate())
-    if type(cache.layers[index]) is DynamicLayer and not cache.offloading:
+    if type(cache.layers[index]) in PLAIN and not cache.offloading:
         cache.layers[index] = PrunedLayer.following(cache.layers[index])
 
 
@@ -155,7 +159,7 @@ def store(
     if positions is not None:
         while len(cache.layers) <= index:
             cache.layers.append(DynamicLayer())
-        if type(cache.layers[index]) is DynamicLayer:
+        if type(cache.layers[index]) in PLAIN:
             cache.layers[index] = PrunedLayer.following(cache.layers[index])
     layer = layer_of(cache, index)
     if isinstance(layer, PrunedLayer):
@@ -172,18 +176,19 @@ def store(
         cache.update(keys, values, index)
 
 
-def cut(mask: Tensor | None, layer: Any, new: int) -> Tensor | None:
-    """The stock ``mask [batch, 1, queries, sequence]`` for the keys ``layer`` will hold with ``new`` tokens more.
+def cut(mask: Tensor | None, layer: Any, new: int, coming: int) -> Tensor | None:
+    """The stock ``mask [batch, 1, new, sequence]`` for the keys ``layer`` will hold with ``coming`` tokens more.
 
     None, where stock masks nothing, stays None unless some slots are empty. The new tokens come last.
     """
     if not isinstance(layer, PrunedLayer) or layer.positions is None or (mask is None and not layer.is_ragged):
         return mask
-    if layer.is_whole:
+    total = layer.length + coming
+    if layer.is_whole and (mask is None or mask.shape[-1] >= total):
         return mask
-    coming = torch.arange(layer.length, layer.length + new, device=layer.positions.device)
-    positions = torch.cat((layer.positions, coming.expand(layer.positions.shape[0], -1)), dim=1)
-    return select(mask, positions, new)
+    after = torch.arange(layer.length, total, device=layer.positions.device)
+    positions = torch.cat((layer.positions, after.expand(layer.positions.shape[0], -1)), dim=1)
+    return select(mask, positions, new, total)
 
 
 def stock_mask(mask: Tensor | None, cache: Any, index: int, new: int, kind: int, *, has_window: bool) -> Tensor | None:
@@ -194,11 +199,14 @@ def stock_mask(mask: Tensor | None, cache: Any, index: int, new: int, kind: int,
     layer = layer_of(cache, index)
     if isinstance(layer, PrunedLayer):
         layer.announce(new, kind)
-    return cut(mask, layer, new)
+    return cut(mask, layer, new, new)
 
 
-def select(mask: Tensor | None, positions: Tensor, queries: int) -> Tensor:
-    """``mask``'s columns ``positions [batch, slots]``, and none where that is -1; None masks nothing."""
+def select(mask: Tensor | None, positions: Tensor, queries: int, total: int) -> Tensor:
+    """``mask``'s columns ``positions [batch, slots]``, and none where that is -1; None masks nothing. The mask of a
+    sliding layer has columns of the last of ``total`` tokens alone."""
+    if mask is not None and mask.shape[-1] < total:
+        positions = positions - (total - mask.shape[-1])
     empty = (positions < 0)[:, None, None]
     if mask is None:
         return (~empty).expand(-1, 1, queries, -1)

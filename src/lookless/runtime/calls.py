@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -55,14 +56,17 @@ def is_one_call(query: Rows, key: Rows) -> bool:
     return max(theirs) <= LONG and scored <= wanted + wanted // 4 + FEW
 
 
-def padded_mask(query: Rows, key: Rows, positions: Tensor, dtype: torch.dtype) -> Tensor:
+def padded_mask(query: Rows, key: Rows, positions: Tensor, dtype: torch.dtype, reach: int | None = None) -> Tensor:
     """What is added to scores of ``query.pad`` over keys of ``key``, so that each row attends to its own prompt up to
     itself: ``[batch, 1, queries, keys]``.
 
     ``positions [batch or 1, keys]`` are the keys' own, -1 for none; in one row for all prompts, those of sequences.
+    Keys ``reach`` positions before a row are not read; None reads all.
     """
     own = query.positions.clamp_min(0)[..., None]
     allowed = (positions[:, None] <= own) & (positions >= 0)[:, None]
+    if reach is not None:
+        allowed = allowed & (positions[:, None] > own - reach)
     if key.packed and positions.shape[0] == 1:  # of whole sequences: keep those that are rows
         real = torch.zeros(len(key.prompts), key.length, dtype=torch.bool)
         for b, rows in enumerate(key.prompts):
@@ -99,8 +103,34 @@ def causal_calls(query: Rows, key: Rows, *, scattered: bool = False) -> list[Cal
     return _by_prompt(query, key, of_prompt)
 
 
+def sliding_calls(query: Rows, key: Rows, reach: int) -> list[Call]:
+    """The calls by which each of ``query``'s rows attends to ``key``'s rows of its own prompt, up to itself and less
+    than ``reach`` positions back: at most ``reach`` queries at a time, which see the keys of all their windows. Runs
+    of queries are apart, unless there are many."""
+    calls: list[Call] = []
+    q_start = k_start = 0
+    for b in range(len(query.prompts)) if query.packed else range(1):
+        mine, keys = query.prompts[b], key.prompts[b]
+        lengths = [end - start for start, end in runs_of(mine.tolist())]
+        lengths = lengths if len(lengths) <= CALLS else [len(mine)]
+        pieces = [min(reach, length - at) for length in lengths for at in range(0, length, reach)]
+        for at, queries in zip(accumulate([0, *pieces]), mine.split(pieces), strict=False):
+            low, high = torch.searchsorted(keys, torch.stack((queries[0] - reach + 1, queries[-1] + 1))).tolist()
+            near, own = keys[low:high], queries[:, None]
+            mask = ((near <= own) & (near > own - reach)).to(query.device)
+            here = slice(q_start + at, q_start + at + len(queries))
+            calls.append(Call(here, (slice(k_start + low, k_start + high),), mask))
+        q_start, k_start = q_start + len(mine), k_start + len(keys)
+    return calls
+
+
 def window_calls(
-    visual: Rows, key: Rows, is_visual: Tensor, blocks: Callable[[int, int], object], size: int
+    visual: Rows,
+    key: Rows,
+    is_visual: Tensor,
+    blocks: Callable[[int, int], object],
+    size: int,
+    reach: int | None = None,
 ) -> list[Call]:
     """The calls by which ``visual``'s rows attend to all text before them and to visual keys at most ``size - 1``
     positions back.
@@ -111,6 +141,7 @@ def window_calls(
     Args:
         is_visual: bool ``[batch, sequence]`` on the CPU.
         blocks: of :class:`lookless.cells.Window`, from a run of rows to (first, end, first key).
+        reach: of the layer's own window, over text too; None without one.
     """
     calls: list[Call] = []
     q_start = k_start = 0
@@ -122,10 +153,14 @@ def window_calls(
         for first, last, low in blocks(0, len(mine)):  # type: ignore[attr-defined]
             queries = mine[first:last]
             wanted = (keys <= queries[-1]) & (~kinds | (number >= low))
+            if reach is not None:
+                wanted &= keys > queries[0] - reach
             positions = keys[wanted]
             slices = tuple(slice(k_start + s, k_start + e) for s, e in runs_of(wanted.nonzero().flatten().tolist()))
             mask = positions[None, :] <= queries[:, None]
             mask &= ~kinds[wanted][None, :] | (positions[None, :] > queries[:, None] - size)
+            if reach is not None:
+                mask &= positions[None, :] > queries[:, None] - reach
             calls.append(Call(slice(q_start + first, q_start + last), slices, mask.to(visual.device)))
         q_start, k_start = q_start + len(mine), k_start + len(keys)
     return calls

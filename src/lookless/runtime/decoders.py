@@ -1,14 +1,21 @@
-"""What a decoder's layer is, said once: the norms around its two operators.
+"""What a decoder's layer is, said once: norms, windows, whose keys it reads, what a row undergoes that runs nothing.
 
 Which operators take part is seen at the layer itself (:mod:`lookless.runtime.mixers`, :mod:`lookless.runtime.ffn`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from .rows import Rows
+
+#: What a row of a layer undergoes besides both operators: the layer, compact living rows, which these are, and the rest
+#: of the layer's arguments, to the rows as they leave the layer.
+PassBy = Callable[[Any, Tensor, Rows, Mapping[str, Any]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -18,11 +25,21 @@ class Block:
     Attributes:
         before_ffn: the norm before the FFN, by name.
         after_attention, after_ffn: the norms of what the operators add; None without.
+        pass_by: see :data:`PassBy`; None where a row that runs no operator leaves as it came.
+        slides: in some layers each row reads only keys at most ``self_attn.sliding_window - 1`` positions before it.
+        shares_keys: some layers read keys and values that an earlier one made.
+        norms_values: values are normed, and may be the keys before their norm.
+        caps_logits: the model bends its logits so that none is above ``final_logit_softcapping``.
     """
 
     before_ffn: str = "post_attention_layernorm"
     after_attention: str | None = None
     after_ffn: str | None = None
+    pass_by: PassBy | None = None
+    slides: bool = False
+    shares_keys: bool = False
+    norms_values: bool = False
+    caps_logits: bool = False
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -37,9 +54,47 @@ class Block:
         """The norm of what the FFN of ``layer`` adds; None without."""
         return None if self.after_ffn is None else getattr(layer, self.after_ffn)
 
+    def reach(self, module: Any, length: int) -> int | None:
+        """How many keys, itself among them, a row may read in an attention ``module``, by their positions; None for
+        all in a sequence of ``length`` tokens."""
+        size = module.sliding_window if self.slides else None
+        return size if size is not None and size < length else None
+
+    def embeds(self, layer: Any) -> tuple[str, ...]:
+        """The projections of an embedding that ``layer`` adds to every row, by name; none without."""
+        has = self.pass_by is not None and layer.hidden_size_per_layer_input
+        return ("per_layer_input_gate", "per_layer_projection") if has else ()
+
+    def borrows(self, layer: Any) -> bool:
+        """Whether ``layer`` reads keys that an earlier one made, and makes none."""
+        return self.shares_keys and bool(layer.self_attn.is_kv_shared_layer)
+
+    def lends(self, layer: Any) -> bool:
+        """Whether later layers read the keys that ``layer`` makes."""
+        return self.shares_keys and bool(layer.self_attn.store_full_length_kv)
+
+
+def pass_gemma4(layer: Any, x: Tensor, rows: Rows, arguments: Mapping[str, Any]) -> Tensor:
+    """The embedding of its own that each layer adds, gated by the row, and the number that scales every row."""
+    if layer.hidden_size_per_layer_input:
+        gate = layer.act_fn(layer.per_layer_input_gate(x)) * rows.gather(arguments["per_layer_input"])
+        x = x + layer.post_per_layer_input_norm(layer.per_layer_projection(gate))
+    return x * layer.layer_scalar
+
 
 LLAMA = Block()
 GLM = Block(after_attention="post_self_attn_layernorm", after_ffn="post_mlp_layernorm")
+GEMMA3 = Block("pre_feedforward_layernorm", "post_attention_layernorm", "post_feedforward_layernorm", slides=True)
+GEMMA4 = Block(
+    GEMMA3.before_ffn,
+    GEMMA3.after_attention,
+    GEMMA3.after_ffn,
+    pass_by=pass_gemma4,
+    slides=True,
+    shares_keys=True,
+    norms_values=True,
+    caps_logits=True,
+)
 #: By the decoder's ``model_type``. Llama blocks have separate q, k, v, o projections (and norms of queries and keys in
 #: Qwen3; a gate, or a gated delta rule, in Qwen3.5), causal also among visual tokens, and a gated FFN or a mixture of
 #: gated experts.
@@ -52,4 +107,5 @@ DECODERS: dict[str, Block] = {
         LLAMA,
     ),
     **dict.fromkeys(("glm4v_text", "glm_ocr_text"), GLM),
+    "gemma4_text": GEMMA4,
 }

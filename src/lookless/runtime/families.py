@@ -25,7 +25,6 @@ REFUSED = {
     "gemma3n": f"it {NOT_CAUSAL}, and its decoder has other operators",
     "mllama": "its images are read by cross-attention layers and are no tokens of the decoder",
     "idefics2": "its resampler and Mistral decoder would need a row in lookless.runtime.families and a test",
-    "gemma4": "its layers norm each branch twice, add an embedding of their own and share keys with later layers",
     "lfm2_vl": "its short convolutions keep states that the runtime does not know",
     "llama4": "it attends by chunks, and its experts weigh their input",
     "qwen4_exp": "it has several residual streams, so a skipped operator is not the identity",
@@ -84,6 +83,7 @@ FAMILIES: dict[str, Family] = {
     "glm46v": Family("model", "model.language_model", _IMAGE, None, "model.visual"),
     "glm_ocr": Family("model", "model.language_model", _IMAGE, None, "model.visual"),
     "glm4v_moe": Family("model", "model.language_model", _IMAGE, None, "model.visual"),
+    "gemma4": Family("model", "model.language_model", _VIDEO),
     "video_llama_3": Family("model", "model.language_model", _VIDEO, None, "model.vision_model"),
 }
 
@@ -114,6 +114,14 @@ class Located:
             "attention": self.block.of_attention(layer) or mixer_of(layer),
             "ffn": self.block.of_ffn(layer) or layer.mlp,
         }
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Of normed ``states [rows, hidden]``, float32 ``[rows, vocabulary]``, as the model's own head makes them."""
+        assert self.head is not None
+        made: Tensor = self.head.get_output_embeddings()(states)  # type: ignore[operator]
+        config: Any = self.decoder.config
+        cap = config.final_logit_softcapping if self.block.caps_logits else None
+        return (made if cap is None else (made / cap).tanh() * cap).float()
 
     def visual(self, ids: Tensor) -> Tensor:
         """Bool, as ``ids``: which tokens are visual placeholders."""
@@ -165,9 +173,13 @@ def family_of(config: Any) -> Family:
             f"{model_type} over a {text.model_type!r} decoder is not supported; "
             f"supported decoders are {', '.join(DECODERS)}."
         )
+    if getattr(text, "use_bidirectional_attention", None):
+        raise ModelError(f"this {text.model_type} decoder {NOT_CAUSAL}.")
+    if getattr(text, "enable_moe_block", False):
+        raise ModelError(f"this {text.model_type} decoder has experts beside its FFN, which the runtime does not know.")
     kinds = getattr(text, "layer_types", None)
     slides = getattr(text, "sliding_window", None) is not None and getattr(text, "use_sliding_window", True)
-    if "sliding_attention" in kinds if kinds else slides:
+    if not DECODERS[text.model_type].slides and ("sliding_attention" in kinds if kinds else slides):
         raise ModelError(
             f"this {text.model_type} decoder slides a window of {text.sliding_window} tokens over its keys, which the "
             f"runtime does not know; set sliding_window to None if prompts are shorter than that."

@@ -15,6 +15,7 @@ from ..layer_plan import LayerPlan, LayerWork
 from ..plan import Plan
 from ..ranks import RANKS
 from .inplace import is_small
+from .last_rows import run_last_rows
 from .layer import run_layer
 from .prompts import Prompts
 from .ranks import Filtering, recycle, select
@@ -78,6 +79,8 @@ class ForwardPass:
 
         ``stock`` is its own forward, for a layer of which nothing is spared, and in which ours would gain nothing.
         """
+        if self.prompts.block.shares_keys and x.shape[1] != self.prompts.length:
+            return run_last_rows(layer, self.prompts, x, arguments, stock)
         x = self.enter(layer, index, x, arguments)
         return self.compute(layer, index, x, stock=stock, **arguments)
 
@@ -86,7 +89,9 @@ class ForwardPass:
     ) -> Tensor:
         """As :meth:`run`, after :meth:`enter`."""
         step = self.steps[index]
-        if step.is_full and not step.wants_record and stock is not None and self.prompts.is_untouched and is_small(x):
+        may_be_stock = not self.prompts.block.shares_keys  # or later layers would not find the keys that they read
+        is_whole = step.is_full and not step.wants_record and self.prompts.is_untouched
+        if stock is not None and may_be_stock and is_whole and is_small(x):
             return stock(x, **arguments)
         x, self._record = run_layer(layer, step.work, self.prompts, x, wants_record=step.wants_record, **arguments)
         if self.prompts.chosen:
@@ -141,7 +146,7 @@ class ForwardPass:
         prompts = self.prompts
         reads = "nothing" if cell.ranks_by is None else RANKS[cell.ranks_by].reads
         record = self._record if reads == "previous" else None
-        if reads == "this":
+        if reads == "this" and RANKS[cell.ranks_by or ""].heads:
             mask, rotary = arguments.get("attention_mask"), arguments["position_embeddings"]
             record = project_keys(layer, prompts, x, mask, rotary, arguments.get("past_key_values"))
         towers: list[Tensor | None] = [None] * len(prompts.text)

@@ -150,6 +150,14 @@ def project_gated(
     return rotate(x, *rotary, in_place=may_overwrite, neighbours=module.config.model_type in NEIGHBOURS), gate
 
 
+def project_normed(module: Any, normed: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+    """Keys, normed and rotated, and normed values, both ``[groups, rows, kv_heads, head_dim]``; where values have no
+    projection of their own, they are the keys before their norm."""
+    raw = heads(module.k_proj(normed), module.head_dim)
+    value = raw if module.v_proj is None else heads(module.v_proj(normed), module.head_dim)
+    return rotate(module.k_norm(raw), *rotary), module.v_norm(value)
+
+
 def norm_into(module: Any, x: Tensor, buffers: Buffers | None) -> Tensor:
     """``module``, an RMSNorm, on ``x``; with ``buffers`` the result lies there, unless it is small."""
     into = None if buffers is None or is_small(x) else buffers.take("normed", tuple(x.shape), x)

@@ -23,7 +23,10 @@ from .decoders import Block
 from .inplace import FUSED, SPLIT, is_fused, is_mixture, is_plain
 from .mixers import is_delta
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "scaling", "layer_idx", "head_dim")
+ATTENTION = ("q_proj", "o_proj", "scaling", "layer_idx", "head_dim")
+KEYS = ("k_proj", "v_proj")
+#: Of attention that shares keys.
+SHARED = ("is_kv_shared_layer", "store_full_length_kv", "layer_type", "sliding_window")
 DELTA = (
     *("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj", "norm", "conv1d", "A_log", "dt_bias"),
     *("conv_kernel_size", "activation", "layer_idx", "key_dim", "value_dim", "head_k_dim", "head_v_dim"),
@@ -54,7 +57,8 @@ def check_internals(inner: nn.Module, layers: Iterable[nn.Module], block: Block)
         if is_delta(layer):
             _check_delta(layer.linear_attn)
         else:
-            require(layer.self_attn, *ATTENTION)
+            keys = () if block.borrows(layer) else KEYS
+            require(layer.self_attn, *ATTENTION, *keys, *(SHARED if block.shares_keys else ()))
             require_arguments(layer.self_attn, "hidden_states", *LAYER_CALL)
         if is_plain(layer.mlp) and not is_mixture(layer.mlp):  # another is called as it is
             require(layer.mlp, *(FUSED if is_fused(layer.mlp) else SPLIT))

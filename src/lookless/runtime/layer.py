@@ -29,7 +29,7 @@ from .ffn import run_ffn
 from .inplace import Rotary, is_small, rms_norm
 from .mixers import call_stock, is_delta
 from .prompts import Prompts
-from .record import LayerRecord, record_keys
+from .record import LayerRecord, borrow_keys, record_keys
 
 
 def run_layer(
@@ -48,20 +48,27 @@ def run_layer(
 
     The other arguments are those that transformers gives a decoder layer.
     """
+    block = prompts.block
     if not wants_record and _is_stock(layer, work, prompts, x, past_key_values):
         normed = rms_norm(layer.input_layernorm, x)
         attended = call_stock(layer, normed, attention_mask, position_embeddings, past_key_values, **rest)
         del normed
-        norm = prompts.block.of_attention(layer)
+        norm = block.of_attention(layer)
         out = x + (attended if norm is None else norm(attended))
         del attended  # or it is held while the FFN runs
-        return run_ffn(layer, work, prompts, out, owns_x=True), None
+        out = run_ffn(layer, work, prompts, out, owns_x=True)
+        return (out if block.pass_by is None else block.pass_by(layer, out, prompts.live, rest)), None
     live, key_rows = prompts.live, prompts.rows(work.key)
     h, owns_h = prompts.stream.enter(x, live)
-    gathered = prompts.within(key_rows, live).gather(h)
-    call = {"mask": attention_mask, "rotary": position_embeddings, "cache": past_key_values}
-    buffers = None if wants_record else prompts.buffers
-    record = record_keys(layer, prompts, key_rows, gathered, x, **call, buffers=buffers)
+    if block.borrows(layer):
+        shared = rest["shared_kv_states"]
+        record = borrow_keys(layer, prompts, h, x, shared, mask=attention_mask, rotary=position_embeddings)
+    else:
+        gathered = prompts.within(key_rows, live).gather(h)
+        call = {"mask": attention_mask, "rotary": position_embeddings, "cache": past_key_values}
+        buffers = None if wants_record else prompts.buffers
+        record = record_keys(layer, prompts, key_rows, gathered, x, **call, buffers=buffers)
+        del gathered
     mix = run_delta if is_delta(layer) else run_attention
     out = mix(work, prompts, record, h, past_key_values, owns_x=owns_h, keeps_record=wants_record)
     if work.attention_affine is not None and prompts.rows(VISUAL).count:  # their rows are still the layer's input
@@ -69,8 +76,9 @@ def run_layer(
         out = inner.add(out, update, owns_x=owns_h or out is not h)
     kept = replace(record, after_attention=live.scatter(x, out)) if wants_record else None
     owns_out = (owns_h or out is not h) and not (wants_record and live.is_whole)
-    del record, gathered, h  # what no rank reads is not held while the FFN runs
+    del record, h  # what no rank reads is not held while the FFN runs
     out = run_ffn(layer, work, prompts, out, owns_x=owns_out)
+    out = out if block.pass_by is None else block.pass_by(layer, out, live, rest)
     is_hooked = bool(layer._forward_hooks or layer._forward_pre_hooks)
     return prompts.stream.leave(x, live, out, is_hooked=is_hooked), kept
 
@@ -82,6 +90,8 @@ def _is_stock(layer: Any, work: LayerWork, prompts: Prompts, x: Tensor, cache: A
         return False
     if is_delta(layer):  # the kernel is the same
         return True
+    if prompts.block.shares_keys and (prompts.block.lends(layer) or prompts.block.borrows(layer)):
+        return False  # later layers read what row sets say
     held = None if cache is None else layer_of(cache, layer.self_attn.layer_idx)
     if isinstance(held, PrunedLayer):
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +23,11 @@ def mixer_of(layer: Any) -> Any:
 def added_by(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     """What a mixer adds to the residual stream, of what its module returns: attention returns its weights, too."""
     return output if isinstance(output, Tensor) else output[0]
+
+
+def argument_names(layer: Any) -> tuple[str, ...]:
+    """What a layer is called with behind its hidden states: one that adds embeddings of its own gets them so."""
+    return tuple(inspect.signature(type(layer).forward).parameters)[2:]
 
 
 def call_stock(layer: Any, normed: Tensor, mask: Any, rotary: Any, cache: Any, **rest: Any) -> Tensor:

@@ -38,10 +38,11 @@ from ..layer_plan import COLUMNS
 from ..plan import Plan
 from .affine import check_weights
 from .break_even import break_even_of
-from .cache import TEXT, UNKNOWN, stock_mask
+from .cache import TEXT, UNKNOWN, cut, layer_of, stock_mask
 from .families import locate
 from .forward import ForwardPass, Step, steps_of
 from .internals import check_internals
+from .mixers import argument_names
 from .prompts import FEATURES, Prompts, is_packed, prompts_of
 from .readers import reader_of
 
@@ -93,7 +94,7 @@ class _PlannedCall(_Replaced):
     """A call of the model: a pass begins with it and ends with it, also by an exception."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        kept = kwargs.pop(KEPT, 0)
+        kept = kwargs.pop(KEPT, kwargs.get("logits_to_keep", 0))
         given = kwargs
         if args:
             given = self.handle.signature.bind_partial(*args, **kwargs).arguments
@@ -104,6 +105,8 @@ class _PlannedCall(_Replaced):
         if began is None and before is None:
             return self.stock(*args, **kwargs)
         running.now = began
+        if began is not None and began.prompts.block.shares_keys and began.prompts.reads_visual(kept):
+            kwargs = {**kwargs, "logits_to_keep": 0}  # or the stock model leaves visual rows out that the plan is about
         try:
             return self.stock(*args, **kwargs)
         finally:
@@ -130,20 +133,27 @@ class _PlannedForward(_Replaced):
         super().__init__(layer, handle)
         self.index = index
         self.has_window = handle.plan.layers[index].work.window is not None
+        self.lender = handle.geometry.shares_keys_of(index)
+        self.names = argument_names(layer)
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if args:
+            kwargs = {**dict(zip(self.names, args, strict=False)), **kwargs}
         running = self.handle.running.now
         if running is not None:
-            return self._run(running, hidden_states, *args, **kwargs)
+            return self._run(running, hidden_states, **kwargs)
         cache = kwargs.get("past_key_values")
         if cache is not None and "attention_mask" in kwargs:
             new = hidden_states.shape[1]
             # Under the break-even point the call may hold an image.
             kind = TEXT if new == 1 or not self.handle.break_even else UNKNOWN
             mask = kwargs["attention_mask"]
-            mask = stock_mask(mask, cache, self.index, new, kind, has_window=self.has_window)
+            if self.lender is None:
+                mask = stock_mask(mask, cache, self.index, new, kind, has_window=self.has_window)
+            else:  # which holds the new tokens' keys by now
+                mask = cut(mask, layer_of(cache, self.lender), new, 0)
             kwargs = {**kwargs, "attention_mask": mask}
-        return self.stock(hidden_states, *args, **kwargs)
+        return self.stock(hidden_states, **kwargs)
 
     def _run(self, running: ForwardPass, *args: Any, **kwargs: Any) -> Any:
         """The pass's step; under a device map inside accelerate's hook, which the stock forward has in itself."""
@@ -161,6 +171,7 @@ class Applied:
         plan: the plan.
         break_even: calls in which no prompt has as many visual tokens run the stock model; 0 for none.
         running: what each thread is in the middle of.
+        geometry: of the model's decoder.
         signature: of the inner model's ``forward``, to read positional arguments.
     """
 
@@ -168,8 +179,9 @@ class Applied:
         self.plan, self.break_even = plan, 0 if break_even == "auto" else _checked(break_even)
         self.running = _Running()
         self._located = locate(model)
-        plan.check(self._located.geometry)
-        check_weights(plan, self._located.geometry.hidden)
+        self.geometry = self._located.geometry
+        plan.check(self.geometry)
+        check_weights(plan, self.geometry.hidden)
         self._replaced: list[_Replaced] = []
         self._hooks: list[Any] = []
         if plan.is_full:
@@ -280,6 +292,11 @@ class Applied:
             raise ModelError(
                 "output_router_logits=True asks where every token was routed in every layer, and under a plan some "
                 "pass no expert: call without it, or on the stock model."
+            )
+        if given.get("return_shared_kv_states"):
+            raise ModelError(
+                "return_shared_kv_states=True asks for the keys that layers share, of every token, and under a plan "
+                "some are left out: call without it (a draft model that reads them needs the stock model)."
             )
         if RECOMPUTES_CALLS and torch.is_grad_enabled() and any(map(_is_checkpointed, self._located.layers)):
             raise ModelError(

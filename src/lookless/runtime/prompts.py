@@ -41,6 +41,7 @@ class Prompts:
         buffers: memory that all layers share.
         stream: the living rows on their way between layers.
         block: what the decoder's layers are.
+        lent: the keys and values that later layers read, by the kind of their attention.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Prompts:
         self.end = self.visual.shape[1] - answered
         self._modality = torch.zeros_like(self.visual, dtype=torch.int64) if modality is None else modality.cpu()
         self.device, self.block = torch.device(device), block
+        self.lent: dict[str, Any] = {}
         real = torch.ones_like(self.visual) if real is None else real.cpu()
         self.is_padded = not bool(real.all())
         self.visual = self.visual & real

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from ..errors import ModelError
 from .cache import PrunedLayer, layer_of
-from .inplace import Buffers, Rotary, heads, linear, norm_into, project
+from .inplace import Buffers, Rotary, heads, linear, norm_into, project, project_normed
 from .mixers import is_delta, mixer_of
 from .prompts import Prompts
 from .rows import Rows
@@ -46,7 +47,9 @@ class LayerRecord:
         past: what earlier turns left in the layer's cache; None without any.
         mask: the layer's, ``[batch or 1, heads or 1, sequence, keys]``, bool or added to scores; None means causal.
         layer_input: ``[batch, sequence, hidden]``.
+        reach: how many keys a row may read, itself among them, by their positions; None for all up to itself.
         norm_after: of what the mixer adds; None without.
+        borrowed: keys and values are those of an earlier layer.
         after_attention: ``layer_input`` with the attention's output added, ``[batch, sequence, hidden]``; None if no
             rank needs it.
     """
@@ -60,8 +63,20 @@ class LayerRecord:
     past: Past | None
     mask: Tensor | None
     layer_input: Tensor
+    reach: int | None = None
     norm_after: Any = None
+    borrowed: bool = False
     after_attention: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Lent:
+    """Keys and values of all living rows that later layers read, as :class:`LayerRecord` has them."""
+
+    rows: Rows
+    key: Tensor
+    value: Tensor
+    past: Past | None
 
 
 def project_keys(
@@ -88,19 +103,53 @@ def record_keys(
 
     With ``buffers`` the normed rows lie in memory that the next layer writes to.
     """
-    module = mixer_of(layer)
+    module, block = mixer_of(layer), prompts.block
     normed = norm_into(layer.input_layernorm, gathered, buffers)
     if is_delta(layer):  # its keys are in a state
         none = normed.new_zeros(*normed.shape[:2], 0, 0)
         return LayerRecord(module, rows, normed, none, none, rotary, None, None, layer_input)
-    key = project(module, "k", normed, prompts.rotary_of(rows, rotary))
-    value = heads(linear(module.v_proj, normed), module.head_dim)
-    # Row sets say what a causal mask with padding says; only another mask is kept.
-    own_mask = None if prompts.is_plain_prefill or mask is None or mask.ndim != 4 else mask
-    return LayerRecord(
-        *(module, rows, normed, key, value, rotary, _past(module, cache), own_mask, layer_input),
-        norm_after=prompts.block.of_attention(layer),
+    turned = prompts.rotary_of(rows, rotary)
+    if block.norms_values:
+        key, value = project_normed(module, normed, turned)
+    else:
+        key, value = project(module, "k", normed, turned), heads(linear(module.v_proj, normed), module.head_dim)
+    made = LayerRecord(
+        *(module, rows, normed, key, value, rotary, _past(module, cache), _own(mask, prompts), layer_input),
+        reach=block.reach(module, prompts.past + prompts.length),
+        norm_after=block.of_attention(layer),
     )
+    if block.lends(layer):
+        prompts.lent[module.layer_type] = Lent(rows, key, value, made.past)
+    return made
+
+
+def borrow_keys(
+    layer: Any, prompts: Prompts, h: Tensor, layer_input: Tensor, shared: Any, *, mask: Tensor | None, rotary: Rotary
+) -> LayerRecord:
+    """The record of a layer that reads the keys of an earlier one; ``h`` are its compact living rows.
+
+    A pass that began behind that layer finds them in ``shared``, as the stock model made them.
+    """
+    module, block = layer.self_attn, prompts.block
+    lent = prompts.lent.get(module.layer_type)
+    if lent is None:
+        key, value = (prompts.live.gather(x.transpose(1, 2)) for x in shared[module.layer_type])
+        lent = prompts.lent[module.layer_type] = Lent(prompts.live, key, value, None)
+    key, value = (x.to(h.device) for x in (lent.key, lent.value))
+    if lent.rows.packed != prompts.live.packed:  # by what this layer chooses, its prompts may differ
+        key, value = (prompts.live.gather(lent.rows.to_sequences(x)) for x in (key, value))
+    normed = norm_into(layer.input_layernorm, h, None)
+    return LayerRecord(
+        *(module, prompts.live, normed, key, value, rotary, lent.past, _own(mask, prompts), layer_input),
+        reach=block.reach(module, prompts.past + prompts.length),
+        norm_after=block.of_attention(layer),
+        borrowed=True,
+    )
+
+
+def _own(mask: Tensor | None, prompts: Prompts) -> Tensor | None:
+    """A layer's mask, where it says more than row sets do: those say what a causal one with padding says."""
+    return None if prompts.is_plain_prefill or mask is None or mask.ndim != 4 else mask
 
 
 def _past(module: Any, cache: Any) -> Past | None:
@@ -112,7 +161,9 @@ def _past(module: Any, cache: Any) -> Past | None:
         positions: Tensor = held.positions  # type: ignore[assignment]
         kinds = held.kinds
     else:
-        positions = torch.arange(int(held.get_seq_length()), device=held.keys.device).expand(held.keys.shape[0], -1)
+        length = int(held.get_seq_length())
+        first = length - held.keys.shape[2] if isinstance(held, DynamicSlidingWindowLayer) else 0
+        positions = torch.arange(first, length, device=held.keys.device).expand(held.keys.shape[0], -1)
     slots = positions.shape[1]  # a static cache has empty slots after them
     if held.keys.ndim != 4 or held.keys.shape[2] < slots:
         raise ModelError(

@@ -154,7 +154,7 @@ class View:
         scores = query.float() @ key.repeat_interleave(groups, dim=0).float().transpose(1, 2)
         scores = scores * record.module.scaling
         mask = record.mask if record.mask is None or len(record.mask) == 1 else record.mask[self.b, None]
-        allowed = attention_mask(mask, positions[None], rows[None], self.prompts.past)[0]
+        allowed = attention_mask(mask, positions[None], rows[None], self.prompts.past, record.reach)[0]
         if allowed.dtype == torch.bool:
             scores = scores.masked_fill(~allowed, float("-inf"))
         else:

@@ -1,0 +1,107 @@
+"""Tiny random models of Gemma: windows, two norms around each operator, keys that layers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Generator
+from transformers import Gemma4Config, Gemma4ForConditionalGeneration
+
+from helpers.family import END, START, VIDEO, Family, Visual, finished
+from helpers.models import IMAGE, TEXT, VOCABULARY
+
+WINDOW = 8
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+_GEMMA4_TEXT = {
+    **{k: v for k, v in TEXT.items() if k != "num_key_value_heads"},
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "sliding_window": WINDOW,
+    "layer_types": [_SLIDING, _FULL, _SLIDING, _SLIDING, _FULL],
+    "final_logit_softcapping": 30.0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+#: as E2B and E4B: the last two layers read keys of those before, and each layer has an embedding of its own
+SMALL = {
+    "num_key_value_heads": 1,
+    "num_kv_shared_layers": 2,
+    "use_double_wide_mlp": True,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": VOCABULARY,
+}
+#: as 31B, but for images that are read both ways: keys are values in layers without a window
+LARGE = {
+    "num_key_value_heads": 2,
+    "attention_k_eq_v": True,
+    "num_global_key_value_heads": 1,
+    "hidden_size_per_layer_input": 0,
+}
+_GEMMA4_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "patch_size": 4,
+    "pooling_kernel_size": 2,
+    "position_embedding_size": 64,
+}
+_PATCHES = 64  # of the largest image; the others are padded
+
+
+def _gemma4(**text: Any) -> Callable[..., Any]:
+    def build(attention: str = "sdpa") -> Gemma4ForConditionalGeneration:
+        torch.manual_seed(0)
+        config = Gemma4Config(
+            text_config={**_GEMMA4_TEXT, **text},
+            vision_config=_GEMMA4_VISION,
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+            boi_token_id=START,
+            eoi_token_id=END,
+        )
+        model = finished(Gemma4ForConditionalGeneration(config), attention)
+        for layer in model.model.language_model.layers:
+            layer.layer_scalar.uniform_(0.5, 1.5)
+        return model
+
+    return build
+
+
+def _patches(generator: Generator, frames: int, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels and places of the patches of images of so many patches, padded."""
+    place = torch.cartesian_prod(torch.arange(height), torch.arange(width)).flip(-1)
+    places = torch.full((frames, _PATCHES, 2), -1)
+    places[:, : len(place)] = place
+    return torch.rand(frames, _PATCHES, 3 * 4 * 4, generator=generator), places
+
+
+def _image(width: int, height: int) -> Callable[[Generator], Visual]:
+    """Four patches side by side are one visual token."""
+
+    def image(generator: Generator) -> Visual:
+        pixels, places = _patches(generator, 1, width, height)
+        ids = torch.full((width * height // 4 + 2,), IMAGE)
+        ids[0], ids[-1] = START, END
+        return Visual(ids, {"pixel_values": pixels, "image_position_ids": places})
+
+    return image
+
+
+def _video(generator: Generator) -> Visual:
+    """Two frames of 4 tokens each."""
+    pixels, places = _patches(generator, 2, 4, 4)
+    arguments = {"pixel_values_videos": pixels, "video_position_ids": places, "num_frames_per_video": torch.tensor([2])}
+    return Visual(torch.full((8,), VIDEO), arguments)
+
+
+_VISUALS = {"image": _image(8, 6), "wide": _image(8, 8), "video": _video}
+GEMMA = {
+    name: Family(name, _gemma4(**text), _VISUALS, (IMAGE, VIDEO))
+    for name, text in {"gemma4": SMALL, "gemma4-large": LARGE}.items()
+}

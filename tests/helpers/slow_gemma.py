@@ -1,0 +1,36 @@
+"""The slow reference of what Gemma's layers have besides: written from the model's code, one step after another."""
+
+from __future__ import annotations
+
+import torch
+
+
+def is_gemma4(attention):
+    return attention.config.model_type.startswith("gemma4")
+
+
+def borrows(attention):
+    """Whether it reads keys of an earlier layer."""
+    return is_gemma4(attention) and attention.is_kv_shared_layer
+
+
+def values(attention, h):
+    """``[n, kv_heads, head_dim]``; their norm has no weight."""
+    made = (attention.k_proj if attention.v_proj is None else attention.v_proj)(h)
+    made = made.view(len(h), -1, attention.head_dim)
+    return made / (made.pow(2).mean(-1, keepdim=True) + attention.config.rms_norm_eps).sqrt()
+
+
+def pass_by(layer, x, embedded):
+    """What every row of a layer undergoes; ``embedded [n, width]`` is the layer's own."""
+    if not hasattr(layer, "layer_scalar"):
+        return x
+    if embedded is not None:
+        inner = torch.nn.functional.gelu(layer.per_layer_input_gate(x), approximate="tanh") * embedded
+        x = x + layer.post_per_layer_input_norm(layer.per_layer_projection(inner))
+    return x * layer.layer_scalar
+
+
+def capped(model, logits):
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
