@@ -16,8 +16,8 @@ from helpers.plans import FAST, FULL, SKIP
 from helpers.slow_reference import slow_logits
 from lookless import Keep, Skip, apply, trace
 from lookless.errors import ModelError
-from lookless.runtime import patching
-from lookless.runtime.patching import RECOMPUTES_CALLS
+from lookless.runtime import refusals
+from lookless.runtime.refusals import RECOMPUTES_CALLS
 
 TOWER = FULL.at([0], keep=Keep(0.4, rank="tower_attention"))
 LLAVA = FAMILIES["llava"]
@@ -239,7 +239,7 @@ def test_gradients_are_the_same_under_checkpointing():
 
 def test_checkpointing_that_would_run_stock_layers_is_refused(monkeypatch):
     """As transformers before 5.23 do it."""
-    monkeypatch.setattr(patching, "RECOMPUTES_CALLS", True)
+    monkeypatch.setattr(refusals, "RECOMPUTES_CALLS", True)
     model, arguments = LLAVA.build(), LLAVA.batch("one image")
     model.gradient_checkpointing_enable()
     with apply(model, SKIP):

@@ -21,20 +21,16 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, Literal
 
 import torch
-import transformers
-from packaging.version import Version
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from ..cells import Cell
-from ..errors import LooklessError, ModelError
-from ..layer_plan import COLUMNS
+from ..errors import ModelError
 from ..plan import Plan
 from .affine import check_weights
 from .break_even import break_even_of
@@ -43,14 +39,12 @@ from .families import locate
 from .forward import ForwardPass, Step, steps_of
 from .internals import check_internals
 from .mixers import argument_names
-from .prompts import FEATURES, Prompts, is_packed, prompts_of
+from .prompts import FEATURES, Prompts, prompts_of
 from .readers import reader_of
+from .refusals import check_call, check_chunks, check_sharded, checked_break_even, hands_out
 
 #: The keyword by which the model passes on to the one inside it which rows' logits are kept.
 KEPT = "lookless_logits_to_keep"
-#: Transformers before 5.23 checkpoint a layer's whole call and repeat it in the backward pass, when the plan's forward
-#: pass is over; later ones checkpoint the stock ``forward``, which a plan replaces.
-RECOMPUTES_CALLS = Version(transformers.__version__) < Version("5.23")
 
 
 class _Running(threading.local):
@@ -122,7 +116,7 @@ class _PlannedGenerate(_Replaced):
         sizes = (kwargs, *(vars(c) for c in (config, self.module.generation_config) if c is not None))
         size = next((s["prefill_chunk_size"] for s in sizes if s.get("prefill_chunk_size")), None)
         if size and ids is not None and ids.shape[1] > size:
-            self.handle.check_chunks(ids, size)
+            check_chunks(self.handle.located, self.handle.plan, ids, size)
         return self.stock(*args, **kwargs)
 
 
@@ -171,43 +165,43 @@ class Applied:
         plan: the plan.
         break_even: calls in which no prompt has as many visual tokens run the stock model; 0 for none.
         running: what each thread is in the middle of.
-        geometry: of the model's decoder.
+        located, geometry: the parts of the model, and of its decoder the sizes.
         signature: of the inner model's ``forward``, to read positional arguments.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, *, break_even: int | Literal["auto"] = 0) -> None:
-        self.plan, self.break_even = plan, 0 if break_even == "auto" else _checked(break_even)
+        self.plan, self.break_even = plan, 0 if break_even == "auto" else checked_break_even(break_even)
         self.running = _Running()
-        self._located = locate(model)
-        self.geometry = self._located.geometry
+        self.located = locate(model)
+        self.geometry = self.located.geometry
         plan.check(self.geometry)
         check_weights(plan, self.geometry.hidden)
         self._replaced: list[_Replaced] = []
         self._hooks: list[Any] = []
         if plan.is_full:
             return
-        for layer in self._located.layers:
+        for layer in self.located.layers:
             if isinstance(layer.__dict__.get("forward"), _PlannedForward):
                 raise ModelError("a plan is already applied to this model: call remove() on it, or join both with `|`.")
-        inner = self._located.inner
-        check_internals(inner, self._located.layers, self._located.block)
+        inner = self.located.inner
+        check_internals(inner, self.located.layers, self.located.block)
         if (getattr(inner, "_tp_size", None) or getattr(model, "_tp_size", None) or 1) > 1:
-            _check_sharded(plan)
+            check_sharded(plan)
         self._steps, self._live, self._kept = steps_of(plan), steps_of(plan.live()), steps_of(plan, kept=True)
         self.signature = inspect.signature(inner.forward)  # once, and not at every decode step
         self._hooks = self._capture_tower()
-        if self._located.head is not None:
-            self._hooks.append(self._located.head.register_forward_pre_hook(_pass_on_kept, with_kwargs=True))
+        if self.located.head is not None:
+            self._hooks.append(self.located.head.register_forward_pre_hook(_pass_on_kept, with_kwargs=True))
         self._replaced = [_PlannedCall(inner, self)]
-        self._replaced += [_PlannedForward(layer, index, self) for index, layer in enumerate(self._located.layers)]
-        if hasattr(self._located.head, "generate"):
-            self._replaced.append(_PlannedGenerate(self._located.head, self, "generate"))
+        self._replaced += [_PlannedForward(layer, index, self) for index, layer in enumerate(self.located.layers)]
+        if hasattr(self.located.head, "generate"):
+            self._replaced.append(_PlannedGenerate(self.located.head, self, "generate"))
         if break_even == "auto":
             self.break_even = self._measured_break_even()
 
     def _measured_break_even(self) -> int:
         try:
-            return break_even_of(self._located, self.plan, self._run_decoder)
+            return break_even_of(self.located, self.plan, self._run_decoder)
         except BaseException:
             self.remove()
             raise
@@ -215,17 +209,17 @@ class Applied:
     def _run_decoder(self, embedded: Tensor, prompts: Prompts | None) -> None:
         """The decoder alone on ``embedded [1, rows, hidden]``: the plan on ``prompts``, or as in a call without."""
         if prompts is not None:
-            reads_tower = self._located.reads_tower(self.plan)
+            reads_tower = self.located.reads_tower(self.plan)
             scores = [torch.rand(sum(prompts.counts), device=embedded.device)] if reads_tower else []
             prompts.read_only(1)
             self.running.now = ForwardPass(self._kept, prompts, scores)
         try:
-            self._located.decoder(inputs_embeds=embedded, use_cache=True)
+            self.located.decoder(inputs_embeds=embedded, use_cache=True)
         finally:
             self.running.now = None
 
     def _capture_tower(self) -> list[Any]:
-        located = self._located
+        located = self.located
         if not located.reads_tower(self.plan):
             return []
         assert located.family.capture is not None
@@ -248,10 +242,10 @@ class Applied:
 
     def begin(self, given: Mapping[str, Any], kept: int | Tensor) -> ForwardPass | None:
         """The pass of a call of the inner model with the arguments ``given``; None where it runs as the stock model."""
-        prompts = prompts_of(self._located, given, kept)
+        prompts = prompts_of(self.located, given, kept)
         if prompts is None or max(prompts.counts) < self.break_even:
             return None
-        self._check_call(given)
+        check_call(self.located, self.plan, given)
         steps, self.running.read = self._read(prompts, given, kept)
         features = sorted((given.get(FEATURES) or {}).items())  # "image" before "video"
         tower = [f.lookless_scores for _, f in features if hasattr(f, "lookless_scores")]
@@ -259,11 +253,11 @@ class Applied:
 
     def _read(self, prompts: Prompts, given: Mapping[str, Any], kept: int | Tensor) -> tuple[tuple[Step, ...], str]:
         """The steps of a call, by whose states are read after the last layer; and whose these are, and why."""
-        if self._hands_out("hidden_states", given):
+        if hands_out(self.located, "hidden_states", given):
             return self._steps, "every row: the call hands out hidden states"
         if prompts.reads_visual(kept):
             return self._steps, "every row: logits of visual rows are kept"
-        reader = reader_of(self._located)
+        reader = reader_of(self.located)
         if reader is not None:
             return self._live, f"every text row: {reader}"
         prompts.read_only(kept)
@@ -274,57 +268,6 @@ class Applied:
         """Whose states were read after the last layer in this thread's last call under the plan, and why: the others
         were not computed there."""
         return self.running.read
-
-    def _hands_out(self, what: str, given: Mapping[str, Any]) -> bool:
-        """Whether the call returns ``what`` (``hidden_states``, ``attentions``, ``router_logits``) of every layer."""
-        wanted = given.get(f"output_{what}")
-        configs = (self._located.inner.config, self._located.decoder.config)
-        return bool(wanted if wanted is not None else any(getattr(c, f"output_{what}", False) for c in configs))
-
-    def _check_call(self, given: Mapping[str, Any]) -> None:
-        """Raises: ModelError: the call wants what it cannot get under the plan."""
-        if self._hands_out("attentions", given):
-            raise ModelError(
-                "output_attentions=True asks for the attention map of every layer, and under a plan none is computed: "
-                "call without it, or on the stock model."
-            )
-        if self._hands_out("router_logits", given):
-            raise ModelError(
-                "output_router_logits=True asks where every token was routed in every layer, and under a plan some "
-                "pass no expert: call without it, or on the stock model."
-            )
-        if given.get("return_shared_kv_states"):
-            raise ModelError(
-                "return_shared_kv_states=True asks for the keys that layers share, of every token, and under a plan "
-                "some are left out: call without it (a draft model that reads them needs the stock model)."
-            )
-        if RECOMPUTES_CALLS and torch.is_grad_enabled() and any(map(_is_checkpointed, self._located.layers)):
-            raise ModelError(
-                "gradient checkpointing runs layers a second time in the backward pass, with transformers before 5.23 "
-                "without the plan: call model.gradient_checkpointing_disable(), or install transformers 5.23."
-            )
-        if given.get("attention_mask") is None and is_packed(given):
-            cell = _first_cell(self.plan, lambda column, cell: cell.compares)
-            if cell is not None:
-                raise ModelError(
-                    f"position_ids that restart pack several prompts into one row, and {cell} goes over all visual "
-                    f"tokens of a row as those of one prompt: pass one prompt a row, padded."
-                )
-
-    def check_chunks(self, ids: Tensor, size: int) -> None:
-        """Raises: ModelError: some cell needs a prompt whole, and ``size`` tokens at a time are prefilled."""
-
-        def needs_it_whole(column: str, cell: Cell) -> bool:
-            is_left_out = column in ("visible", "decode") and not cell.is_full
-            # One token is taken for a decode step, and what was visual in earlier chunks is not written down.
-            return cell.compares or is_left_out or (size == 1 and cell.window is not None)
-
-        cell = _first_cell(self.plan, needs_it_whole)
-        if cell is not None and bool(self._located.visual(ids).any()):
-            raise ModelError(
-                f"prefill_chunk_size={size} cuts this prompt of {ids.shape[1]} tokens into several calls, and {cell} "
-                f"needs it whole: generate without prefill_chunk_size."
-            )
 
     def remove(self) -> None:
         """Give every module its own ``forward`` back."""
@@ -343,43 +286,10 @@ class Applied:
         self.remove()
 
 
-def _checked(break_even: object) -> int:
-    """Raises: LooklessError: it is no number of visual tokens."""
-    if isinstance(break_even, int) and not isinstance(break_even, bool) and break_even >= 0:
-        return break_even
-    raise LooklessError(f'break_even={break_even!r}: give a number of visual tokens, 0 or more, or "auto".')
-
-
-def _is_checkpointed(layer: nn.Module) -> bool:
-    return layer.training and bool(getattr(layer, "gradient_checkpointing", False))
-
-
-def _first_cell(plan: Plan, wanted: Callable[[str, Cell], bool]) -> str | None:
-    """The first cell of ``plan`` that is ``wanted``, in words."""
-    for layer, row in enumerate(plan.layers):
-        for column in COLUMNS:
-            cell = getattr(row, column)
-            if wanted(column, cell):
-                return f"{column} of layer {layer} ({cell})"
-    return None
-
-
 def _pass_on_kept(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
     """Before a call of the whole model: the model inside it does not see which rows' logits are kept."""
     kept = kwargs.get("logits_to_keep", 0)
     return None if isinstance(kept, int) and not kept else (args, {**kwargs, KEPT: kept})
-
-
-def _check_sharded(plan: Plan) -> None:
-    """Raises: ModelError: under tensor parallelism each process would choose tokens or neurons by its own share."""
-    for index, row in enumerate(plan.layers):
-        choices = [cell.sharded_choice for cell in row.cells if cell.sharded_choice]
-        if choices:
-            raise ModelError(
-                f"layer {index} of the plan {choices[0]}, and under tensor parallelism each process would choose by "
-                f"its own heads or neurons, and differently: load the model without tp_plan, or rank by diversity or "
-                f"random."
-            )
 
 
 def apply(model: nn.Module, plan: Plan, *, break_even: int | Literal["auto"] = 0) -> Applied:
