@@ -106,12 +106,12 @@ INSIDE = {
     "runtime": [
         "inplace",
         "mixers",
+        "rows",
         "decoders",
         "internals",
         "vision",
         "families",
         "readers",
-        "rows",
         "calls",
         "stream",
         "prompts",

@@ -237,7 +237,7 @@ class Plan(BaseModel):
         withdrawal, and of a run of layers at the end in which text attends to no visual key. A rank is dead work where
         all visual tokens are withdrawn, or none is wanted.
         """
-        reads = liveness(without_idle_ranks(self.layers), TEXT, owners=self._owners)
+        reads = liveness(without_idle_ranks(self.layers), TEXT, owners=self.geometry and self.geometry.owners)
         return Plan(**{**dict(self), "layers": tuple(read.row for read in reads)})
 
     def works(self, *, kept: bool = False) -> tuple[LayerWork, ...]:
@@ -248,12 +248,8 @@ class Plan(BaseModel):
         """
         if not kept or self.is_full:
             return tuple(row.work for row in self.layers)
-        return tuple(read.work for read in liveness(self.live().layers, KEPT, owners=self._owners))
-
-    @property
-    def _owners(self) -> tuple[int, ...] | None:
-        """Of each layer, the one whose keys it reads, where some read those of another."""
-        return None if self.geometry is None else self.geometry.owners
+        reads = liveness(self.live().layers, KEPT, owners=self.geometry and self.geometry.owners)
+        return tuple(read.work for read in reads)
 
     @property
     def as_run(self) -> Plan:
@@ -335,9 +331,7 @@ class Plan(BaseModel):
         table = [("layer", *columns)]
         table += [(str(i), *(str(getattr(row, column)) for column in columns)) for i, row in enumerate(self.layers)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = (
-            "  ".join(cell.ljust(width) for cell, width in zip(line[1:], widths[1:], strict=True)) for line in table
-        )
+        lines = ("  ".join(map(str.ljust, line[1:], widths[1:])) for line in table)
         return "\n".join(f"{first[0]:>5}  {line}".rstrip() for first, line in zip(table, lines, strict=True))
 
     @property

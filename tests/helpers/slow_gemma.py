@@ -34,3 +34,9 @@ def pass_by(layer, x, embedded):
 def capped(model, logits):
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def near(attention, n):
+    """Bool ``[query, key]``: who is in whose sliding window, among ``n`` tokens."""
+    i, j = torch.arange(n)[:, None], torch.arange(n)[None, :]
+    return i - j < (getattr(attention, "sliding_window", None) or n)

@@ -127,11 +127,6 @@ class Conversation:
             return k, v, held
         return self.lent[module.layer_type]
 
-    def near(self, module):
-        """``[query, key]``: who is in whose sliding window."""
-        i, j = torch.arange(self.n)[:, None], torch.arange(self.n)[None, :]
-        return i - j < (getattr(module, "sliding_window", None) or self.n)
-
     def attention(self, layer, row, tops, x, rotary):
         if hasattr(layer, "linear_attn"):
             h = layer.input_layernorm(x)
@@ -141,7 +136,7 @@ class Conversation:
         h = layer.input_layernorm(x)
         q, (k, v, held) = self.project(module, "q", h, rotary), self.keys(module, h, rotary, (row, tops))
         weights = q @ k.transpose(1, 2) * module.scaling
-        weights = weights.masked_fill(~(self.allowed(row, *held) & self.near(module)), -1e30).softmax(-1)
+        weights = weights.masked_fill(~(self.allowed(row, *held) & gemma.near(module, self.n)), -1e30).softmax(-1)
         sunk = v.clone()
         if isinstance(row.visible, Sink):
             for c in self.calls:
@@ -222,8 +217,7 @@ class Conversation:
         probes = [round(i * (len(h) - 1) / max(1, count - 1)) for i in range(count)]
         score = inner[probes].abs().mean(0)
         wanted = max(1, round(cell.ratio * len(score)))
-        silent = score.argsort(descending=True)[wanted:]
-        inner[:, silent] = 0
+        inner[:, score.argsort(descending=True)[wanted:]] = 0
         return mlp.down_proj(inner)
 
     # which tokens
