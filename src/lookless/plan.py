@@ -35,9 +35,9 @@ from . import files
 from .cells import Cell, Skip
 from .errors import PlanError, PlanMismatchError
 from .geometry import Geometry
-from .layer_plan import COLUMNS, KEPT, TEXT, LayerPlan, LayerWork
+from .layer_plan import COLUMNS, KEPT, TEXT, LayerPlan, LayerWork, RowSet
 from .limits import check_cells
-from .liveness import liveness, without_idle_ranks
+from .liveness import Read, liveness, without_idle_ranks
 from .ranks import RANKS
 from .sets import check_one_plan
 from .version import __version__
@@ -237,8 +237,11 @@ class Plan(BaseModel):
         withdrawal, and of a run of layers at the end in which text attends to no visual key. A rank is dead work where
         all visual tokens are withdrawn, or none is wanted.
         """
-        reads = liveness(without_idle_ranks(self.layers), TEXT, owners=self.geometry and self.geometry.owners)
-        return Plan(**{**dict(self), "layers": tuple(read.row for read in reads)})
+        return Plan(**{**dict(self), "layers": tuple(read.row for read in self._read(TEXT))})
+
+    def _read(self, last: RowSet) -> tuple[Read, ...]:
+        owners = None if self.geometry is None else self.geometry.owners
+        return liveness(without_idle_ranks(self.layers), last, owners=owners)
 
     def works(self, *, kept: bool = False) -> tuple[LayerWork, ...]:
         """What each layer computes under this plan, dead work included.
@@ -248,8 +251,7 @@ class Plan(BaseModel):
         """
         if not kept or self.is_full:
             return tuple(row.work for row in self.layers)
-        reads = liveness(self.live().layers, KEPT, owners=self.geometry and self.geometry.owners)
-        return tuple(read.work for read in reads)
+        return tuple(read.work for read in self.live()._read(KEPT))
 
     @property
     def as_run(self) -> Plan:
@@ -331,7 +333,7 @@ class Plan(BaseModel):
         table = [("layer", *columns)]
         table += [(str(i), *(str(getattr(row, column)) for column in columns)) for i, row in enumerate(self.layers)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = ("  ".join(map(str.ljust, line[1:], widths[1:])) for line in table)
+        lines = ("  ".join(c.ljust(w) for c, w in zip(line[1:], widths[1:], strict=True)) for line in table)
         return "\n".join(f"{first[0]:>5}  {line}".rstrip() for first, line in zip(table, lines, strict=True))
 
     @property
