@@ -318,10 +318,8 @@ class Plan(BaseModel):
 
     def _check_fits(self, layers: int, geometry: Geometry | None) -> None:
         if len(self.layers) != layers:
-            raise PlanMismatchError(
-                f"the plan has {len(self.layers)} layers and the model has {layers}: "
-                f"use a plan made for this model, or calibrate one."
-            )
+            different = f"the plan has {len(self.layers)} layers and the model has {layers}"
+            raise PlanMismatchError(f"{different}: use a plan made for this model, or calibrate one.")
         if self.geometry is not None and geometry is not None and self.geometry != geometry:
             raise PlanMismatchError(
                 f"the plan is for another architecture ({self.geometry}) than the model's ({geometry}): "

@@ -268,7 +268,7 @@ class Conversation:
         j = torch.arange(self.n)
         # What a plan left out of the cache is read here all the same: no test ranks where that would show.
         readable = self.real & (self.call <= c) & (~self.visual | shown["alive"])
-        allowed = (j[None, :] <= query[:, None]) & readable & self.near(shown["layer"].self_attn)[query]
+        allowed = (j[None, :] <= query[:, None]) & readable & gemma.near(shown["layer"].self_attn, self.n)[query]
         scores = q @ shown["k"].transpose(1, 2) * shown["layer"].self_attn.scaling
         return scores.masked_fill(~allowed, -1e30).softmax(-1)
 
