@@ -1,4 +1,4 @@
-"""Real processes: two that split their work, and one that is killed."""
+"""Real processes: two that split their work, started as users start them, and one that is killed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from helpers.cli import run
+from helpers.short_search import shorten
 from lookless import Scores, reference
 from lookless.calibration import sweep
 from lookless.loading import Loaded
@@ -22,9 +23,22 @@ HERE = str(Path(__file__).parent)
 
 
 def started(arguments, module="lookless", **environment) -> subprocess.Popen:
+    """A process that finds the tests' modules, too."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env={**os.environ, **environment}, **pipes)
+    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), HERE)))
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path, **environment}, **pipes)
+
+
+def launched(launcher, *arguments) -> str:
+    """What processes print that ``launcher`` starts."""
+    process = started(arguments, launcher)
+    try:
+        said, errors = process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    return said
 
 
 def by_two(*arguments, module="lookless") -> list[tuple[int, str, str]]:
@@ -33,7 +47,6 @@ def by_two(*arguments, module="lookless") -> list[tuple[int, str, str]]:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), HERE)))
     both = [started(arguments, module, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
     try:
         said = [one.communicate(timeout=PATIENCE_S) for one in both]
@@ -46,7 +59,17 @@ def by_two(*arguments, module="lookless") -> list[tuple[int, str, str]]:
 def test_two_processes_share_work(tmp_path):
     (first, said, errors), (second, nothing, _) = by_two(tmp_path, module="helpers.split_work")
     assert (first, second, nothing) == (0, 0, ""), errors
-    found = json.loads(said)
+    _check_shared(json.loads(said))
+
+
+@pytest.mark.long
+def test_accelerate_starts_two_processes_without_gpus(tmp_path):
+    launch = ("--multi_gpu", "--num_processes", 2, "-m", "helpers.split_work", tmp_path)
+    _check_shared(json.loads(launched("accelerate.commands.launch", *launch)))
+
+
+def _check_shared(found):
+    """As ``helpers.split_work`` prints it."""
     assert found["load"] == "process 0 does not know unknown"
     assert [square for square, _ in found["squares"]] == [0, 1, 4, 9, 16]
     where = [process for _, process in found["squares"]]
@@ -66,6 +89,33 @@ def test_two_processes_answer_as_one(tmp_path, plan):
     assert nothing == ""  # only the first prints
     assert (tmp_path / "two.json").read_bytes() == (tmp_path / "one.json").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.json", "plan", "two.json"]
+
+
+@pytest.mark.long
+def test_a_whole_run_of_two_processes_is_that_of_one(tmp_path, monkeypatch):
+    """Calibrated, searched, compared, tested and written, by ``torchrun``."""
+    sizes = ("--samples", 1, "--tuning", 2, "--selection", 2, "--certification", 7, "--proposals", 2)
+    target = ("--retention", 0.6, "--by", "flops", "--engine", "vllm", "--no-fitted")
+    words = ("optimize", "reference", "--data", "reference:chart", *sizes, *target, "--out")
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "helpers.short_search")
+    assert "Certified" in launched(*torchrun, *words, tmp_path / "two")
+    shorten(monkeypatch.setattr)
+    assert run(*words, tmp_path / "one").exit_code == 0
+    one, two = (_untimed(tmp_path / name) for name in ("one", "two"))
+    assert one.keys() == two.keys() > {"plan/lookless_plan.json", "certificate.json"}
+    assert one == two
+
+
+def _untimed(folder):
+    """The JSON files of a run, without milliseconds and the sentences that tell them."""
+    timed = {"seconds", "time", "made_from", "lines"}
+    paths = [path for path in folder.rglob("*.json") if path.name != "latency.json"]
+    return {
+        str(path.relative_to(folder)): json.loads(
+            path.read_text(), object_hook=lambda found: {key: found[key] for key in found.keys() - timed}
+        )
+        for path in paths
+    }
 
 
 @pytest.fixture
