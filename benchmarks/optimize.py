@@ -27,9 +27,10 @@ from lookless.errors import LooklessError
 from lookless.evaluation import evaluate, normal
 from lookless.loading import Loaded
 from lookless.optimize.chain import compared
-from lookless.optimize.run import MEASURES
+from lookless.optimize.scored import MEASURES, task_scores
 from lookless.progress import track
 from lookless.runtime.families import locate
+from lookless.scores import pooled
 from lookless.search import (
     Front,
     GreedyOrder,
@@ -135,20 +136,8 @@ class Bench:
     @cached_property
     def scores(self) -> dict[str, Scores]:
         """By measure, of all tasks together, from single changes that were run."""
-        objective, found = self.single, {}
-        hashes = tuple(one for part in self.parts[0] for one in part.hashes)
-        for name, row in MEASURES.items():
-            cells = {column: cell for column, cell in row if not cell.is_full}
-            plans = [Plan.full(objective.geometry).at([i], **cells) for i in range(objective.geometry.layers)]
-            found[name] = Scores(
-                name=name,
-                position="answer",
-                per_sample=tuple(zip(*(objective.per_sample(plan) for plan in plans), strict=True)),
-                geometry=objective.geometry,
-                visual=objective.visual,
-                text=objective.text,
-                sample_hashes=hashes,
-            )
+        each = list(zip(self.parts[0], self.single.tasks, strict=True))
+        found = {m: pooled([task_scores(self.single, part, places, m) for part, places in each]) for m in MEASURES}
         return {**found, **{m: found[s].use_as(m) for m, s in STAND_INS.items()}}
 
     @cached_property
@@ -187,8 +176,8 @@ class Bench:
 
     def selected(self, front: Front, budget: float) -> Plan:
         """Of the best within a budget, the one that loses least on the selection samples."""
-        cheap = sorted((c for c in front.candidates if c.price(front.price) <= budget + 1e-9), key=lambda c: c.risk)
-        found = compared(self.loaded, self.parts[2], cheap[:FINALISTS], position="answer", progress=False)
+        cheap = front.ranked(budget, front.price)[:FINALISTS]
+        found = compared(self.loaded, self.parts[2], cheap, position="answer", progress=False)
         return min(found, key=lambda pair: pair[1])[0].plan
 
     def ladders(self) -> dict[str, list[Entry]]:

@@ -178,7 +178,7 @@ INSIDE = {
         "seeds",
         "joint",
     ],
-    "optimize": ["folder", "split", "chain", "timed", "run", "begin", "searches", "summary", "whole"],
+    "optimize": ["folder", "split", "chain", "timed", "scored", "run", "begin", "searches", "summary", "whole"],
     "bench": [
         "timing",
         "dummy_model",

@@ -19,7 +19,7 @@ from lookless.bench.latency import TERMS, LatencyTable, _mixed, _uniform, fit_te
 from lookless.errors import PlanError
 from lookless.search.additive import blend, frame_prices, measure_additive, risk_of
 from lookless.search.archive import Archive, Race
-from lookless.search.front import Candidate, Front, pareto
+from lookless.search.front import Candidate, Front, pareto, ranked
 from lookless.search.joint import joint_search
 from lookless.search.knapsack import knapsack, lower_bound
 from lookless.search.menu import ROWS, Menu, framed
@@ -286,6 +286,9 @@ def test_the_front_against_brute_force(seed):
     made = [Candidate(kept=kept, risk=risk, **known) for kept, risk in points]
     assert [(one.kept, one.risk) for one in pareto(made, "kept")] == sorted(best, reverse=True)
     assert pareto(made, "time") == ()  # no time is known
+    dear = ranked(made, 0.8, "kept", above=0.3)
+    assert {(one.kept, one.risk) for one in dear} == {(o.kept, o.risk) for o in made if 0.3 < o.kept <= 0.8}
+    assert [(one.risk, one.kept) for one in dear] == sorted((one.risk, one.kept) for one in dear)
 
 
 def test_menu_of_an_engine_holds_what_it_serves():

@@ -15,7 +15,7 @@ from lookless.bench.timing import Timing
 from lookless.certification.certificate import Certificate
 from lookless.errors import DataError
 from lookless.optimize.folder import Chain, Folder, Run, task_names
-from lookless.optimize.run import MEASURES
+from lookless.optimize.scored import MEASURES
 from lookless.optimize.split import PARTS, Sizes, split
 from lookless.optimize.timed import timed
 from lookless.runtime.families import geometry_of

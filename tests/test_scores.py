@@ -8,6 +8,7 @@ import pytest
 
 from lookless import Geometry, Plan, Scores, Skip, v_skip
 from lookless.errors import PlanError, ScoresError
+from lookless.scores import pooled
 
 SMALL = Geometry(model_type="llava", layers=4, hidden=8, intermediate=16, heads=2, kv_heads=2, head_dim=4)
 
@@ -50,6 +51,14 @@ def test_v_skip_is_the_lowest_rows():
 def test_save_and_load_are_the_identity(tmp_path):
     s = scores((3.0, 1.0, 0.0, 2.0), (0.1, 0.2, 0.3, 0.4))
     assert Scores.load(s.save(tmp_path / "a" / "scores.json")) == s
+
+
+def test_pooled_scores_are_those_of_all_samples():
+    a, b = scores((3.0, 1.0, 0.0, 2.0)), scores((1.0, 1.0, 4.0, 0.0), (0.0, 0.0, 0.0, 0.0))
+    found = pooled([a.model_copy(update={"sample_hashes": ("x",)}), b.model_copy(update={"sample_hashes": ("y", "z")})])
+    assert found.per_sample == (*a.per_sample, *b.per_sample)
+    assert (found.sample_hashes, found.data) == (("x", "y", "z"), "d + d")
+    assert pooled([a, b.model_copy(update={"sample_hashes": ("y", "z")})]).sample_hashes is None
 
 
 @pytest.mark.parametrize(

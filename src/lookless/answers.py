@@ -65,6 +65,10 @@ class Answer(BaseModel):
         """All right answers."""
         return (self.expected, *self.others)
 
+    def under(self, other: Answer) -> Answer:
+        """This question with the answer under another plan, and its score."""
+        return self.model_copy(update={"plan": other.plan, "plan_score": other.plan_score})
+
 
 def scored_by(samples: Samples, name: str | None = None) -> Samples:
     """``samples``, to be scored by the metric called ``name``; None: by their own.

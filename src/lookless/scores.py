@@ -6,6 +6,8 @@ Higher means that the layer matters more; methods act on the lowest.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Annotated
@@ -145,3 +147,16 @@ class Scores(BaseModel):
     def load(cls, path: str | Path) -> Scores:
         """Raises: ScoresError: no such file, an unknown key, or a newer schema."""
         return files.load(Path(path), cls, ScoresError, SCHEMA_VERSION)
+
+
+def pooled(each: Sequence[Scores]) -> Scores:
+    """Scores of one measure on several sets of samples, as those of one set; all else is the first's."""
+    hashes = [one.sample_hashes for one in each]
+    known = [some for some in hashes if some is not None]
+    return each[0].model_copy(
+        update={
+            "per_sample": tuple(row for one in each for row in one.per_sample),
+            "sample_hashes": tuple(chain(*known)) if len(known) == len(hashes) else None,
+            "data": " + ".join(str(one.data) for one in each),
+        }
+    )

@@ -21,16 +21,14 @@ import torch
 from .. import files
 from ..bench.latency import LatencyTable, measure_latency
 from ..calibration.affine import Fitter
-from ..cells import Skip
 from ..data import Sample, Samples
 from ..errors import PlanError
 from ..evaluation import Evaluation, evaluate
 from ..geometry import Geometry
-from ..layer_plan import LayerPlan
 from ..loading import Loaded
 from ..plan import Plan, Provenance
 from ..runtime.families import locate
-from ..scores import Scores
+from ..scores import Scores, pooled
 from ..search.additive import Additive, measure_additive
 from ..search.depthwise import dop_depths
 from ..search.fitting import Choices, with_fitted
@@ -43,17 +41,12 @@ from ..search.recorded import Recorded
 from ..unfinished import Unfinished
 from .chain import chain_of, compared, finalists
 from .folder import Chain, Folder, Run, Target
+from .scored import MEASURES, task_scores
 from .split import PARTS, Task
 from .timed import timed
 
 #: Budgets at which plans are searched for a retention.
 LADDER = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.22, 0.15)
-#: The measures that methods need, by the row that they are of.
-MEASURES = {
-    "visual_information_gain": LayerPlan(attention=Skip()),
-    "ffn_effect": LayerPlan(ffn=Skip()),
-    "freeze_effect": LayerPlan(attention=Skip(), ffn=Skip()),
-}
 #: Of proposals, at the one budget that was given.
 MANY = 160
 
@@ -162,9 +155,8 @@ class Optimization:
         with self.stage("calibrate", f"measuring what single changes risk, on {len(hashes)} samples"):
             made = measure_additive(objective, menu, progress=self.progress)
             for task, samples, places in zip(self.tasks, self.measured, objective.tasks, strict=True):
-                for measure, row in MEASURES.items():
-                    scores = self._scores(objective, samples, places, measure, row)
-                    scores.save(self.folder.scores(task.name, measure))
+                for measure in MEASURES:
+                    task_scores(objective, samples, places, measure).save(self.folder.scores(task.name, measure))
             made = made.model_copy(update={"seconds": made.seconds + objective.earlier})
             made.save(self.folder.additive)
             self.folder.effects.unlink(missing_ok=True)
@@ -174,35 +166,12 @@ class Optimization:
         """Measures plans on ``samples``, and writes what it measures to ``path`` as it goes."""
         return Recorded(self.loaded, samples, path, position=self.run.position, progress=self.progress)
 
-    def _scores(self, objective: Objective, samples: Samples, places: range, measure: str, row: LayerPlan) -> Scores:
-        """Of ``row``, which the additive stage has run in every layer; ``places`` are those of ``samples``."""
-        plans = [self.full.at([layer], **row.planned) for layer in range(self.geometry.layers)]
-        columns = [[effect.distance for effect in objective.effects(plan, places)] for plan in plans]
-        return Scores(
-            name=measure,
-            position=self.run.position,
-            per_sample=tuple(zip(*columns, strict=True)),
-            geometry=self.geometry,
-            model=self.loaded.name,
-            revision=self.loaded.revision,
-            data=samples.name,
-            data_hash=samples.hash,
-            visual=objective.visual,
-            text=objective.text,
-            sample_hashes=samples.hashes,
-            seed=samples.seed,
-        )
-
     def scores(self) -> dict[str, Scores]:
         """By measure, those of all tasks together."""
-        found = {}
-        for measure in MEASURES:
-            each = [Scores.load(self.folder.scores(task.name, measure)) for task in self.tasks]
-            rows = tuple(row for one in each for row in one.per_sample)
-            hashes = tuple(one for scores in each for one in scores.sample_hashes or ())
-            more = {"per_sample": rows, "sample_hashes": hashes, "data": " + ".join(str(one.data) for one in each)}
-            found[measure] = each[0].model_copy(update=more)
-        return found
+        return {
+            measure: pooled([Scores.load(self.folder.scores(task.name, measure)) for task in self.tasks])
+            for measure in MEASURES
+        }
 
     def latency(self) -> LatencyTable:
         """This machine's prices, at the length of the data's middle prompt."""

@@ -162,18 +162,13 @@ def _by_hash(evaluation: Evaluation) -> dict[str, Answer]:
     return {one.sample_hash: one for one in evaluation.answers if one.sample_hash and one.plan is not None}
 
 
-def _answered(answer: Answer, other: Answer) -> Answer:
-    """``answer`` with what another plan says to the same question."""
-    return answer.model_copy(update={"plan": other.plan, "plan_score": other.plan_score})
-
-
 def _replies(answer: Answer, replies: Mapping[str, Mapping[str, Answer]]) -> tuple[Reply, ...]:
     """To the question of ``answer``, judged against its dense answer."""
     found = []
     for name, known in replies.items():
         other = known.get(answer.sample_hash or "")
         if other is not None and other.plan is not None:
-            found.append(Reply(name, other.plan, kind_of(_answered(answer, other))))
+            found.append(Reply(name, other.plan, kind_of(answer.under(other))))
     return tuple(found)
 
 
@@ -190,7 +185,7 @@ def _methods(task: str, evaluation: Evaluation, material: Material) -> tuple[int
     plan = Other("the plan", {}, material.share(material.examined), material.time(material.examined))
     rows = [_row(plan, mine)]
     for other, known in others:
-        rows.append(_row(other, [_answered(one, known[one.sample_hash or ""]) for one in mine]))
+        rows.append(_row(other, [one.under(known[one.sample_hash or ""]) for one in mine]))
     return len(mine), tuple(rows)
 
 

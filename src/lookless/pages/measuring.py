@@ -17,7 +17,7 @@ from ..evaluation import Answer, Evaluation, evaluate
 from ..loading import Loaded
 from ..optimize.folder import Folder
 from ..plan import Plan
-from ..scores import Scores
+from ..scores import Scores, pooled
 from ..search.seeds import method_plans
 from .cases import chosen_of
 from .material import Material, Other
@@ -186,8 +186,7 @@ def _pooled(material: Material) -> dict[str, Scores]:
     """By measure, the scores of all tasks together; those that some task lacks are left out."""
     each = [*material.scores.values()]
     names = [name for name in each[0] if all(name in scores for scores in each)] if each else []
-    rows = {name: tuple(row for scores in each for row in scores[name].per_sample) for name in names}
-    return {name: each[0][name].model_copy(update={"per_sample": rows[name], "sample_hashes": None}) for name in names}
+    return {name: pooled([scores[name] for scores in each]) for name in names}
 
 
 def _asked(

@@ -158,6 +158,7 @@ def facts(material: Material) -> tuple[tuple[str, str], ...]:
             for data in run.data
         ),
         "data": ", ".join(data.data for data in run.data),
+        "read with": str(run.reading),
     }
     return tuple((name, words) for name, words in pairs.items() if words)
 

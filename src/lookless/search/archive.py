@@ -12,7 +12,7 @@ from time import perf_counter
 from ..layer_plan import LayerPlan
 from ..plan import Plan, Provenance
 from .additive import blend
-from .front import Candidate, Front, Gain, Price, within
+from .front import Candidate, Front, Gain, Price, ranked
 from .greedy import SLACK
 from .menu import Menu
 from .objective import Effect, Objective
@@ -123,17 +123,11 @@ class Archive:
 
     def best(self, budget: float) -> Candidate | None:
         """The plan of the lowest risk within ``budget``; None if there is none yet."""
-        return within(self.candidates.values(), budget, self.price)
+        return next(iter(self.ranked(budget)), None)
 
-    def best_of(self, budget: float, count: int) -> list[Candidate]:
-        """The ``count`` plans of the lowest risk within ``budget``, best first."""
-        cheap = [one for one in self.candidates.values() if one.price(self.price) <= budget + SLACK]
-        return sorted(cheap, key=lambda one: (one.risk, one.price(self.price)))[:count]
-
-    def best_above(self, budget: float, most: float, count: int) -> list[Candidate]:
-        """The ``count`` plans of the lowest risk that cost more than ``budget``, and at most ``most``."""
-        dear = [one for one in self.candidates.values() if budget + SLACK < one.price(self.price) <= most]
-        return sorted(dear, key=lambda one: one.risk)[:count]
+    def ranked(self, most: float, *, above: float = -1.0) -> list[Candidate]:
+        """As :func:`lookless.search.front.ranked`, by the price that budgets are of."""
+        return ranked(self.candidates.values(), most, self.price, above=above)
 
     def has_run(self, plan: Plan) -> bool:
         """Whether a plan of the same live work was run on all samples."""

@@ -117,7 +117,11 @@ class Front(SearchResult):
 
     def within(self, budget: float, price: Price = "kept") -> Candidate | None:
         """The plan of the lowest risk whose price is at most ``budget``; None if there is none."""
-        return within(self.candidates, budget, price)
+        return next(iter(self.ranked(budget, price)), None)
+
+    def ranked(self, budget: float, price: Price = "kept") -> list[Candidate]:
+        """The plans whose price is at most ``budget``, those of the lowest risk first."""
+        return ranked(self.candidates, budget, price)
 
 
 def bound(candidates: Iterable[Candidate], weights: Mapping[str, Weights]) -> tuple[Candidate, ...]:
@@ -134,7 +138,8 @@ def pareto(candidates: Iterable[Candidate], price: Price) -> tuple[Candidate, ..
     return tuple(reversed(best))
 
 
-def within(candidates: Iterable[Candidate], budget: float, price: Price) -> Candidate | None:
-    """As :meth:`Front.within`."""
-    cheap = [c for c in candidates if c.price(price) <= budget + SLACK]
-    return min(cheap, key=lambda c: (c.risk, c.price(price)), default=None)
+def ranked(candidates: Iterable[Candidate], most: float, price: Price, *, above: float = -1.0) -> list[Candidate]:
+    """Those that cost more than ``above`` and at most ``most``: the lowest risk first, and of equal risks the lowest
+    price."""
+    among = [one for one in candidates if above + SLACK < one.price(price) <= most + SLACK]
+    return sorted(among, key=lambda one: (one.risk, one.price(price)))

@@ -86,7 +86,8 @@ def _promising(
     archive: Archive, maker: Proposals, budget: float, tried: set[tuple[LayerPlan, ...]], rng: random.Random
 ) -> Plan | None:
     """Of some proposals not run so far the one of the lowest guess, now and then another; None if there is none."""
-    parents = [*archive.best_of(budget, PARENTS), *archive.best_above(budget, budget + ABOVE, MILDER)]
+    milder = archive.ranked(budget + ABOVE, above=budget)
+    parents = [*archive.ranked(budget)[:PARENTS], *milder[:MILDER]]
     made: dict[tuple[LayerPlan, ...], Plan] = {}
     for _ in range(PROPOSED):
         parent = parents[0] if rng.random() < BEST else rng.choice(parents)
