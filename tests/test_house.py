@@ -62,6 +62,7 @@ ORDER = [
     "bench",
     "optimize",
     "demo",
+    "doctor",
     "comparison",
     "experiments",
     "pages",
@@ -102,6 +103,7 @@ def name_of(path: Path) -> str:
 #: The same inside the packages whose rooms build on one another.
 INSIDE = {
     "runtime": [
+        "counting",
         "inplace",
         "mixers",
         "internals",
@@ -121,8 +123,9 @@ INSIDE = {
         "view",
         "ranks",
         "forward",
-        "patching",
         "tracing",
+        "engagement",
+        "patching",
     ],
     "lmms": ["names", "baseline", "planned", "classes", "task", "export"],
     "certification": [
@@ -172,6 +175,17 @@ INSIDE = {
         "joint",
     ],
     "optimize": ["folder", "split", "chain", "timed", "run", "begin", "searches", "summary", "whole"],
+    "doctor": [
+        "sections",
+        "environment",
+        "support",
+        "weights",
+        "slow",
+        "prompt",
+        "comparison",
+        "spared",
+        "examination",
+    ],
     "bench": [
         "timing",
         "dummy_model",
@@ -266,6 +280,7 @@ INSIDE = {
         "comparison",
         "experiment",
         "report",
+        "doctor",
         "certify",
         "compare",
         "lmms",

@@ -25,8 +25,8 @@ def check_weights(name: str, found: Mapping[str, Any]) -> None:
     if missing:
         instead = f" It holds {_some(unknown)} instead." if unknown else ""
         raise ModelError(
-            f"the weights of {name} are not all there: {_some(missing)} would be random numbers.{instead} Get the whole "
-            f"checkpoint, with the names that transformers {version} gives its tensors."
+            f"the weights of {name} are not all there: {_some(missing)} would be random numbers.{instead} Get the "
+            f"whole checkpoint, with the names that transformers {version} gives its tensors."
         )
     other = [f"{tensor} is {_shape(held)} and not {_shape(own)}" for tensor, held, own in _mismatched(found)]
     if other:

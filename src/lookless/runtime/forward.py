@@ -64,6 +64,7 @@ class ForwardPass:
         """``embedded`` is the first layer's input, for a pass that begins at a later one."""
         self.steps, self.prompts = steps, prompts
         self.tower = tower or []  # of each call of the tower in this pass, images before videos, [visual tokens]
+        self.calls = [0] * len(steps)  # of each layer
         self._filtering = Filtering(len(prompts.text))
         self._record: LayerRecord | None = None
         self._embedded = embedded
@@ -82,6 +83,7 @@ class ForwardPass:
         self, layer: nn.Module, index: int, x: Tensor, *, stock: Callable[..., Tensor] | None = None, **arguments: Any
     ) -> Tensor:
         """As :meth:`run`, after :meth:`enter`."""
+        self.calls[index] += 1
         step = self.steps[index]
         if step.is_full and not step.wants_record and stock is not None and self.prompts.is_untouched and is_small(x):
             return stock(x, **arguments)

@@ -36,6 +36,7 @@ from ..layer_plan import COLUMNS
 from ..plan import Plan
 from .affine import check_weights
 from .cache import TEXT, UNKNOWN, stock_mask
+from .engagement import check_layers, checked_rows, is_countable
 from .families import locate
 from .forward import ForwardPass, steps_of
 from .internals import check_internals
@@ -99,7 +100,12 @@ class _PlannedCall(_Replaced):
             return self.stock(*args, **kwargs)
         running.now = began
         try:
-            return self.stock(*args, **kwargs)
+            if began is None:
+                return self.stock(*args, **kwargs)
+            with self.handle.counting(began):
+                made = self.stock(*args, **kwargs)
+                check_layers(began)
+            return made
         finally:
             running.now = before
 
@@ -175,7 +181,8 @@ class Applied:
         check_internals(inner, self._located.layers)
         if (getattr(inner, "_tp_size", None) or getattr(model, "_tp_size", None) or 1) > 1:
             _check_sharded(plan)
-        self._steps, self._live = steps_of(plan), steps_of(plan.live())
+        self._live_plan, self._is_counted = plan.live(), False
+        self._steps, self._live = steps_of(plan), steps_of(self._live_plan)
         self.signature = inspect.signature(inner.forward)  # once, and not at every decode step
         self._hooks = self._capture_tower()
         if self._located.head is not None:
@@ -217,6 +224,14 @@ class Applied:
         features = sorted((given.get(FEATURES) or {}).items())  # "image" before "video"
         tower = [f.lookless_scores for _, f in features if hasattr(f, "lookless_scores")]
         return ForwardPass(self._steps if reads_visual else self._live, prompts, tower)
+
+    def counting(self, began: ForwardPass) -> AbstractContextManager[None]:
+        """While the pass ``began`` runs: of the first prefill rows are counted, and compared with the plan's."""
+        plan = self.plan if began.steps is self._steps else self._live_plan
+        if self._is_counted or not is_countable(plan, began.prompts):
+            return nullcontext()
+        self._is_counted = True
+        return checked_rows(plan, self._located.layers, began.prompts)
 
     def _hands_out(self, what: str, given: Mapping[str, Any]) -> bool:
         """Whether the call returns ``what`` (``hidden_states``, ``attentions``, ``router_logits``) of every layer."""
@@ -337,7 +352,9 @@ def apply(model: nn.Module, plan: Plan, *, break_even: int = 0) -> Applied:
         PlanMismatchError: the plan is for another architecture.
 
     Under the plan a call raises ModelError where it wants what the plan cannot give: attention maps, embeddings in
-    place of ids, prompts packed into one row or cut into chunks whose visual tokens the plan compares.
+    place of ids, prompts packed into one row or cut into chunks whose visual tokens the plan compares. So it does where
+    some layer ran without the plan, and, in the first prefill, where an operator ran on other rows than the plan
+    leaves: a plan that is not in force is no result.
     """
     return Applied(model, plan, break_even=break_even)
 
