@@ -129,13 +129,12 @@ def _decoded(source: Path | io.BytesIO, what: str) -> Image.Image:
         raise DataError(f"{what} does not exist.") from problem
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as problem:
         raise DataError(
-            f"{what} cannot be read: it has more than {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels, and would fill "
-            f"the memory: make it smaller."
+            f"{what} cannot be read: it has more than {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels, and would "
+            f"fill the memory: make it smaller."
         ) from problem
     except Exception as problem:  # Pillow has many decoders, each with errors of its own
-        said = str(getattr(problem, "strerror", None) or problem).partition(" <_io.")[
-            0
-        ]  # Pillow names a file in memory by its address
+        said = str(getattr(problem, "strerror", None) or problem)
+        said = said.partition(" <_io.")[0]  # Pillow names a file in memory by its address
         reason = " ".join(said.split()).rstrip(".") or type(problem).__name__
         raise DataError(f"{what} cannot be read ({reason}): it is damaged or not an image.") from problem
 
