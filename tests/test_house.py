@@ -64,6 +64,7 @@ ORDER = [
     "bench",
     "optimize",
     "demo",
+    "doctor",
     "comparison",
     "experiments",
     "pages",
@@ -104,6 +105,7 @@ def name_of(path: Path) -> str:
 #: The same inside the packages whose rooms build on one another.
 INSIDE = {
     "runtime": [
+        "counting",
         "inplace",
         "mixers",
         "rows",
@@ -128,8 +130,9 @@ INSIDE = {
         "forward",
         "break_even",
         "refusals",
-        "patching",
         "tracing",
+        "engagement",
+        "patching",
     ],
     "lmms": ["names", "baseline", "planned", "classes", "task", "export"],
     "certification": [
@@ -179,6 +182,17 @@ INSIDE = {
         "joint",
     ],
     "optimize": ["folder", "split", "chain", "timed", "scored", "run", "begin", "searches", "summary", "whole"],
+    "doctor": [
+        "sections",
+        "environment",
+        "support",
+        "weights",
+        "slow",
+        "prompt",
+        "comparison",
+        "spared",
+        "examination",
+    ],
     "bench": [
         "timing",
         "dummy_model",
@@ -278,6 +292,7 @@ INSIDE = {
         "comparison",
         "experiment",
         "report",
+        "doctor",
         "certify",
         "compare",
         "lmms",

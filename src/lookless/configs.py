@@ -8,6 +8,7 @@ from typing import Any
 
 from . import reference
 from .errors import GeometryError, first_line
+from .files import check_file
 from .geometry import Geometry
 
 #: The decoder block of each kind of model; any other preset has Llama's.
@@ -82,6 +83,9 @@ def _config(name: str) -> Any:
     import transformers  # a config.json may leave out what is default
 
     try:
+        own = Path(reference.NAMES.get(name, name)) / "config.json"
+        if own.exists():
+            check_file(own)
         return transformers.AutoConfig.from_pretrained(reference.NAMES.get(name, name), trust_remote_code=False)
     except Exception as problem:  # any file content, and any error of the hub and its transports
         raise GeometryError(

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -96,6 +97,42 @@ def _try_writing(path: Path) -> None:
     os.unlink(partial)
 
 
+def read_bytes(path: Path) -> bytes:
+    """The content of the file ``path``.
+
+    Raises:
+        OSError: there is none, it may not be read, or it is something else than a file.
+    """
+    check_file(path)
+    return path.read_bytes()
+
+
+def check_file(path: Path) -> None:
+    """Raises: OSError: ``path`` is not there, or it is a folder, a pipe or a device: reading a pipe waits for a writer,
+    and some devices never end."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, f"it is a {_kind(mode)}, and not a file")
+
+
+def _kind(mode: int) -> str:
+    kinds = {"folder": stat.S_ISDIR, "pipe": stat.S_ISFIFO, "socket": stat.S_ISSOCK}
+    return next((kind for kind, is_kind in kinds.items() if is_kind(mode)), "device")
+
+
+def check_inside(root: Path, names: Iterable[str]) -> None:
+    """Raises: LooklessError: one of ``names`` in the folder ``root``, or something below it, is a link that leaves the
+    folder: a file that is written there would take the place of another."""
+    home = root.resolve()
+    for name in names:
+        for path in (root / name, *(root / name).rglob("*")):
+            if path.is_symlink() and not path.resolve().is_relative_to(home):
+                raise LooklessError(
+                    f"{path} is a link to {os.readlink(path)}, outside of {root}, whose files are written to: put a "
+                    f"copy in its place."
+                )
+
+
 def _mode(path: Path) -> int | None:
     """What kind of file ``path`` is and who may do what with it; None where there is none."""
     try:
@@ -180,7 +217,7 @@ def load(path: Path, kind: type[Record], error: type[LooklessError], schema: int
     """
     what = kind.__name__.lower()
     try:
-        data = parse(path.read_bytes())
+        data = parse(read_bytes(path))
     except FileNotFoundError as problem:
         raise error(f"no {what} at {path}: the file does not exist.") from problem
     except (OSError, ValueError) as problem:

@@ -340,6 +340,9 @@ def check_folder(where: str) -> None:
     """Raises: ModelError: ``where`` can only be a folder here, and holds no model."""
     if looks_local(where) and not (Path(where) / "config.json").is_file():
         raise ModelError(f"{where} is not a model's folder: it has no config.json.")
+    for path in sorted(Path(where).iterdir()) if Path(where).is_dir() else ():
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ModelError(f"{path} is a pipe or a device, and not a model's file: take it away.")
 
 
 def looks_local(where: str) -> bool:

@@ -60,7 +60,7 @@ class Unfinished:
         found, seconds = {}, 0.0
         for index in range(count) if self.folder.is_dir() else ():
             try:
-                record = files.parse(self._path(index).read_bytes())
+                record = files.parse(files.read_bytes(self._path(index)))
                 if record["key"] == self.key:
                     found[index], seconds = record["value"], seconds + record["seconds"]
             except (OSError, ValueError, KeyError, TypeError):

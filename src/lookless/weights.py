@@ -154,7 +154,7 @@ def read(path: Path) -> dict[str, Weights]:
         PlanError: there is no such file, it is none of ours, or its numbers are not those that were saved.
     """
     try:
-        content = path.read_bytes()
+        content = files.read_bytes(path)
     except OSError as problem:
         raise _unreadable(str(path), problem.strerror) from problem
     return unpack(content, str(path))

@@ -78,7 +78,7 @@ def _read(path: Path) -> _Log:
     named = _NAME.match(path.name)
     lines: dict[Any, Line] = {}
     try:
-        content = path.read_bytes()
+        content = files.read_bytes(path)
     except OSError as problem:
         raise DataError(f"{path} cannot be read ({problem.strerror}).") from problem
     for number, text in enumerate(content.split(b"\n"), start=1):
@@ -194,7 +194,7 @@ def _about(path: Path) -> dict[str, Any]:
     if beside is None or not beside.is_file():
         return {}
     try:
-        found = json.loads(beside.read_bytes())  # with NaN, as lmms-eval writes it
-    except (OSError, ValueError) as problem:
+        found = json.loads(files.read_bytes(beside))  # with NaN, as lmms-eval writes it
+    except (OSError, ValueError, RecursionError) as problem:
         raise DataError(f"{beside} cannot be read ({problem}): move it away to compare without it.") from problem
     return found if isinstance(found, dict) else {}

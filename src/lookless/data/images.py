@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +15,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import DataError, first_line
+from ..files import check_file
+
+#: Of an image file, as it lies on disk.
+MOST_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -111,17 +117,35 @@ def load_image(path: Path, context: str = "") -> Image.Image:
 
 def _decoded(source: Path | io.BytesIO, what: str) -> Image.Image:
     try:
-        if isinstance(source, Path) and source.exists() and not source.is_file():
-            raise OSError("it is not a file")
-        with Image.open(source) as image:
+        if isinstance(source, Path):
+            check_file(source)
+        size = source.stat().st_size if isinstance(source, Path) else len(source.getbuffer())
+        if size > MOST_BYTES:
+            raise ValueError(f"it has {size / 2**20:,.0f} MiB, and at most {MOST_BYTES / 2**20:,.0f} are read")
+        with _bounded(), Image.open(source) as image:
             image.load()
             return _eight_bits(_upright(image)).convert("RGB")
     except FileNotFoundError as problem:
         raise DataError(f"{what} does not exist.") from problem
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as problem:
+        raise DataError(
+            f"{what} cannot be read: it has more than {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels, and would "
+            f"fill the memory: make it smaller."
+        ) from problem
     except Exception as problem:  # Pillow has many decoders, each with errors of its own
-        said = str(problem).partition(" <_io.")[0]  # Pillow names a file in memory by its address
+        said = str(getattr(problem, "strerror", None) or problem)
+        said = said.partition(" <_io.")[0]  # Pillow names a file in memory by its address
         reason = " ".join(said.split()).rstrip(".") or type(problem).__name__
         raise DataError(f"{what} cannot be read ({reason}): it is damaged or not an image.") from problem
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Pillow reads a size first, and warns of one that a small file may claim to fill the memory: here that is an
+    error, before a pixel is decoded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, caused_by
-from ..files import parse
+from ..files import parse, read_bytes
 from . import harness, tables
 
 #: Where a row is, and what it holds, or why it cannot be read.
@@ -84,7 +85,7 @@ def _in_folder(folder: Path) -> Source:
 
 def _opened(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except OSError as problem:
         raise DataError(f"{path} cannot be read as data ({problem.strerror}): {GIVE}.") from problem
 
@@ -106,7 +107,7 @@ def _csv(path: Path, separator: str) -> Iterator[Raw]:
         text = _opened(path).decode("utf-8-sig")
     except UnicodeDecodeError as problem:
         raise DataError(f"{path} cannot be read as data (it is not UTF-8 at byte {problem.start}).") from problem
-    lines = csv.reader(text.splitlines(keepends=True), delimiter=separator, strict=True)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     names: list[str] = []
     while True:
         number = lines.line_num + 1

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, first_line
+from ..files import check_file
 from .images import ImageCell, ImageFile, Stored
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def _pieces(path: Path) -> Iterator[Piece]:
     except ImportError as problem:
         raise DataError(f"{path} needs pyarrow, which is not installed: pip install 'lookless[data]'.") from problem
     try:
+        check_file(path)
         if path.suffix == ".parquet":
             file = pyarrow.parquet.ParquetFile(path)
             kinds = {field.name: field.type for field in file.schema_arrow}

@@ -27,7 +27,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -40,6 +40,14 @@ from ..geometry import Geometry
 from ..search.front import Candidate, Price, bound
 
 SCHEMA_VERSION = 1
+#: A part of file names: no other folder's.
+Name = Annotated[str, Field(pattern=r"^[\w-]+$")]
+#: What is written in the folder of a run.
+OWN = (
+    *("run.json", "latency.json", "front.json", "additive.json", "fitted.json", "effects.json", "chain.json"),
+    *("certificate.json", "report.html", "attention.json", "kept.json", weights.ARCHIVE),
+    *("plan", "scores", "points", "searches", "methods", "unfinished"),
+)
 
 
 class Part(BaseModel):
@@ -74,7 +82,7 @@ class TaskData(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    task: str
+    task: Name
     data: str
     calibration: Part
     tuning: Part
@@ -155,7 +163,9 @@ class Run(BaseModel):
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
-        """Raises: PlanError: there is no run in the folder, or it cannot be read."""
+        """Raises: PlanError: there is no run in the folder, or it cannot be read. LooklessError: a part of it is a link
+        that leaves the folder."""
+        files.check_inside(Path(folder), OWN)
         return files.load(Folder(Path(folder)).run, cls, PlanError, SCHEMA_VERSION)
 
 

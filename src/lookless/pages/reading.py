@@ -234,7 +234,7 @@ def _with_answers(material: Material, path: Path, record: BaseModel) -> Material
 def _record(path: Path) -> BaseModel:
     """Raises: LooklessError: it cannot be read, or is of no kind that a page shows."""
     try:
-        content = files.parse(path.read_bytes())
+        content = files.parse(files.read_bytes(path))
     except (OSError, ValueError) as problem:
         reason = getattr(problem, "strerror", None) or problem
         raise LooklessError(f"{path} cannot be read: {reason}.") from problem

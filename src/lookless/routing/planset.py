@@ -272,7 +272,7 @@ def _hash(content: bytes) -> str:
 def _read_numbers(path: Path, manifest: Manifest) -> tuple[Centroids, Belief]:
     """Raises: PlanError: the file is missing, not the one that ``manifest`` was written with, or no router."""
     try:
-        content = path.read_bytes()
+        content = files.read_bytes(path)
         if _hash(content) != manifest.numbers:
             raise PlanError(f"{path} is not the file that {SET_FILE_NAME} was written with: fit the set anew.")
         found = load(content)

@@ -205,14 +205,29 @@ def locate(model: nn.Module) -> Located:
         )
     has_head = hasattr(model, family.inner)
     inner = model.get_submodule(family.inner) if has_head else model
+    decoder = inner.get_submodule(family.decoder.removeprefix(f"{family.inner}."))
+    geometry = geometry_of(model)
+    _check_live(decoder, geometry)
     ids = (getattr(config, name, None) for name in family.visual_ids)
     return Located(
         head=model if has_head else None,
         inner=inner,
-        decoder=inner.get_submodule(family.decoder.removeprefix(f"{family.inner}.")),
+        decoder=decoder,
         tower=inner.get_submodule(family.tower.removeprefix(f"{family.inner}.")),
         visual_ids=tuple(i for i in ids if i is not None),
-        geometry=geometry_of(model),
+        geometry=geometry,
         family=family,
         block=DECODERS[config.get_text_config().model_type],
     )
+
+
+def _check_live(decoder: Any, geometry: Geometry) -> None:
+    """Raises: ModelError: the modules are not those that the configuration, by which plans are checked, describes."""
+    here = {"layers": len(decoder.layers), "hidden": getattr(decoder.norm, "weight", torch.empty(0)).numel()}
+    for what, number in here.items():
+        said = getattr(geometry, what)
+        if number not in (0, said):
+            raise ModelError(
+                f"the model's configuration says {what} {said} and its decoder has {number}: it was changed after it "
+                f"was loaded, so no plan can be checked against it; set its configuration right, too."
+            )

@@ -68,6 +68,7 @@ class ForwardPass:
         """``embedded`` is the first layer's input, for a pass that begins at a later one."""
         self.steps, self.prompts = steps, prompts
         self.tower = tower or []  # of each call of the tower in this pass, images before videos, [visual tokens]
+        self.calls = [0] * len(steps)  # of each layer
         self._filtering = Filtering(len(prompts.text))
         self._record: LayerRecord | None = None
         self._embedded = embedded
@@ -79,6 +80,7 @@ class ForwardPass:
 
         ``stock`` is its own forward, for a layer of which nothing is spared, and in which ours would gain nothing.
         """
+        self.calls[index] += 1
         if self.prompts.block.shares_keys and x.shape[1] != self.prompts.length:
             return run_last_rows(layer, self.prompts, x, arguments, stock)
         x = self.enter(layer, index, x, arguments)

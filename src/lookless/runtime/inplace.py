@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from transformers.activations import SiLUActivation
 
 from ..geometry import GATED
+from .counting import is_hooked, report
 
 Rotary = tuple[Tensor, Tensor]  # cos and sin, [..., rows, head_dim]
 
@@ -56,6 +57,7 @@ def linear(module: Any, x: Tensor, buffers: Buffers | None = None, name: str = "
     if buffers is None or not (may_write(x) and is_own(module) and x.dtype == module.weight.dtype):
         made: Tensor = module(x)
         return made
+    report(module, x)
     out = buffers.take(name, (*x.shape[:-1], module.out_features), x)
     flat, into = x.flatten(0, -2), out.view(-1, module.out_features)
     if module.bias is None:
@@ -209,6 +211,7 @@ def gated_ffn(mlp: Any, x: Tensor, buffers: Buffers) -> Tensor:
     ):
         out: Tensor = mlp(x)
         return out
+    report(mlp, x)
     gate = linear(first, x, buffers, "gate")
     if is_fused(mlp):
         gate, up = gate.chunk(2, dim=-1)
@@ -244,4 +247,4 @@ def is_own(module: Any) -> bool:
 
 def is_plain(module: Any) -> bool:
     """Nobody has replaced this module's ``forward`` or hooked it."""
-    return "forward" not in module.__dict__ and not module._forward_hooks and not module._forward_pre_hooks
+    return "forward" not in module.__dict__ and not is_hooked(module)

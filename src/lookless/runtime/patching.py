@@ -35,6 +35,7 @@ from ..plan import Plan
 from .affine import check_weights
 from .break_even import break_even_of
 from .cache import TEXT, UNKNOWN, cut, layer_of, stock_mask
+from .engagement import check_layers, checked_rows, is_countable
 from .families import locate
 from .forward import ForwardPass, Step, steps_of
 from .internals import check_internals
@@ -102,7 +103,12 @@ class _PlannedCall(_Replaced):
         if began is not None and began.prompts.block.shares_keys and began.prompts.reads_visual(kept):
             kwargs = {**kwargs, "logits_to_keep": 0}  # or the stock model leaves visual rows out that the plan is about
         try:
-            return self.stock(*args, **kwargs)
+            if began is None:
+                return self.stock(*args, **kwargs)
+            with self.handle.counting(began):
+                made = self.stock(*args, **kwargs)
+                check_layers(began)
+            return made
         finally:
             running.now = before
 
@@ -187,7 +193,8 @@ class Applied:
         check_internals(inner, self.located.layers, self.located.block)
         if (getattr(inner, "_tp_size", None) or getattr(model, "_tp_size", None) or 1) > 1:
             check_sharded(plan)
-        self._steps, self._live, self._kept = steps_of(plan), steps_of(plan.live()), steps_of(plan, kept=True)
+        self._live_plan, self._is_counted = plan.live(), False
+        self._steps, self._live, self._kept = steps_of(plan), steps_of(self._live_plan), steps_of(plan, kept=True)
         self.signature = inspect.signature(inner.forward)  # once, and not at every decode step
         self._hooks = self._capture_tower()
         if self.located.head is not None:
@@ -250,6 +257,14 @@ class Applied:
         features = sorted((given.get(FEATURES) or {}).items())  # "image" before "video"
         tower = [f.lookless_scores for _, f in features if hasattr(f, "lookless_scores")]
         return ForwardPass(steps, prompts, tower)
+
+    def counting(self, began: ForwardPass) -> AbstractContextManager[None]:
+        """While the pass ``began`` runs: of the first prefill rows are counted, and compared with the plan's."""
+        plan = self.plan if began.steps is self._steps else self._live_plan
+        if self._is_counted or not is_countable(plan, began.prompts):
+            return nullcontext()
+        self._is_counted = True
+        return checked_rows(plan, self.located.layers, began.prompts)
 
     def _read(self, prompts: Prompts, given: Mapping[str, Any], kept: int | Tensor) -> tuple[tuple[Step, ...], str]:
         """The steps of a call, by whose states are read after the last layer; and whose these are, and why."""
@@ -319,7 +334,9 @@ def apply(model: nn.Module, plan: Plan, *, break_even: int | Literal["auto"] = 0
         PlanMismatchError: the plan is for another architecture.
 
     Under the plan a call raises ModelError where it wants what the plan cannot give: attention maps, embeddings in
-    place of ids, prompts packed into one row or cut into chunks whose visual tokens the plan compares.
+    place of ids, prompts packed into one row or cut into chunks whose visual tokens the plan compares. So it does where
+    some layer ran without the plan, and, in the first prefill, where an operator ran on other rows than the plan
+    leaves: a plan that is not in force is no result.
     """
     return Applied(model, plan, break_even=break_even)
 

@@ -1,19 +1,19 @@
 """What really ran: the rows each operator of each layer was called with, counted at the modules themselves.
 
 The counters are hooks on the projections, not on the runtime, so they count a stock model, a planned one, and a plan
-that silently does nothing alike.
+that silently does nothing alike. What is counted runs as it does uncounted, to the bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Lock
-from typing import Any
+from threading import Lock, get_ident
 
-from torch import Tensor, nn
+from torch import nn
 
+from .counting import RowCounter
 from .families import locate
 from .mixers import is_delta
 
@@ -46,18 +46,23 @@ def trace(model: nn.Module) -> Iterator[Trace]:
     Raises:
         ModelError: the model's family is not supported.
     """
-    layers = locate(model).layers
+    with rows_of(locate(model).layers) as counted:
+        yield counted
+
+
+@contextmanager
+def rows_of(layers: nn.ModuleList, *, thread: int | None = None) -> Iterator[Trace]:
+    """Count rows of ``layers`` while the block runs: of all threads, or of one by its number."""
     adding = Lock()
     counted = Trace([dict.fromkeys(OPERATORS, 0) for _ in layers])
 
-    def counter(layer: dict[str, int], operator: str) -> Callable[..., None]:
-        def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x: Tensor = args[0] if args else next(iter(kwargs.values()))
-            rows = x.shape[:-1].numel()
-            with adding:
-                layer[operator] += rows
+    def counter(layer: dict[str, int], operator: str) -> RowCounter:
+        def count(rows: int) -> None:
+            if thread is None or get_ident() == thread:
+                with adding:
+                    layer[operator] += rows
 
-        return count
+        return RowCounter(count)
 
     hooks = [
         layer.get_submodule(path).register_forward_pre_hook(counter(row, operator), with_kwargs=True)

@@ -1,0 +1,76 @@
+"""Whether a plan is in force: what ran is compared with what the plan leaves.
+
+A plan that silently does nothing, or a part of it, gives answers and times that are taken for the plan's. So every call
+checks that each layer ran under it, and the first prefill counts rows at the modules, as ``lookless.trace`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import get_ident
+
+import torch
+from torch import nn
+
+from ..errors import ModelError
+from ..plan import Plan
+from .forward import ForwardPass
+from .prompts import Prompts
+from .tracing import OPERATORS, Trace, rows_of
+
+INSTEAD = (
+    "another library has taken the layers' calls since, or a compiled graph from before runs: apply the plan last, and "
+    "see what `lookless doctor` says of the model"
+)
+
+
+def check_layers(running: ForwardPass) -> None:
+    """Raises: ModelError: not every layer ran in this pass."""
+    missed = [index for index, calls in enumerate(running.calls) if not calls]
+    if missed:
+        raise ModelError(f"the plan is not in force: layer {missed[0]} of the model ran without it; {INSTEAD}.")
+
+
+@contextmanager
+def checked_rows(plan: Plan, layers: nn.ModuleList, prompts: Prompts) -> Iterator[None]:
+    """Count the rows of a prefill under ``plan``, which :func:`is_countable`, while the block runs.
+
+    Raises:
+        ModelError: at the end, an operator ran on other rows than the plan leaves.
+    """
+    expected = predicted(plan, prompts)  # before tokens are dropped
+    with rows_of(layers, thread=get_ident()) as counted:
+        yield
+    check_rows(plan, expected, counted)
+
+
+def is_countable(plan: Plan, prompts: Prompts) -> bool:
+    """Whether the rows are known beforehand: of a static plan, at the beginning of a sequence, and where hooks run; not
+    where the stock model may leave rows out of layers that share keys."""
+    if prompts.block.shares_keys:
+        return False
+    return plan.is_static and prompts.is_plain_prefill and not prompts.past and not torch.compiler.is_compiling()
+
+
+def predicted(plan: Plan, prompts: Prompts) -> list[dict[str, int]]:
+    """Of each layer the rows of each operator, all prompts of the call together."""
+    total = [dict.fromkeys(OPERATORS, 0) for _ in plan.layers]
+    kept = [None] * len(prompts.text) if prompts.kept is None else [len(rows) for rows in prompts.kept]
+    for visual, text, read in zip(prompts.counts, map(len, prompts.text), kept, strict=True):
+        for layer, rows in zip(total, plan.rows(visual, text, read), strict=True):
+            layer |= {operator: layer[operator] + int(rows[operator]) for operator in OPERATORS}
+    return total
+
+
+def check_rows(plan: Plan, expected: Sequence[dict[str, int]], counted: Trace) -> None:
+    """Raises: ModelError: an operator ran on other rows than ``expected``. Ranks project some rows more."""
+    for index, (row, wanted, ran) in enumerate(zip(plan.layers, expected, counted.layers, strict=True)):
+        later = plan.layers[index + 1].ranks if index + 1 < len(plan.layers) else ()
+        is_ranked = bool(row.ranks or later)
+        for operator in OPERATORS:
+            if ran[operator] != wanted[operator] and not (is_ranked and operator != "ffn"):
+                raise ModelError(
+                    f"the plan is not in force: {operator} of layer {index} ran on {ran[operator]} rows, and the plan "
+                    f"leaves {wanted[operator]}; {INSTEAD}."
+                )
