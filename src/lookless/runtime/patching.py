@@ -194,7 +194,11 @@ class Applied:
         if (getattr(inner, "_tp_size", None) or getattr(model, "_tp_size", None) or 1) > 1:
             check_sharded(plan)
         self._live_plan, self._is_counted = plan.live(), False
-        self._steps, self._live, self._kept = steps_of(plan), steps_of(self._live_plan), steps_of(plan, kept=True)
+        self._steps, self._live, self._kept = (
+            steps_of(plan),
+            steps_of(self._live_plan),
+            steps_of(self._live_plan, kept=True),
+        )
         self.signature = inspect.signature(inner.forward)  # once, and not at every decode step
         self._hooks = self._capture_tower()
         if self.located.head is not None:
