@@ -28,6 +28,7 @@ ORDER = [
     "processes",
     "unfinished",
     "each",
+    "parts",
     "geometry",
     "ranks",
     "weights",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -105,3 +106,9 @@ GEMMA = {
     name: Family(name, _gemma4(**text), _VISUALS, (IMAGE, VIDEO))
     for name, text in {"gemma4": SMALL, "gemma4-large": LARGE}.items()
 }
+
+
+@cache
+def model_of(name: str) -> Any:
+    """One model of a family for every test that leaves it as it was."""
+    return GEMMA[name].build()

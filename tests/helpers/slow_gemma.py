@@ -35,10 +35,10 @@ def borrows(attention):
 
 
 def values(attention, h):
-    """``[n, kv_heads, head_dim]``; their norm has no weight."""
+    """``[kv_heads, n, head_dim]``; their norm has no weight."""
     made = (attention.k_proj if attention.v_proj is None else attention.v_proj)(h)
     made = made.view(len(h), -1, attention.head_dim)
-    return made / (made.pow(2).mean(-1, keepdim=True) + attention.config.rms_norm_eps).sqrt()
+    return (made / (made.pow(2).mean(-1, keepdim=True) + attention.config.rms_norm_eps).sqrt()).transpose(0, 1)
 
 
 def pass_by(layer, x, embedded):

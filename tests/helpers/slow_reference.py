@@ -110,19 +110,17 @@ class Conversation:
 
     def keys(self, module, h, rotary, held):
         """Keys and values for each query head, and the cells that say which of them a cache holds."""
-        if not gemma.borrows(module):
-            k = self.project(module, "k", h, rotary)
-            v = gemma.values(module, h).transpose(0, 1) if gemma.is_gemma4(module) else self.project(module, "v", h, rotary)
-            groups = module.num_key_value_groups
-            k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
-            self.lent[getattr(module, "layer_type", None)] = (k, v, held)
-            return k, v, held
-        return self.lent[module.layer_type]
+        if gemma.borrows(module):
+            return self.lent[module.layer_type]
+        k, groups = self.project(module, "k", h, rotary), module.num_key_value_groups
+        v = gemma.values(module, h) if gemma.is_gemma4(module) else self.project(module, "v", h, rotary)
+        made = self.lent[getattr(module, "layer_type", None)] = *(x.repeat_interleave(groups, 0) for x in (k, v)), held
+        return made
 
     def near(self, module):
         """``[query, key]``: who is in whose sliding window."""
-        i, j = torch.arange(self.n)[:, None], torch.arange(self.n)[None, :]
-        return i - j < (getattr(module, "sliding_window", None) or self.n)
+        at = torch.arange(self.n)
+        return at[:, None] - at < (getattr(module, "sliding_window", None) or self.n)
 
     def attention(self, layer, row, tops, x, rotary):
         if hasattr(layer, "linear_attn"):

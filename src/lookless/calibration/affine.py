@@ -268,7 +268,8 @@ class _Walk:
         def after(**cells: Cell) -> Tensor:
             work = row.model_copy(update=cells).work
             _, record = run_layer(layer, work, prompts, self.x, wants_record=True, **self.start.arguments[index])
-            assert record is not None and record.after_attention is not None
+            assert record is not None
+            assert record.after_attention is not None
             return visual.gather(record.after_attention)
 
         block = prompts.block

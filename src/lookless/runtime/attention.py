@@ -52,7 +52,8 @@ def run_attention(
     value = prompts.sink_values(record.rows, record.value) if work.is_sink else record.value
     if cache is not None and work.window is not None:
         remember_kinds(cache, module.layer_idx)
-    held = None if cache is None or record.borrowed else _store(record, value, prompts.rows(work.cached), cache, prompts)
+    stores = cache is not None and not record.borrowed
+    held = _store(record, value, prompts.rows(work.cached), cache, prompts) if stores else None
     buffers = None if keeps_record else prompts.buffers
     may_add = owns_x and not torch.is_grad_enabled()
     for part in work.attention:

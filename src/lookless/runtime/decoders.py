@@ -1,4 +1,4 @@
-"""What a decoder's layer is, said once: norms, windows, whose keys are read, and what a row undergoes that runs nothing.
+"""What a decoder's layer is, said once: norms, windows, whose keys it reads, what a row undergoes that runs nothing.
 
 Which operators take part is seen at the layer itself (:mod:`lookless.runtime.mixers`, :mod:`lookless.runtime.ffn`).
 """

@@ -86,9 +86,10 @@ class ForwardPass:
     ) -> Tensor:
         """As :meth:`run`, after :meth:`enter`."""
         step = self.steps[index]
-        if step.is_full and not step.wants_record and stock is not None and self.prompts.is_untouched and is_small(x):
-            if not self.prompts.block.shares_keys:  # later layers would not find the keys that they read
-                return stock(x, **arguments)
+        # Where keys are shared, later layers would not find those that they read.
+        may_be_stock = step.is_full and not step.wants_record and not self.prompts.block.shares_keys
+        if stock is not None and may_be_stock and self.prompts.is_untouched and is_small(x):
+            return stock(x, **arguments)
         x, self._record = run_layer(layer, step.work, self.prompts, x, wants_record=step.wants_record, **arguments)
         if self.prompts.chosen:
             self.prompts.clear_choices()

@@ -61,7 +61,7 @@ def run_layer(
     live, key_rows = prompts.live, prompts.rows(work.key)
     h, owns_h = prompts.stream.enter(x, live)
     if block.borrows(layer):
-        shared = rest["shared_kv_states"]
+        shared = rest.get("shared_kv_states")
         record = borrow_keys(layer, prompts, h, x, shared, mask=attention_mask, rotary=position_embeddings)
     else:
         gathered = prompts.within(key_rows, live).gather(h)

@@ -46,7 +46,8 @@ def trace(model: nn.Module) -> Iterator[Trace]:
     Raises:
         ModelError: the model's family is not supported.
     """
-    layers = locate(model).layers
+    located = locate(model)
+    layers = located.layers
     adding = Lock()
     counted = Trace([dict.fromkeys(OPERATORS, 0) for _ in layers])
 
@@ -63,6 +64,7 @@ def trace(model: nn.Module) -> Iterator[Trace]:
         layer.get_submodule(path).register_forward_pre_hook(counter(row, operator), with_kwargs=True)
         for layer, row in zip(layers, counted.layers, strict=True)
         for operator, path in (OF_DELTA if is_delta(layer) else OPERATORS).items()
+        if operator != "key" or not located.block.borrows(layer)  # which makes none
     ]
     try:
         yield counted
