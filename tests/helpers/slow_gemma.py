@@ -29,6 +29,12 @@ def is_gemma4(attention):
     return attention.config.model_type.startswith("gemma4")
 
 
+def is_both_ways(attention):
+    """Whether the tokens of an image see each other both ways: in Gemma 3 always, in Gemma 4 in windows, if at all."""
+    kind, said = attention.config.model_type, getattr(attention.config, "use_bidirectional_attention", None)
+    return kind.startswith("gemma3") or (is_gemma4(attention) and said == "vision" and attention.is_sliding)
+
+
 def borrows(attention):
     """Whether it reads keys of an earlier layer."""
     return is_gemma4(attention) and attention.is_kv_shared_layer
@@ -53,4 +59,5 @@ def pass_by(layer, x, embedded):
 
 def capped(model, logits):
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    cap = cap if model.config.model_type.startswith("gemma4") else None
     return logits if cap is None else torch.tanh(logits / cap) * cap

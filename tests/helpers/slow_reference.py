@@ -117,6 +117,16 @@ class Conversation:
         made = self.lent[getattr(module, "layer_type", None)] = *(x.repeat_interleave(groups, 0) for x in (k, v)), held
         return made
 
+    def before_or_beside(self, module):
+        """``[query, key]``: who comes before whom, or is a neighbour in the same image that both ways are open to."""
+        at = torch.arange(self.n)
+        before = at[None, :] <= at[:, None]
+        if not gemma.is_both_ways(module):
+            return before
+        run = (self.visual & ~F.pad(self.visual, (1, 0))[:-1]).cumsum(0)
+        beside = self.visual[:, None] & self.visual & (run[:, None] == run) & (self.call <= self.call[:, None])
+        return before | beside
+
     def near(self, module):
         """``[query, key]``: who is in whose sliding window."""
         at = torch.arange(self.n)
@@ -131,7 +141,7 @@ class Conversation:
         h = layer.input_layernorm(x)
         q, (k, v, held) = self.project(module, "q", h, rotary), self.keys(module, h, rotary, (row, tops))
         weights = q @ k.transpose(1, 2) * module.scaling
-        weights = weights.masked_fill(~(self.allowed(row, *held) & self.near(module)), -1e30).softmax(-1)
+        weights = weights.masked_fill(~(self.allowed(module, row, *held) & self.near(module)), -1e30).softmax(-1)
         sunk = v.clone()
         if isinstance(row.visible, Sink):
             for c in self.calls:
@@ -163,12 +173,12 @@ class Conversation:
         self.before["alive"] = self.alive.clone()
         return x + update
 
-    def allowed(self, row, held_row, tops):
+    def allowed(self, module, row, held_row, tops):
         """``[query, key]``: who may read whom, where ``held_row`` says which keys are cached."""
         i, j = torch.arange(self.n)[:, None], torch.arange(self.n)[None, :]
         from_text, to_visual = ~self.visual[:, None], self.visual[None, :]
         same = self.call[:, None] == self.call[None, :]
-        allowed = (j <= i) & self.real[None, :] & (~to_visual | self.alive[None, :])
+        allowed = self.before_or_beside(module) & self.real[None, :] & (~to_visual | self.alive[None, :])
         held = torch.ones(self.n, dtype=torch.bool)
         if isinstance(held_row.visible, Skip) or isinstance(held_row.decode, Skip):
             held = ~self.visual
@@ -178,7 +188,7 @@ class Conversation:
         if isinstance(row.visible, Skip):
             allowed &= ~(from_text & to_visual & same)
         if isinstance(row.attention, Window):
-            allowed &= from_text | ~to_visual | (i - j < row.attention.size)
+            allowed &= from_text | ~to_visual | ((i - j).abs() < row.attention.size)
         return allowed | (torch.eye(self.n, dtype=torch.bool) & ~allowed.any(1, keepdim=True))
 
     def ffn(self, layer, row, tops, x):
@@ -261,10 +271,10 @@ class Conversation:
     def weights(self, shown, query, c):
         """Plain causal attention of rows ``query`` of call ``c`` in a layer, ``[heads, rows, n]``."""
         q = self.project(shown["layer"].self_attn, "q", shown["h"], shown["rotary"])[:, query]
-        j = torch.arange(self.n)
         # What a plan left out of the cache is read here all the same: no test ranks where that would show.
         readable = self.real & (self.call <= c) & (~self.visual | shown["alive"])
-        allowed = (j[None, :] <= query[:, None]) & readable & self.near(shown["layer"].self_attn)[query]
+        attention = shown["layer"].self_attn
+        allowed = (self.before_or_beside(attention) & self.near(attention))[query] & readable
         scores = q @ shown["k"].transpose(1, 2) * shown["layer"].self_attn.scaling
         return scores.masked_fill(~allowed, -1e30).softmax(-1)
 

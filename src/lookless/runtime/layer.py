@@ -95,4 +95,5 @@ def _is_stock(layer: Any, work: LayerWork, prompts: Prompts, x: Tensor, cache: A
     held = None if cache is None else layer_of(cache, layer.self_attn.layer_idx)
     if isinstance(held, PrunedLayer):
         return False
-    return is_small(x) or not (prompts.is_plain_prefill and layer.self_attn.config._attn_implementation == "sdpa")
+    is_masked = not prompts.is_plain_prefill or (prompts.both_ways and prompts.block.is_both_ways(layer.self_attn))
+    return is_small(x) or is_masked or layer.self_attn.config._attn_implementation != "sdpa"
