@@ -13,6 +13,7 @@ from transformers import DynamicCache, LlavaConfig, Mistral3Config
 from helpers.alike import ALIKE
 from helpers.compare import TOLERANCE, far, text_of
 from helpers.families import FAMILIES, SPECIAL, model_of
+from helpers.gemma import GEMMA
 from helpers.models import LAYERS
 from helpers.plans import DECODE, FULL, PLANS, SKIPPED, STATIC
 from helpers.slow_reference import slow_logits
@@ -194,7 +195,8 @@ def test_a_family_over_a_known_decoder(name):
 
 
 def test_every_supported_family_is_tested():
-    tested = {family.build().config.model_type for family in FAMILIES.values()} | {*ALIKE}
+    every = (*FAMILIES.values(), *GEMMA.values())
+    tested = {family.build().config.model_type for family in every} | {*ALIKE}
     assert tested == {*SUPPORTED}
 
 
@@ -203,7 +205,7 @@ def test_every_supported_family_is_tested():
     [
         (Mistral3Config(text_config={"model_type": "ministral3"}), "grows with their position"),
         (LlavaConfig(text_config={"model_type": "gemma"}), "supported decoders are llama"),
-        (SimpleNamespace(model_type="gemma4"), "norm each branch twice"),
+        (SimpleNamespace(model_type="glm4v"), "norm each branch twice"),
     ],
     ids=lambda value: getattr(value, "model_type", ""),
 )

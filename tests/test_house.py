@@ -29,6 +29,7 @@ ORDER = [
     "unfinished",
     "each",
     "machine",
+    "parts",
     "geometry",
     "ranks",
     "weights",

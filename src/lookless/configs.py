@@ -13,11 +13,11 @@ from .geometry import Geometry
 
 #: The decoder block of each kind of model; any other preset has Llama's.
 _OF_KIND = {"qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2", "qwen3_vl": "qwen3", "qwen3_vl_moe": "qwen3_moe"}
-_OF_KIND |= {kind: f"{kind}_text" for kind in ("qwen3_5", "qwen3_5_moe")}
+_OF_KIND |= {kind: f"{kind}_text" for kind in ("qwen3_5", "qwen3_5_moe", "gemma4")}
 #: The decoder block of each kind of text model.
 _OF_TEXT = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3_moe": "qwen3_moe"}
 _OF_TEXT |= {f"{kind}_text": block for kind, block in _OF_KIND.items()}
-_OF_TEXT |= {kind: kind for kind in ("qwen3_5_text", "qwen3_5_moe_text")}
+_OF_TEXT |= {kind: kind for kind in ("qwen3_5_text", "qwen3_5_moe_text", "gemma4_text")}
 _OF_TEXT |= {kind: kind for kind in ("glm4v_text", "glm_ocr_text", "glm4v_moe_text")}
 _OF_TEXT |= {"paddleocr_vl_text": "llama"}
 
@@ -30,7 +30,8 @@ class Shape:
         geometry: its numbers.
         block: ``llama``, ``qwen2`` (with biases), ``qwen3`` (with norms of queries and keys), ``qwen3_moe`` (and a
             mixture of experts), ``qwen3_5_text`` or ``qwen3_5_moe_text`` (with gates and gated delta rules),
-            ``glm4v_text`` or ``glm_ocr_text`` (with norms behind both operators), or ``glm4v_moe_text``.
+            ``glm4v_text`` or ``glm_ocr_text`` (with norms behind both operators), ``glm4v_moe_text``, or
+            ``gemma4_text`` (with windows, two norms around each operator and shared keys).
     """
 
     geometry: Geometry

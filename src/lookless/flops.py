@@ -9,8 +9,8 @@ head (one row of it is 0.003 % of LLaVA-1.5-7B). A layer with q query rows, k ke
 for q and o projections, k and v projections, scores and weighted values, and the gated FFN. In a mixture of experts m
 is the width of the experts that one row passes, and f rows pass the router, 2 f d E, as well; a gate of heads is 2 q d
 dq more. In a layer with a sliding window a query reads no more keys than that; a layer that reads the keys of another
-makes none; an embedding of width e that each layer adds costs every row 4 d e. A gated delta rule with h states of
-a x b, whose rows write w columns (query, key, value, decay, rate), costs
+makes none; an embedding of width e that each layer adds costs each living row 4 d e. A gated delta rule with h states
+of a x b, whose rows write w columns (query, key, value, decay, rate), costs
 
     2 k d w  +  4 q d h b  +  6 k h a b  +  6 f d m
 
@@ -198,10 +198,10 @@ class _Count:
             return query * (keys if reach is None else min(keys, reach))
         if part.window is not None:
             start, end = int(self.before), int(self.before + self.alive)
-            scored = 0
+            scored = 0.0
             for first, last, low in part.window.blocks(start, end):
                 near = 0 if reach is None else max(0, first - reach + 1)
-                scored += (last - first) * (max(0, start - near) + last - max(start, low, near))
+                scored += (last - first) * (max(0.0, self.before - near) + last - max(start, low, near))
             return scored
         if reach is not None:
             return self._slid(part, reach)

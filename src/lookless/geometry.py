@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 from .errors import GeometryError
 from .files import sentence
+from .parts import DeltaNet, Experts, OtherHeads, SharedKeys, Sliding
 
 #: Decoders whose ``q_proj`` makes a gate beside each query.
 GATED = ("qwen3_5_text", "qwen3_5_moe_text")
@@ -18,119 +19,6 @@ GATED = ("qwen3_5_text", "qwen3_5_moe_text")
 GEMMA4 = ("gemma4_text",)
 #: Mixtures of experts in which some layers may have a plain feed-forward network.
 MIXED = ("qwen2_moe", "qwen3_moe", "qwen3_vl_moe_text")
-
-
-class Experts(BaseModel):
-    """A mixture of experts in the place of the feed-forward network: each row passes the few that a router picks.
-
-    Attributes:
-        count: experts of a layer, E.
-        used: how many of them a row passes, k.
-        intermediate: inner width of one expert.
-        shared: inner width of the gated network beside them that every row passes; 0 without one.
-        weighed: a number for each row weighs what the shared network adds.
-        dense: layers with a plain feed-forward network instead.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    count: int = Field(gt=0)
-    used: int = Field(gt=0)
-    intermediate: int = Field(gt=0)
-    shared: int = Field(default=0, ge=0)
-    weighed: bool = True
-    dense: tuple[int, ...] = ()
-
-    @model_serializer(mode="wrap")
-    def _as_ever(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What is said of few decoders is written for them alone, so that fingerprints stay as they are."""
-        written: dict[str, Any] = handler(self)
-        return {name: value for name, value in written.items() if name != "weighed" or not value}
-
-    def read(self, rows: float) -> float:
-        """How many experts' weights ``rows`` rows read, if each picks its experts at random."""
-        missed: float = (1 - self.used / self.count) ** rows
-        return self.count * (1 - missed)
-
-
-class DeltaNet(BaseModel):
-    """A gated delta rule in the place of attention: rows write into a state of each head and read from it.
-
-    Attributes:
-        key_heads, value_heads: heads of keys and of values; each of the latter has a state.
-        key_dim, value_dim: widths of one key and of one value, and so the sides of a state.
-        layers: those that have it; the others have attention.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    key_heads: int = Field(gt=0)
-    value_heads: int = Field(gt=0)
-    key_dim: int = Field(gt=0)
-    value_dim: int = Field(gt=0)
-    layers: tuple[int, ...]
-
-    @property
-    def written_width(self) -> int:
-        """Columns that a row writes: query, key and value (which one matrix makes), decay and rate."""
-        return 2 * self.key_heads * self.key_dim + self.read_width + 2 * self.value_heads
-
-    @property
-    def read_width(self) -> int:
-        """Columns that a row reads, and of their gate."""
-        return self.value_heads * self.value_dim
-
-    @property
-    def state(self) -> int:
-        """Numbers of all states of a layer."""
-        return self.value_heads * self.key_dim * self.value_dim
-
-
-class Sliding(BaseModel):
-    """Layers in which each row reads only the keys nearest before it.
-
-    Attributes:
-        size: how many, itself among them, by their positions.
-        layers: those that have it; the others read all keys.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    size: int = Field(gt=0)
-    layers: tuple[int, ...]
-
-
-class OtherHeads(BaseModel):
-    """Layers whose heads have another shape than those of the rest.
-
-    Attributes:
-        layers: those that have it.
-        kv_heads, head_dim: as :class:`Geometry`'s.
-        keys_are_values: one projection makes both.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    layers: tuple[int, ...]
-    kv_heads: int = Field(gt=0)
-    head_dim: int = Field(gt=0)
-    keys_are_values: bool = False
-
-
-class SharedKeys(BaseModel):
-    """Layers that read keys and values which an earlier layer made, and make none.
-
-    Attributes:
-        layers: these layers.
-        lenders: for each of them, the layer whose keys it reads.
-        intermediate: inner width of their feed-forward network.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    layers: tuple[int, ...]
-    lenders: tuple[int, ...]
-    intermediate: int = Field(gt=0)
 
 
 class Geometry(BaseModel):
@@ -379,7 +267,8 @@ def _gemma4(text: Mapping[str, Any], layers: int, number: Callable[[str], int]) 
         return {}
     kinds: list[str] = text["layer_types"]
     full = tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
-    own = (text.get("per_layer_config") or {}).get(str(full[0]), {}) if full else {}
+    layered: Mapping[str, Any] = {str(k).lstrip("0"): v for k, v in (text.get("per_layer_config") or {}).items()}
+    own = layered.get(str(full[0]).lstrip("0"), {}) if full else {}  # its keys are numbers, padded with zeros
     joined = bool(text.get("attention_k_eq_v"))
     kv_heads = own.get("num_key_value_heads") or text.get("num_global_key_value_heads") if joined else None
     heads = {
@@ -411,6 +300,23 @@ def _row(kind: str, layers: int, hidden: int, intermediate: int, heads: int, kv_
     )
 
 
+def _gemma4_row(
+    layers: int, hidden: int, intermediate: int, *, kv_heads: int, period: int, borrowing: int, wide: int
+) -> Geometry:
+    """One of the small Gemma 4: every ``period``-th layer has no window, and the last ``borrowing`` no keys."""
+    full = [i for i in range(layers) if (i + 1) % period == 0]
+    first = layers - borrowing
+    lenders = (max(j for j in range(first) if (j in full) == (i in full)) for i in range(first, layers))
+    return _row("gemma4", layers, hidden, intermediate, 8, kv_heads, 256).model_copy(
+        update={
+            "sliding": Sliding(size=512, layers=tuple(i for i in range(layers) if i not in full)),
+            "other_heads": OtherHeads(layers=tuple(full), kv_heads=kv_heads, head_dim=512),
+            "shared": SharedKeys(layers=tuple(range(first, layers)), lenders=tuple(lenders), intermediate=wide),
+            "embedded": 256,
+        }
+    )
+
+
 #: The models of the papers; numbers from the published ``config.json`` of each.
 PRESETS: dict[str, Geometry] = {
     "LLaVA-1.5-7B": _row("llava", 32, 4096, 11008, 32, 32, 128),
@@ -435,5 +341,7 @@ PRESETS: dict[str, Geometry] = {
             "gated": True,
         }
     ),
+    "Gemma-4-E2B": _gemma4_row(35, 1536, 6144, kv_heads=1, period=5, borrowing=20, wide=12288),
+    "Gemma-4-E4B": _gemma4_row(42, 2560, 10240, kv_heads=2, period=6, borrowing=18, wide=10240),
     "InternVL2-8B": _row("internvl", 32, 4096, 14336, 32, 8, 128),
 }

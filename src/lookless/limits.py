@@ -48,11 +48,9 @@ def _refused(row: LayerPlan, geometry: Geometry, layer: int) -> Iterator[tuple[s
         read = layer - 1 if RANKS[rank].reads == "previous" else layer
         if RANKS[rank].heads and geometry.delta_of(read) is not None:
             yield f"a rank by {rank}", f"which reads keys of layer {read}, {STATE}: rank by diversity or update_norm"
-        if RANKS[rank].heads and geometry.shares_keys_of(read) is not None:
-            yield (
-                f"a rank by {rank}",
-                f"which reads keys of layer {read}, {BORROWED.format(geometry.shares_keys_of(read))}",
-            )
+        lender = geometry.shares_keys_of(read)
+        if RANKS[rank].heads and lender is not None:
+            yield f"a rank by {rank}", f"which reads keys of layer {read}, {BORROWED.format(lender)}"
 
 
 def _shared(row: LayerPlan, geometry: Geometry, layer: int) -> Iterator[tuple[str, str]]:

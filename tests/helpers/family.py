@@ -36,6 +36,7 @@ class Family:
         visuals: ``"image"``, ``"wide"`` (another image, of another size) and perhaps ``"video"``.
         visual_ids: the placeholders that are visual tokens.
         mrope: positions are three-dimensional, and the model wants to know which tokens are which modality.
+        types: the argument that says which tokens let each other see both ways; None where attention is causal.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Family:
     visuals: dict[str, Callable[[Generator], Visual]]
     visual_ids: tuple[int, ...]
     mrope: bool = False
+    types: str | None = None
 
     @property
     def kinds(self) -> list[str]:
@@ -74,6 +76,8 @@ class Family:
         arguments = {"input_ids": ids, "attention_mask": mask}
         if self.mrope:
             arguments["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
+        if self.types:
+            arguments[self.types] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
         for key in dict.fromkeys(key for visual in visuals for key in visual.arguments):
             arguments[key] = _joined([visual.arguments[key] for visual in visuals if key in visual.arguments])
         return arguments
@@ -86,12 +90,14 @@ class Family:
         it were text. What it remembers for decoding (``rope_deltas``) stays the first turn's.
         """
         first, chunk = self.arguments((5, "image", 7)), self.arguments(second, seed=1)
-        per_token = ("input_ids", "attention_mask", "mm_token_type_ids")
+        per_token = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
         whole = {k: torch.cat((first[k], chunk[k]), -1) for k in per_token if k in first}
         for key in dict.fromkeys([*first, *chunk]):
             if key not in whole:
                 whole[key] = _joined([turn[key] for turn in (first, chunk) if key in turn])
         chunk = {**chunk, "attention_mask": whole["attention_mask"]}
+        if self.types:  # the stock model reads them by position in the sequence
+            chunk[self.types] = whole[self.types]
         if self.mrope:
             grids = {k: whole[k] for k in (*per_token, "image_grid_thw", "video_grid_thw") if k in whole}
             positions, _ = model.model.get_rope_index(**grids)

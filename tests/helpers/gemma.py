@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Generator
-from transformers import Gemma4Config, Gemma4ForConditionalGeneration
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
+    SiglipVisionConfig,
+)
 
 from helpers.family import END, START, VIDEO, Family, Visual, finished
-from helpers.models import IMAGE, TEXT, VOCABULARY
+from helpers.models import IMAGE, TEXT, VISION, VOCABULARY
 
 WINDOW = 8
 _SLIDING, _FULL = "sliding_attention", "full_attention"
@@ -33,10 +40,11 @@ SMALL = {
     "hidden_size_per_layer_input": 8,
     "vocab_size_per_layer_input": VOCABULARY,
 }
-#: as 31B, but for images that are read both ways: keys are values in layers without a window
+#: as 31B: keys are values in layers without a window, and images are read both ways in those with one
 LARGE = {
     "num_key_value_heads": 2,
     "attention_k_eq_v": True,
+    "use_bidirectional_attention": "vision",
     "num_global_key_value_heads": 1,
     "hidden_size_per_layer_input": 0,
 }
@@ -101,7 +109,54 @@ def _video(generator: Generator) -> Visual:
 
 
 _VISUALS = {"image": _image(8, 6), "wide": _image(8, 8), "video": _video}
-GEMMA = {
-    name: Family(name, _gemma4(**text), _VISUALS, (IMAGE, VIDEO))
-    for name, text in {"gemma4": SMALL, "gemma4-large": LARGE}.items()
+
+# Gemma 3
+
+_GEMMA3_TEXT = {
+    **TEXT,
+    "head_dim": 16,
+    "sliding_window": WINDOW,
+    "layer_types": [_SLIDING, _FULL, _SLIDING, _SLIDING, _FULL],
+    "query_pre_attn_scalar": 24,
+    "bos_token_id": None,
+    "eos_token_id": None,
 }
+
+
+def _gemma3(attention: str = "sdpa") -> Gemma3ForConditionalGeneration:
+    torch.manual_seed(0)
+    config = Gemma3Config(
+        text_config=_GEMMA3_TEXT,
+        vision_config=SiglipVisionConfig(**VISION, vision_use_head=False).to_dict(),
+        image_token_id=IMAGE,
+        boi_token_id=START,
+        eoi_token_id=END,
+        mm_tokens_per_image=16,
+    )
+    model = finished(Gemma3ForConditionalGeneration(config), attention)
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight)
+    return model
+
+
+def _gemma3_image(generator: Generator) -> Visual:
+    ids = torch.full((18,), IMAGE)
+    ids[0], ids[-1] = START, END
+    return Visual(ids, {"pixel_values": torch.randn(1, 3, 32, 32, generator=generator)})
+
+
+_GEMMA3 = {"image": _gemma3_image, "wide": _gemma3_image}
+_TYPES = "mm_token_type_ids"
+GEMMA = {
+    family.name: family
+    for family in (
+        Family("gemma4", _gemma4(**SMALL), _VISUALS, (IMAGE, VIDEO)),
+        Family("gemma3", _gemma3, _GEMMA3, (IMAGE,), types="token_type_ids"),
+        Family("gemma4-large", _gemma4(**LARGE), _VISUALS, (IMAGE, VIDEO), types=_TYPES),
+    )
+}
+
+
+@cache
+def model_of(name: str) -> Any:
+    """One model of a family for every test that leaves it as it was."""
+    return GEMMA[name].build()

@@ -9,16 +9,22 @@ def is_gemma4(attention):
     return attention.config.model_type.startswith("gemma4")
 
 
+def is_both_ways(attention):
+    """Whether the tokens of an image see each other both ways: in Gemma 3 always, in Gemma 4 in windows, if at all."""
+    kind, said = attention.config.model_type, getattr(attention.config, "use_bidirectional_attention", None)
+    return kind.startswith("gemma3") or (is_gemma4(attention) and said == "vision" and attention.is_sliding)
+
+
 def borrows(attention):
     """Whether it reads keys of an earlier layer."""
     return is_gemma4(attention) and attention.is_kv_shared_layer
 
 
 def values(attention, h):
-    """``[n, kv_heads, head_dim]``; their norm has no weight."""
+    """``[kv_heads, n, head_dim]``; their norm has no weight."""
     made = (attention.k_proj if attention.v_proj is None else attention.v_proj)(h)
     made = made.view(len(h), -1, attention.head_dim)
-    return made / (made.pow(2).mean(-1, keepdim=True) + attention.config.rms_norm_eps).sqrt()
+    return (made / (made.pow(2).mean(-1, keepdim=True) + attention.config.rms_norm_eps).sqrt()).transpose(0, 1)
 
 
 def pass_by(layer, x, embedded):
@@ -33,6 +39,7 @@ def pass_by(layer, x, embedded):
 
 def capped(model, logits):
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    cap = cap if model.config.model_type.startswith("gemma4") else None
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
@@ -40,3 +47,15 @@ def near(attention, n):
     """Bool ``[query, key]``: who is in whose sliding window, among ``n`` tokens."""
     i, j = torch.arange(n)[:, None], torch.arange(n)[None, :]
     return i - j < (getattr(attention, "sliding_window", None) or n)
+
+
+def before_or_beside(attention, prompt):
+    """``[query, key]``: who comes before whom, or is a neighbour in the same image that both ways are open to."""
+    at = torch.arange(prompt.n)
+    before = at[None, :] <= at[:, None]
+    if not is_both_ways(attention):
+        return before
+    visual = prompt.visual
+    run = (visual & ~torch.nn.functional.pad(visual, (1, 0))[:-1]).cumsum(0)
+    beside = visual[:, None] & visual & (run[:, None] == run) & (prompt.call <= prompt.call[:, None])
+    return before | beside

@@ -114,18 +114,12 @@ class Conversation:
 
     def keys(self, module, h, rotary, held):
         """Keys and values for each query head, and the cells that say which of them a cache holds."""
-        if not gemma.borrows(module):
-            k = self.project(module, "k", h, rotary)
-            v = (
-                gemma.values(module, h).transpose(0, 1)
-                if gemma.is_gemma4(module)
-                else self.project(module, "v", h, rotary)
-            )
-            groups = module.num_key_value_groups
-            k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
-            self.lent[getattr(module, "layer_type", None)] = (k, v, held)
-            return k, v, held
-        return self.lent[module.layer_type]
+        if gemma.borrows(module):
+            return self.lent[module.layer_type]
+        k, groups = self.project(module, "k", h, rotary), module.num_key_value_groups
+        v = gemma.values(module, h) if gemma.is_gemma4(module) else self.project(module, "v", h, rotary)
+        made = self.lent[getattr(module, "layer_type", None)] = *(x.repeat_interleave(groups, 0) for x in (k, v)), held
+        return made
 
     def attention(self, layer, row, tops, x, rotary):
         if hasattr(layer, "linear_attn"):
@@ -136,7 +130,8 @@ class Conversation:
         h = layer.input_layernorm(x)
         q, (k, v, held) = self.project(module, "q", h, rotary), self.keys(module, h, rotary, (row, tops))
         weights = q @ k.transpose(1, 2) * module.scaling
-        weights = weights.masked_fill(~(self.allowed(row, *held) & gemma.near(module, self.n)), -1e30).softmax(-1)
+        weights = weights.masked_fill(~(self.allowed(module, row, *held) & gemma.near(module, self.n)), -1e30)
+        weights = weights.softmax(-1)
         sunk = v.clone()
         if isinstance(row.visible, Sink):
             for c in self.calls:
@@ -168,12 +163,12 @@ class Conversation:
         self.before["alive"] = self.alive.clone()
         return x + update
 
-    def allowed(self, row, held_row, tops):
+    def allowed(self, module, row, held_row, tops):
         """``[query, key]``: who may read whom, where ``held_row`` says which keys are cached."""
         i, j = torch.arange(self.n)[:, None], torch.arange(self.n)[None, :]
         from_text, to_visual = ~self.visual[:, None], self.visual[None, :]
         same = self.call[:, None] == self.call[None, :]
-        allowed = (j <= i) & self.real[None, :] & (~to_visual | self.alive[None, :])
+        allowed = gemma.before_or_beside(module, self) & self.real[None, :] & (~to_visual | self.alive[None, :])
         held = torch.ones(self.n, dtype=torch.bool)
         if isinstance(held_row.visible, Skip) or isinstance(held_row.decode, Skip):
             held = ~self.visual
@@ -183,7 +178,7 @@ class Conversation:
         if isinstance(row.visible, Skip):
             allowed &= ~(from_text & to_visual & same)
         if isinstance(row.attention, Window):
-            allowed &= from_text | ~to_visual | (i - j < row.attention.size)
+            allowed &= from_text | ~to_visual | ((i - j).abs() < row.attention.size)
         return allowed | (torch.eye(self.n, dtype=torch.bool) & ~allowed.any(1, keepdim=True))
 
     def ffn(self, layer, row, tops, x):
@@ -265,10 +260,10 @@ class Conversation:
     def weights(self, shown, query, c):
         """Plain causal attention of rows ``query`` of call ``c`` in a layer, ``[heads, rows, n]``."""
         q = self.project(shown["layer"].self_attn, "q", shown["h"], shown["rotary"])[:, query]
-        j = torch.arange(self.n)
         # What a plan left out of the cache is read here all the same: no test ranks where that would show.
         readable = self.real & (self.call <= c) & (~self.visual | shown["alive"])
-        allowed = (j[None, :] <= query[:, None]) & readable & gemma.near(shown["layer"].self_attn, self.n)[query]
+        attention = shown["layer"].self_attn
+        allowed = (gemma.before_or_beside(attention, self) & gemma.near(attention, self.n))[query] & readable
         scores = q @ shown["k"].transpose(1, 2) * shown["layer"].self_attn.scaling
         return scores.masked_fill(~allowed, -1e30).softmax(-1)
 

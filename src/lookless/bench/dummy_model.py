@@ -1,8 +1,8 @@
 """A dummy model: real layer shapes with random weights, so that a 7B model can be timed without a download.
 
-Every geometry runs as LLaVA with the decoder block of its own kind (biases, grouped queries, norms of queries and
-keys). Visual features are random, and no vision tower runs. M-RoPE is replaced by rotary embedding, which costs the
-same.
+Every geometry but Gemma 4's runs as LLaVA with the decoder block of its own kind (biases, grouped queries, norms of
+queries and keys). Visual features are random, and no vision tower runs. M-RoPE is replaced by rotary embedding, which
+costs the same.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlavaConfig
+from transformers import AutoModelForImageTextToText, CLIPVisionConfig, Gemma4Config, LlavaConfig
 
 from ..configs import Shape
-from ..geometry import Experts, Geometry
+from ..geometry import Geometry
+from ..parts import Experts
 from .timing import check_memory
 
 IMAGE, WORD = 0, 1
+GEMMA4 = "gemma4_text"
 VOCABULARY = 8  # the head is not timed
 
 
@@ -50,6 +52,8 @@ class DummyModel:
 def decoder(shape: Shape) -> dict[str, Any]:
     """The decoder's configuration."""
     geometry = shape.geometry
+    if shape.block == GEMMA4:
+        return _common(shape) | _gemma4(geometry)
     delta = geometry.delta
     state = (
         {}
@@ -65,10 +69,13 @@ def decoder(shape: Shape) -> dict[str, Any]:
             ],
         }
     )
+    return {**_mixture(geometry.experts), **state, **_common(shape), **_glm(shape)}
+
+
+def _common(shape: Shape) -> dict[str, Any]:
+    """What every decoder's configuration has."""
+    geometry = shape.geometry
     return {
-        **_mixture(geometry.experts),
-        **state,
-        **_glm(shape),
         "model_type": shape.block,
         "hidden_size": geometry.hidden,
         "intermediate_size": geometry.intermediate,
@@ -107,6 +114,23 @@ def _mixture(experts: Experts | None) -> dict[str, Any]:
     return {**names, **shared, "num_experts": experts.count, "mlp_only_layers": [*experts.dense]}
 
 
+def _gemma4(geometry: Geometry) -> dict[str, Any]:
+    """What a Gemma 4 decoder has besides."""
+    layers, sliding, other = range(geometry.layers), geometry.sliding, geometry.other_heads
+    shared = sum(geometry.shares_keys_of(layer) is not None for layer in layers)
+    return {
+        "layer_types": ["full_attention" if geometry.reach_of(i) is None else "sliding_attention" for i in layers],
+        "sliding_window": sliding.size if sliding else 1,
+        "global_head_dim": other.head_dim if other else geometry.head_dim,
+        "num_global_key_value_heads": other.kv_heads if other else None,
+        "attention_k_eq_v": bool(other and other.keys_are_values),
+        "num_kv_shared_layers": shared,
+        "use_double_wide_mlp": bool(shared and geometry.ffn_width(geometry.layers - 1) > geometry.intermediate),
+        "hidden_size_per_layer_input": geometry.embedded,
+        "vocab_size_per_layer_input": VOCABULARY,
+    }
+
+
 def make_dummy_model(shape: Shape, *, dtype: torch.dtype, device: str = "cpu") -> DummyModel:
     """A dummy model of ``shape``.
 
@@ -117,16 +141,19 @@ def make_dummy_model(shape: Shape, *, dtype: torch.dtype, device: str = "cpu") -
         _weights(shape.geometry) * dtype.itemsize, device, f"{shape.geometry.layers} layers of it, in {dtype},"
     )
     text = {**decoder(shape), "vocab_size": VOCABULARY, "pad_token_id": WORD}
-    tower = CLIPVisionConfig(
-        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=2, patch_size=1
-    )
-    config = LlavaConfig(
-        vision_config=tower.to_dict(), text_config=text, image_token_index=IMAGE, vision_feature_layer=-1
-    )
+    tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config: Any
+    if shape.block == GEMMA4:
+        config = Gemma4Config(vision_config={**tower, "head_dim": 8}, text_config=text, image_token_id=IMAGE)
+    else:
+        seen = CLIPVisionConfig(**tower, image_size=2, patch_size=1).to_dict()
+        config = LlavaConfig(vision_config=seen, text_config=text, image_token_index=IMAGE, vision_feature_layer=-1)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.device(device):
         torch.manual_seed(0)
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
-    model.model.language_model.rotary_emb.inv_freq = model.model.language_model.rotary_emb.inv_freq.float()
+    rotary = model.model.language_model.rotary_emb
+    for name, buffer in [*rotary.named_buffers()]:
+        setattr(rotary, name, buffer.float())
     return DummyModel(model, Geometry.from_config(model.config))
 
 

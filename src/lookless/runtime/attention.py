@@ -52,9 +52,8 @@ def run_attention(
     value = prompts.sink_values(record.rows, record.value) if work.is_sink else record.value
     if cache is not None and work.window is not None:
         remember_kinds(cache, module.layer_idx)
-    held = (
-        None if cache is None or record.borrowed else _store(record, value, prompts.rows(work.cached), cache, prompts)
-    )
+    stores = cache is not None and not record.borrowed
+    held = _store(record, value, prompts.rows(work.cached), cache, prompts) if stores else None
     buffers = None if keeps_record else prompts.buffers
     may_add = owns_x and not torch.is_grad_enabled()
     for part in work.attention:
@@ -77,7 +76,8 @@ def _attend(
     part: AttentionPart, prompts: Prompts, record: LayerRecord, query: Tensor, value: Tensor, held: Padded | None
 ) -> Tensor:
     """The heads' outputs, side by side, of one part's compact ``query``."""
-    if not prompts.is_plain_prefill:
+    is_masked = record.mask is not None and part.query.visual != "none"  # text sees no further than row sets say
+    if is_masked or not prompts.is_plain_prefill:
         return _with_past(part, prompts, record, query, value)
     if part.window is None and prompts.is_one_call(prompts.rows(part.query), prompts.rows(part.key)):
         return _one_call(part, prompts, record, query, value, held)
@@ -139,7 +139,7 @@ def _with_past(part: AttentionPart, prompts: Prompts, record: LayerRecord, query
     elif part.window is not None:
         if past is not None:
             is_visual = torch.cat((_known_visual(record.module, past), is_visual), dim=1)
-        near = positions[:, None] > queries[..., None] + prompts.past - part.window.size
+        near = (positions[:, None] - queries[..., None] - prompts.past).abs() < part.window.size
         mask = _only(mask, (near | ~is_visual[:, None])[:, None])
     padded = query_rows.pad(query).transpose(1, 2)
     output = scaled_dot_product(padded, key, value, mask, record.module.scaling, _dropout(record.module))

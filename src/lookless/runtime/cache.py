@@ -176,14 +176,15 @@ def store(
         cache.update(keys, values, index)
 
 
-def cut(mask: Tensor | None, layer: Any, new: int, coming: int) -> Tensor | None:
-    """The stock ``mask [batch, 1, new, sequence]`` for the keys ``layer`` will hold with ``coming`` tokens more.
+def cut(mask: Tensor | None, layer: Any, new: int, coming: int | None = None) -> Tensor | None:
+    """The stock ``mask [batch, 1, new, sequence]`` for the keys ``layer`` will hold with ``coming`` tokens more, by
+    default the ``new`` ones.
 
     None, where stock masks nothing, stays None unless some slots are empty. The new tokens come last.
     """
     if not isinstance(layer, PrunedLayer) or layer.positions is None or (mask is None and not layer.is_ragged):
         return mask
-    total = layer.length + coming
+    total = layer.length + (new if coming is None else coming)
     if layer.is_whole and (mask is None or mask.shape[-1] >= total):
         return mask
     after = torch.arange(layer.length, total, device=layer.positions.device)
@@ -199,7 +200,7 @@ def stock_mask(mask: Tensor | None, cache: Any, index: int, new: int, kind: int,
     layer = layer_of(cache, index)
     if isinstance(layer, PrunedLayer):
         layer.announce(new, kind)
-    return cut(mask, layer, new, new)
+    return cut(mask, layer, new)
 
 
 def select(mask: Tensor | None, positions: Tensor, queries: int, total: int) -> Tensor:

@@ -6,7 +6,7 @@ Which operators take part is seen at the layer itself (:mod:`lookless.runtime.mi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ class Block:
         slides: in some layers each row reads only keys at most ``self_attn.sliding_window - 1`` positions before it.
         shares_keys: some layers read keys and values that an earlier one made.
         norms_values: values are normed, and may be the keys before their norm.
+        types: the argument of the model that says which tokens are visual; where a call brings it, neighbouring visual
+            tokens see each other both ways. None where all attention is causal.
+        types_in_windows: they do so only in layers with a window.
         caps_logits: the model bends its logits so that none is above ``final_logit_softcapping``.
     """
 
@@ -39,6 +42,8 @@ class Block:
     slides: bool = False
     shares_keys: bool = False
     norms_values: bool = False
+    types: str | None = None
+    types_in_windows: bool = False
     caps_logits: bool = False
 
     @property
@@ -65,6 +70,10 @@ class Block:
         has = self.pass_by is not None and layer.hidden_size_per_layer_input
         return ("per_layer_input_gate", "per_layer_projection") if has else ()
 
+    def is_both_ways(self, module: Any) -> bool:
+        """Whether an attention ``module`` lets visual tokens see those after them, in calls with :attr:`types`."""
+        return not self.types_in_windows or bool(module.is_sliding)
+
     def borrows(self, layer: Any) -> bool:
         """Whether ``layer`` reads keys that an earlier one made, and makes none."""
         return self.shares_keys and bool(layer.self_attn.is_kv_shared_layer)
@@ -84,7 +93,13 @@ def pass_gemma4(layer: Any, x: Tensor, rows: Rows, arguments: Mapping[str, Any])
 
 LLAMA = Block()
 GLM = Block(after_attention="post_self_attn_layernorm", after_ffn="post_mlp_layernorm")
-GEMMA3 = Block("pre_feedforward_layernorm", "post_attention_layernorm", "post_feedforward_layernorm", slides=True)
+GEMMA3 = Block(
+    "pre_feedforward_layernorm",
+    "post_attention_layernorm",
+    "post_feedforward_layernorm",
+    slides=True,
+    types="token_type_ids",
+)
 GEMMA4 = Block(
     GEMMA3.before_ffn,
     GEMMA3.after_attention,
@@ -93,6 +108,8 @@ GEMMA4 = Block(
     slides=True,
     shares_keys=True,
     norms_values=True,
+    types="mm_token_type_ids",
+    types_in_windows=True,
     caps_logits=True,
 )
 #: By the decoder's ``model_type``. Llama blocks have separate q, k, v, o projections (and norms of queries and keys in
@@ -107,5 +124,13 @@ DECODERS: dict[str, Block] = {
         LLAMA,
     ),
     **dict.fromkeys(("glm4v_text", "glm_ocr_text"), GLM),
+    "gemma3_text": GEMMA3,
     "gemma4_text": GEMMA4,
 }
+
+
+def block_of(config: Any) -> Block:
+    """What the layers of a decoder with this configuration are."""
+    block = DECODERS[config.model_type]
+    is_causal = block.types_in_windows and config.use_bidirectional_attention != "vision"  # the small ones of Gemma 4
+    return replace(block, types=None) if is_causal else block

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from threading import get_ident
 
 import torch
-from torch import nn
 
 from ..errors import ModelError
 from ..plan import Plan
+from .families import Located
 from .forward import ForwardPass
 from .prompts import Prompts
 from .tracing import OPERATORS, Trace, rows_of
@@ -33,14 +33,14 @@ def check_layers(running: ForwardPass) -> None:
 
 
 @contextmanager
-def checked_rows(plan: Plan, layers: nn.ModuleList, prompts: Prompts) -> Iterator[None]:
+def checked_rows(plan: Plan, located: Located, prompts: Prompts) -> Iterator[None]:
     """Count the rows of a prefill under ``plan``, which :func:`is_countable`, while the block runs.
 
     Raises:
         ModelError: at the end, an operator ran on other rows than the plan leaves.
     """
     expected = predicted(plan, prompts)  # before tokens are dropped
-    with rows_of(layers, thread=get_ident()) as counted:
+    with rows_of(located, thread=get_ident()) as counted:
         yield
     check_rows(plan, expected, counted)
 

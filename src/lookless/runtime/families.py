@@ -13,7 +13,7 @@ from ..errors import ModelError
 from ..geometry import Geometry
 from ..plan import Plan
 from ..ranks import RANKS
-from .decoders import DECODERS, Block
+from .decoders import DECODERS, Block, block_of
 from .mixers import mixer_of
 from .vision import Report, capture_clip, capture_qwen
 
@@ -21,7 +21,6 @@ from .vision import Report, capture_clip, capture_qwen
 NOT_CAUSAL = "lets image tokens attend to those after them, which the runtime's causal attention would get wrong"
 REFUSED = {
     "paligemma": f"its prefix {NOT_CAUSAL}",
-    "gemma3": f"it {NOT_CAUSAL}, and its decoder slides windows and norms each branch twice",
     "gemma3n": f"it {NOT_CAUSAL}, and its decoder has other operators",
     "mllama": "its images are read by cross-attention layers and are no tokens of the decoder",
     "idefics2": "its resampler and Mistral decoder would need a row in lookless.runtime.families and a test",
@@ -83,6 +82,7 @@ FAMILIES: dict[str, Family] = {
     "glm46v": Family("model", "model.language_model", _IMAGE, None, "model.visual"),
     "glm_ocr": Family("model", "model.language_model", _IMAGE, None, "model.visual"),
     "glm4v_moe": Family("model", "model.language_model", _IMAGE, None, "model.visual"),
+    "gemma3": Family("model", "model.language_model", _IMAGE),
     "gemma4": Family("model", "model.language_model", _VIDEO),
     "video_llama_3": Family("model", "model.language_model", _VIDEO, None, "model.vision_model"),
 }
@@ -173,8 +173,8 @@ def family_of(config: Any) -> Family:
             f"{model_type} over a {text.model_type!r} decoder is not supported; "
             f"supported decoders are {', '.join(DECODERS)}."
         )
-    if getattr(text, "use_bidirectional_attention", None):
-        raise ModelError(f"this {text.model_type} decoder {NOT_CAUSAL}.")
+    if getattr(text, "use_bidirectional_attention", None) in (True, "all"):
+        raise ModelError(f"this {text.model_type} decoder lets text attend to what comes after it: it is no generator.")
     if getattr(text, "enable_moe_block", False):
         raise ModelError(f"this {text.model_type} decoder has experts beside its FFN, which the runtime does not know.")
     kinds = getattr(text, "layer_types", None)
@@ -217,7 +217,7 @@ def locate(model: nn.Module) -> Located:
         visual_ids=tuple(i for i in ids if i is not None),
         geometry=geometry,
         family=family,
-        block=DECODERS[config.get_text_config().model_type],
+        block=block_of(config.get_text_config()),
     )
 
 

@@ -91,9 +91,9 @@ class ForwardPass:
     ) -> Tensor:
         """As :meth:`run`, after :meth:`enter`."""
         step = self.steps[index]
-        may_be_stock = not self.prompts.block.shares_keys  # or later layers would not find the keys that they read
-        is_whole = step.is_full and not step.wants_record and self.prompts.is_untouched
-        if stock is not None and may_be_stock and is_whole and is_small(x):
+        # Where keys are shared, later layers would not find those that they read.
+        may_be_stock = step.is_full and not step.wants_record and not self.prompts.block.shares_keys
+        if stock is not None and may_be_stock and self.prompts.is_untouched and is_small(x):
             return stock(x, **arguments)
         x, self._record = run_layer(layer, step.work, self.prompts, x, wants_record=step.wants_record, **arguments)
         if self.prompts.chosen:

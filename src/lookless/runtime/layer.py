@@ -61,7 +61,7 @@ def run_layer(
     live, key_rows = prompts.live, prompts.rows(work.key)
     h, owns_h = prompts.stream.enter(x, live)
     if block.borrows(layer):
-        shared = rest["shared_kv_states"]
+        shared = rest.get("shared_kv_states")
         record = borrow_keys(layer, prompts, h, x, shared, mask=attention_mask, rotary=position_embeddings)
     else:
         gathered = prompts.within(key_rows, live).gather(h)
@@ -95,4 +95,5 @@ def _is_stock(layer: Any, work: LayerWork, prompts: Prompts, x: Tensor, cache: A
     held = None if cache is None else layer_of(cache, layer.self_attn.layer_idx)
     if isinstance(held, PrunedLayer):
         return False
-    return is_small(x) or not (prompts.is_plain_prefill and layer.self_attn.config._attn_implementation == "sdpa")
+    is_masked = not prompts.is_plain_prefill or (prompts.both_ways and prompts.block.is_both_ways(layer.self_attn))
+    return is_small(x) or is_masked or layer.self_attn.config._attn_implementation != "sdpa"

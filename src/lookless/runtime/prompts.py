@@ -41,6 +41,7 @@ class Prompts:
         buffers: memory that all layers share.
         stream: the living rows on their way between layers.
         block: what the decoder's layers are.
+        both_ways: visual tokens side by side see each other, in the layers that the block says.
         lent: the keys and values that later layers read, by the kind of their attention.
     """
 
@@ -55,14 +56,17 @@ class Prompts:
         modality: Tensor | None = None,
         device: torch.device | str = "cpu",
         block: Block = LLAMA,
+        both_ways: bool = False,
     ) -> None:
         """``real``, bool ``[batch, sequence]``, is false for padding. ``modality``, int ``[batch, sequence]``, says of
         the visual tokens in which turn the tower sees them: images before videos. ``answered`` rows at the end are the
-        beginning of an answer. ``block`` is what the decoder's layers are."""
+        beginning of an answer. ``block`` is what the decoder's layers are.
+        ``both_ways``: visual tokens side by side see each other."""
         self.visual, self.past, self.is_plain_prefill = visual.cpu(), past, is_plain_prefill
         self.end = self.visual.shape[1] - answered
         self._modality = torch.zeros_like(self.visual, dtype=torch.int64) if modality is None else modality.cpu()
         self.device, self.block = torch.device(device), block
+        self.both_ways = both_ways
         self.lent: dict[str, Any] = {}
         real = torch.ones_like(self.visual) if real is None else real.cpu()
         self.is_padded = not bool(real.all())
@@ -264,6 +268,7 @@ def prompts_of(located: Located, given: Mapping[str, Any], kept: int | Tensor = 
         modality=located.modality(ids),
         device=visual.device,
         block=located.block,
+        both_ways=located.block.types is not None and given.get(located.block.types) is not None,
     )
 
 

@@ -113,8 +113,9 @@ def record_keys(
         key, value = project_normed(module, normed, turned)
     else:
         key, value = project(module, "k", normed, turned), heads(linear(module.v_proj, normed), module.head_dim)
+    past, own_mask = _past(module, cache), _own(mask, prompts, module)
     made = LayerRecord(
-        *(module, rows, normed, key, value, rotary, _past(module, cache), _own(mask, prompts), layer_input),
+        *(module, rows, normed, key, value, rotary, past, own_mask, layer_input),
         reach=block.reach(module, prompts.past + prompts.length),
         norm_after=block.of_attention(layer),
     )
@@ -140,16 +141,17 @@ def borrow_keys(
         key, value = (prompts.live.gather(lent.rows.to_sequences(x)) for x in (key, value))
     normed = norm_into(layer.input_layernorm, h, None)
     return LayerRecord(
-        *(module, prompts.live, normed, key, value, rotary, lent.past, _own(mask, prompts), layer_input),
+        *(module, prompts.live, normed, key, value, rotary, lent.past, _own(mask, prompts, module), layer_input),
         reach=block.reach(module, prompts.past + prompts.length),
         norm_after=block.of_attention(layer),
         borrowed=True,
     )
 
 
-def _own(mask: Tensor | None, prompts: Prompts) -> Tensor | None:
+def _own(mask: Tensor | None, prompts: Prompts, module: Any) -> Tensor | None:
     """A layer's mask, where it says more than row sets do: those say what a causal one with padding says."""
-    return None if prompts.is_plain_prefill or mask is None or mask.ndim != 4 else mask
+    says_more = not prompts.is_plain_prefill or (prompts.both_ways and prompts.block.is_both_ways(module))
+    return mask if says_more and mask is not None and mask.ndim == 4 else None
 
 
 def _past(module: Any, cache: Any) -> Past | None:

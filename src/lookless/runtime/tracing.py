@@ -14,7 +14,7 @@ from threading import Lock, get_ident
 from torch import nn
 
 from .counting import RowCounter
-from .families import locate
+from .families import Located, locate
 from .mixers import is_delta
 
 #: operator -> the module whose input rows are its rows
@@ -46,13 +46,14 @@ def trace(model: nn.Module) -> Iterator[Trace]:
     Raises:
         ModelError: the model's family is not supported.
     """
-    with rows_of(locate(model).layers) as counted:
+    with rows_of(locate(model)) as counted:
         yield counted
 
 
 @contextmanager
-def rows_of(layers: nn.ModuleList, *, thread: int | None = None) -> Iterator[Trace]:
-    """Count rows of ``layers`` while the block runs: of all threads, or of one by its number."""
+def rows_of(located: Located, *, thread: int | None = None) -> Iterator[Trace]:
+    """Count rows of the model's layers while the block runs: of all threads, or of one by its number."""
+    layers = located.layers
     adding = Lock()
     counted = Trace([dict.fromkeys(OPERATORS, 0) for _ in layers])
 
@@ -68,6 +69,7 @@ def rows_of(layers: nn.ModuleList, *, thread: int | None = None) -> Iterator[Tra
         layer.get_submodule(path).register_forward_pre_hook(counter(row, operator), with_kwargs=True)
         for layer, row in zip(layers, counted.layers, strict=True)
         for operator, path in (OF_DELTA if is_delta(layer) else OPERATORS).items()
+        if operator != "key" or not located.block.borrows(layer)  # which makes none
     ]
     try:
         yield counted
