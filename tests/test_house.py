@@ -226,6 +226,7 @@ INSIDE = {
         "definition",
         "prices",
         "hooks",
+        "hybrid_mixers",
         "redundancy",
         "operator_budgets",
         "operator_risks",
