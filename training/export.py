@@ -28,6 +28,7 @@ STAGE = {
     "focus": "{bridge} and decoder, on the patches at which something is; the tower is frozen from here on",
     "graft": "first four layers of the decoder and {bridge}, to hand on to layers of an earlier model what its deeper "
     "tower gave them; the tower is that tower's beginning, frozen",
+    "mix": "gated delta rules and {bridge}, each on what the Qwen3-VL adds in its place; the rest is that model's",
     "joint": "{bridge} and decoder, on questions about whole images",
 }
 
