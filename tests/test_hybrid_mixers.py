@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
+from transformers import Qwen3_5ForConditionalGeneration
 
-from lookless import Geometry, Plan, Scores, flops
+from lookless import Geometry, Plan, Scores, evaluate, flops, load_data, load_model
 from lookless.comparison.results import Outcome
+from lookless.data import Sample, Samples
 from lookless.errors import PlanMismatchError
 from lookless.experiments import hybrid_mixers
 from lookless.experiments.hybrid_mixers import ATTENTION, DELTA, EITHER, SKIPPED
-from lookless.experiments.lab import Lab
-from lookless.experiments.report import FAILS, HOLDS
+from lookless.experiments.lab import Lab, Sizes
+from lookless.experiments.report import FAILS, HOLDS, Report
+from lookless.experiments.run import lab_of, run_experiment
+from lookless.reference import HYBRID, TASKS, tasks_of
+from lookless.runtime.families import geometry_of
 
 NAME = "Qwen3.5-9B"
 
@@ -95,3 +102,44 @@ def flipped(scores):
 def test_a_model_with_one_kind_of_mixer_is_refused():
     with pytest.raises(PlanMismatchError, match=r"^this experiment compares layers .* of llava are all of one kind"):
         hybrid_mixers.run(Stub(Geometry.preset("LLaVA-1.5-7B")))
+
+
+# on the shipped hybrid
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load_model("reference-qwen3-5")
+
+
+def test_the_hybrid_loads_with_stock_classes(shipped):
+    assert type(shipped.model) is Qwen3_5ForConditionalGeneration
+    assert geometry_of(shipped.model).delta.layers == (0, 1, 2, 4, 5, 6, 8, 9, 10)
+    assert sum(path.stat().st_size for path in HYBRID.iterdir()) <= 30e6
+    assert set(tasks_of("reference-qwen3-5")) == set(TASKS)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("task", ["chart", "attribute"])
+def test_the_hybrid_sees(shipped, task):
+    """No worse than its card says, within what so few questions, here and on the card, can tell; and blind it fails."""
+    card, count = json.loads((HYBRID / "scores.json").read_text()), 60
+    seen = load_data(f"reference:{task}", limit=count)
+    stated = card["accuracy"][task]
+    error = (max(stated * (1 - stated), 0.01) * (1 / count + 1 / card["questions"])) ** 0.5
+    assert evaluate(shipped, seen, progress=False).accuracy_dense.value >= stated - 3 * error
+    grey = Image.new("RGB", (96, 96), "grey")
+    blind = Samples("blind", tuple(Sample((grey,), s.question, s.answer) for s in seen))
+    assert evaluate(shipped, blind, progress=False).accuracy_dense.value < 0.5
+
+
+@pytest.mark.long
+def test_the_experiment_runs_and_resumes(shipped, tmp_path):
+    tasks, sizes = ("reference:chart", "reference:attribute"), Sizes(questions=2, samples=1, seeds=2)
+    report = run_experiment(hybrid_mixers.EXPERIMENT, lab_of(shipped, tasks, tmp_path, sizes))
+    assert all(len(row) == len(table.heads) for table in report.tables for row in table.rows)
+    lab = lab_of(shipped, tasks, tmp_path, sizes)
+    assert Report.model_validate_json((lab.folder / "hybrid-mixers.json").read_text()) == report
+    written = {path: path.stat().st_mtime_ns for path in lab.store.folder.glob("*.json")}
+    run_experiment(hybrid_mixers.EXPERIMENT, lab)
+    assert written == {path: path.stat().st_mtime_ns for path in lab.store.folder.glob("*.json")}

@@ -75,14 +75,14 @@ def shape_named(name: str) -> Shape:
 def _has_config(name: str) -> bool:
     """Whether ``name`` is not a preset but a shipped model, a folder with a configuration, or a hub id."""
     here = Path(name)
-    return name in reference.NAMES or (here / "config.json").exists() or (len(here.parts) == 2 and not here.exists())
+    return name in reference.SHIPPED or (here / "config.json").exists() or (len(here.parts) == 2 and not here.exists())
 
 
 def _config(name: str) -> Any:
     import transformers  # a config.json may leave out what is default
 
     try:
-        return transformers.AutoConfig.from_pretrained(reference.NAMES.get(name, name))
+        return transformers.AutoConfig.from_pretrained(reference.SHIPPED.get(name, name))
     except Exception as problem:  # any file content, and any error of the hub and its transports
         raise GeometryError(
             f"{name}/config.json cannot be read as a configuration: {first_line(problem)}."
