@@ -28,6 +28,7 @@ from lookless.experiments.store import Numbers, Store, fingerprint
 
 TASKS = ("reference:chart", "reference:counting")
 SIZES = Sizes(questions=2, samples=1, seeds=2)
+OF_HYBRIDS = ("hybrid-mixers",)  # tests/test_hybrid_mixers.py has it
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def written(lab):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", experiments())
+@pytest.mark.parametrize("name", [name for name in experiments() if name not in OF_HYBRIDS])
 def test_each_runs_and_a_resumed_run_writes_the_same(name, lab, reference, folder):
     report = run_experiment(chosen(name)[name], lab)
     assert report.tables

@@ -11,12 +11,14 @@ from transformers import AutoModelForImageTextToText
 
 from lookless.reference import MODELS
 from lookless.reference.worlds import Chart, Scene, Sign, Table, sample_chart, sample_scene, sample_sign, sample_table
+from lookless.runtime.mixers import is_delta, mixer_of
 from training.architecture import ARCHITECTURES, WIDTH
 from training.batches import SHARED, UNREAD, talk_batch
 from training.describe import PATCH, sample_world
 from training.graft import given, graft, graft_batch
+from training.hybrid import borrow, fit, mixing_loss
 from training.labels import COLOUR, CONTENT, LABELS, SIDE, VISUAL, dense_labels
-from training.losses import dense_loss, hidden_states, readers, talking_loss, visible, visual_rows
+from training.losses import dense_loss, hidden_states, readers, surroundings, talking_loss, visible, visual_rows
 from training.muon import Muon
 from training.tokens import Words, build_tokenizer
 
@@ -36,7 +38,8 @@ def begun(request):
     words = Words(build_tokenizer(architecture.prompt), architecture.prompt)
     model = architecture.build(words.tokenizer)
     for layer in model.model.language_model.layers:
-        layer.self_attn.o_proj.weight.data.normal_(std=0.05)
+        mixer = mixer_of(layer)
+        (mixer.out_proj if is_delta(layer) else mixer.o_proj).weight.data.normal_(std=0.05)
         layer.mlp.down_proj.weight.data.normal_(std=0.05)
     return architecture, words, model
 
@@ -133,7 +136,7 @@ def test_dense_labels_reach_the_layers_before_their_heads(begun):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
 def test_a_graft_given_what_the_earlier_decoder_was_given_answers_as_it(name):
     """Before a step is made the new layers do nothing: the rest is the earlier decoder without the layers left out."""
     architecture = ARCHITECTURES[name]
@@ -160,6 +163,62 @@ def test_a_graft_given_what_the_earlier_decoder_was_given_answers_as_it(name):
         n = len(rows)
         assert n > VISUAL
         assert torch.allclose(mine[i, :n][:, columns[0]], its[i, :n][:, columns[1]], atol=1e-4)
+
+
+@pytest.fixture
+def hybrid():
+    """Qwen3.5 begun from the shipped Qwen3-VL, before its first step; that; and a batch."""
+    torch.manual_seed(0)
+    architecture = ARCHITECTURES["qwen3_5"]
+    words = Words(build_tokenizer(architecture.prompt), architecture.prompt)
+    model = architecture.build(words.tokenizer)
+    earlier = borrow(model, words.tokenizer, MODELS["qwen3_vl"])
+    return architecture, model, earlier, talk_batch(random.Random("hybrid"), words, worlds(2), room=40, **QUIET)
+
+
+@torch.no_grad()
+def test_a_question_behind_others_mixes_as_if_it_stood_alone(hybrid):
+    """The state branches where questions begin: against the stock model, on the image and one question."""
+    architecture, model, earlier, b = hybrid
+    decoder = model.model.language_model
+    fit(ARCHITECTURES["qwen3_vl"], model, earlier, b)
+    [image] = architecture.visual(model, b.pixels)
+    last = decoder.norm(hidden_states(model, b, [image])[-1])
+    for i, turn in ((0, 1), (1, 1), (1, int(b.segments[1].max()))):
+        mine = (b.segments[i] == SHARED) | (b.segments[i] == turn)
+        embedded = decoder.embed_tokens(b.ids[i][mine][None])
+        embedded[0, b.visual_at : b.visual_at + VISUAL] = image[i]
+        stock = decoder(inputs_embeds=embedded, position_ids=b.positions[:, i : i + 1, mine], use_cache=False)
+        assert torch.allclose(stock.last_hidden_state[0], last[i][mine], atol=1e-4)
+
+
+@torch.no_grad()
+def test_what_a_hybrid_has_in_common_is_borrowed(hybrid):
+    """Its layers with attention do what the earlier model's do: half of what is read passes, twice as large."""
+    _, model, earlier, b = hybrid
+    donor = earlier.model.language_model
+    around = surroundings(donor, b, donor.embed_tokens(b.ids))
+    x = torch.randn(*b.ids.shape, WIDTH)
+    for mine, its in zip(model.model.language_model.layers, donor.layers, strict=True):
+        if not is_delta(mine):
+            assert torch.allclose(mine(x, **around), its(x, **around), atol=1e-4)
+    assert [is_delta(layer) for layer in model.model.language_model.layers] == [True, True, True, False] * 3
+
+
+def test_delta_rules_learn_what_the_attention_in_whose_place_they_stand_adds(hybrid):
+    architecture, model, earlier, b = hybrid
+    donor, heads = ARCHITECTURES["qwen3_vl"], readers(12, WIDTH)
+    with torch.no_grad():
+        _, before = mixing_loss(architecture, donor, model, earlier, heads, b)
+        fit(donor, model, earlier, b)
+    loss, after = mixing_loss(architecture, donor, model, earlier, heads, b)
+    assert (after[:9] > before[:9]).all()
+    assert after[:9].min() > 0.1
+    loss.backward()
+    for layer in model.model.language_model.layers:
+        if is_delta(layer):
+            assert layer.linear_attn.in_proj_qkv.weight.grad is not None
+        assert layer.mlp.down_proj.weight.grad is None
 
 
 @torch.no_grad()

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .batches import SHARED, UNREAD
+
 REACH = 4  # rows that the convolution reads, the own one among them
 
 
@@ -34,16 +36,18 @@ class Branches:
 
 
 def branches(segments: Tensor, seen: Tensor) -> Branches:
-    """Of ``segments`` as in :class:`training.batches.Batch`, in which what all share comes first."""
+    """Of ``segments`` as in :class:`training.batches.Batch`, in which what all share comes first; patches that no
+    question reads stand there, too."""
+    segments = torch.where(segments == UNREAD, SHARED, segments)
     length = segments.shape[1]
     at = torch.arange(length, device=segments.device).expand_as(segments)
     is_new = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0))
     begins = torch.where(is_new, at, 0).cummax(1).values
-    shared = (segments == 0).sum(1, keepdim=True)
+    shared = (segments == SHARED).sum(1, keepdim=True)
     back = torch.arange(REACH, device=segments.device)
     inside = at[..., None] - back
     across = shared[..., None] - (back - (at - begins)[..., None])
-    earlier = torch.where(inside >= begins[..., None], inside, torch.where((segments > 0)[..., None], across, -1))
+    earlier = torch.where(inside >= begins[..., None], inside, torch.where((segments > SHARED)[..., None], across, -1))
     return Branches(seen, earlier.where(earlier >= 0, length), begins, (shared - 1).expand_as(segments))
 
 

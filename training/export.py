@@ -21,6 +21,7 @@ from .tokens import build_tokenizer
 from .train import STAGES
 
 QUESTIONS = 500
+FOLDERS = {**reference.MODELS, "qwen3_5": reference.HYBRID}
 SPLIT = "card"  # images that no choice was made by, as those of "test" were looked at while training
 #: What a stage does, for the card.
 STAGE = {
@@ -28,6 +29,7 @@ STAGE = {
     "focus": "{bridge} and decoder, on the patches at which something is; the tower is frozen from here on",
     "graft": "first four layers of the decoder and {bridge}, to hand on to layers of an earlier model what its deeper "
     "tower gave them; the tower is that tower's beginning, frozen",
+    "mix": "gated delta rules and {bridge}, each on what the Qwen3-VL adds in its place; the rest is that model's",
     "joint": "{bridge} and decoder, on questions about whole images",
 }
 
@@ -66,7 +68,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=QUESTIONS)
     parser.add_argument("--machine", default=platform.processor() or platform.machine(), help="for the card")
     arguments = parser.parse_args()
-    architecture, folder = ARCHITECTURES[arguments.model], reference.MODELS[arguments.model]
+    architecture, folder = ARCHITECTURES[arguments.model], FOLDERS[arguments.model]
     runs = arguments.runs or Path("training/runs") / arguments.model
     write_model(architecture, runs, folder)
     loaded = load(folder)

@@ -147,7 +147,7 @@ STAGES = {
     "see": (stage_see, 2000),
     "focus": (stage_focus, 2000),
     "graft": (stage_graft, 1200),
-    "mix": (stage_mix, 300),
+    "mix": (stage_mix, 150),
     "joint": (stage_joint, 3000),
 }
 FROM_NOTHING = ("see", "focus", "joint")

@@ -77,17 +77,17 @@ def shape_named(name: str) -> Shape:
 def _has_config(name: str) -> bool:
     """Whether ``name`` is not a preset but a shipped model, a folder with a configuration, or a hub id."""
     here = Path(name)
-    return name in reference.NAMES or (here / "config.json").exists() or (len(here.parts) == 2 and not here.exists())
+    return name in reference.SHIPPED or (here / "config.json").exists() or (len(here.parts) == 2 and not here.exists())
 
 
 def _config(name: str) -> Any:
     import transformers  # a config.json may leave out what is default
 
     try:
-        own = Path(reference.NAMES.get(name, name)) / "config.json"
+        own = Path(reference.SHIPPED.get(name, name)) / "config.json"
         if own.exists():
             check_file(own)
-        return transformers.AutoConfig.from_pretrained(reference.NAMES.get(name, name), trust_remote_code=False)
+        return transformers.AutoConfig.from_pretrained(reference.SHIPPED.get(name, name), trust_remote_code=False)
     except Exception as problem:  # any file content, and any error of the hub and its transports
         raise GeometryError(
             f"{name}/config.json cannot be read as a configuration: {first_line(problem)}."

@@ -204,7 +204,7 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu", revision:
     Images need no torchvision. Videos do, and are refused without it.
 
     Args:
-        name: ``reference``, ``reference-qwen3-vl``, a local folder, or a hub id.
+        name: ``reference``, ``reference-qwen3-vl``, ``reference-qwen3-5``, a local folder, or a hub id.
         dtype: ``auto`` (as the checkpoint says; float32 for the shipped models), or one of :data:`DTYPES`.
         device: of torch: ``cpu``, ``cuda``, ``cuda:1``, ...
         revision: branch, tag or commit of a hub model.
@@ -220,11 +220,11 @@ def _load(name: str, dtype: str, device: str, revision: str | None) -> Loaded:
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
     device = own_device(device)
-    where = str(reference.NAMES.get(name, name))
+    where = str(reference.SHIPPED.get(name, name))
     check_folder(where)
     check_device(device)
     # The shipped models are stored in bfloat16 to be small, and run in float32, which every CPU does well.
-    chosen = torch.float32 if name in reference.NAMES and dtype == "auto" else DTYPES[dtype]
+    chosen = torch.float32 if name in reference.SHIPPED and dtype == "auto" else DTYPES[dtype]
     with _no_bars_but_on_a_terminal():
         config, processor, model = _read(name, where, revision, chosen, device)
     locate(model)

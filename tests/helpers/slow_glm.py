@@ -9,12 +9,14 @@ def turns_neighbours(attention):
     return attention.config.model_type in ("glm4v_text", "glm_ocr_text")
 
 
-def turned(x, cos, sin):
-    """``x [n, heads, head_dim]``: numbers 2i and 2i + 1 are turned by one angle, if the embedding is as wide."""
-    out = x.clone()
-    for i in range(0, cos.shape[-1], 2):
-        a, b, c, s = x[..., i], x[..., i + 1], cos[..., i], sin[..., i]
-        out[..., i], out[..., i + 1] = a * c - b * s, b * c + a * s
+def turned(attention, x, cos, sin):
+    """``x [n, heads, head_dim]``: two numbers are turned by one angle, as many as the embedding is wide. They are
+    neighbours in GLM-4V, half the embedding apart in all others."""
+    out, half = x.clone(), cos.shape[-1] // 2
+    for i in range(half):
+        one, other = (2 * i, 2 * i + 1) if turns_neighbours(attention) else (i, half + i)
+        a, b, c, s = x[..., one], x[..., other], cos[..., one], sin[..., one]
+        out[..., one], out[..., other] = a * c - b * s, b * c + a * s
     return out
 
 

@@ -105,12 +105,7 @@ class Conversation:
         x = getattr(attention, f"{name}_norm")(x) if hasattr(attention, f"{name}_norm") else x
         if rotary is None or name == "v":
             return x.transpose(0, 1)
-        cos, sin = (t[:, None] for t in rotary)
-        if glm.turns_neighbours(attention):
-            return glm.turned(x, cos, sin).transpose(0, 1)
-        half, rest = cos.shape[-1] // 2, x[..., cos.shape[-1] :]
-        turned = torch.cat((-x[..., half : 2 * half], x[..., :half]), -1)
-        return torch.cat((x[..., : 2 * half] * cos + turned * sin, rest), -1).transpose(0, 1)
+        return glm.turned(attention, x, *(t[:, None] for t in rotary)).transpose(0, 1)
 
     def keys(self, module, h, rotary, held):
         """Keys and values for each query head, and the cells that say which of them a cache holds."""

@@ -59,7 +59,10 @@ class Pipe(Console):
 out, err = Pipe(), Pipe(stderr=True)
 Command = TypeVar("Command", bound=Callable[..., None])
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="`reference`, `reference-qwen3-vl`, a local folder, or a hub id.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="`reference`, `reference-qwen3-vl`, `reference-qwen3-5`, a local folder, or a hub id."
+    ),
 ]
 Data = Annotated[
     str,

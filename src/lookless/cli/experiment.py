@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="Of an experiment, or `all`; without: list them.")]
 Model = Annotated[
-    str, typer.Argument(metavar="[MODEL]", help="`reference`, `reference-qwen3-vl`, a local folder, or a hub id.")
+    str,
+    typer.Argument(
+        metavar="[MODEL]", help="`reference`, `reference-qwen3-vl`, `reference-qwen3-5`, a local folder, or a hub id."
+    ),
 ]
 Tasks = Annotated[
     list[str] | None,
@@ -80,7 +83,7 @@ def experiment(
         return
     wanted = chosen(name)
     writable(out_dir, folder=True)
-    if not data and model not in reference.NAMES:
+    if not data and model not in reference.SHIPPED:
         raise DataError(f"on what data is {model} to answer? Give --data FILE.jsonl, once for each task.")
     tasks = data or [f"reference:{task}" for task in reference.tasks_of(model)]
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)

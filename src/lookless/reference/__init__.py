@@ -1,4 +1,4 @@
-"""The reference models, a small LLaVA and a small Qwen3-VL, and their tasks on images that this package draws itself.
+"""The reference models, a small LLaVA, Qwen3-VL and Qwen3.5, and their tasks on images that this package draws itself.
 
 Split, task and index determine an image and its question. Splits share no seed, and so no image; training uses
 other seeds.
@@ -18,10 +18,14 @@ from .questions import TASKS, pose
 #: The folders of the shipped models by architecture, loadable by ``AutoModelForImageTextToText.from_pretrained``.
 MODELS = {"llava": Path(__file__).parent / "model", "qwen3_vl": Path(__file__).parent / "qwen3_vl"}
 MODEL = MODELS["llava"]
-#: The names by which ``load_model`` loads the shipped models.
+#: The models that documents compare, by the names that ``load_model`` takes.
 NAMES = {"reference": MODELS["llava"], "reference-qwen3-vl": MODELS["qwen3_vl"]}
+#: A hybrid, trained for a few minutes: for what depends on the kind of a layer's mixer.
+HYBRID = Path(__file__).parent / "qwen3_5"
+#: All that are shipped, by name.
+SHIPPED = {**NAMES, "reference-qwen3-5": HYBRID}
 
-__all__ = ["MODEL", "MODELS", "NAMES", "TASKS", "question", "tasks_of"]
+__all__ = ["HYBRID", "MODEL", "MODELS", "NAMES", "SHIPPED", "TASKS", "question", "tasks_of"]
 
 
 def question(task: str, split: str, index: int) -> tuple[Image.Image, str, str]:
@@ -32,7 +36,7 @@ def question(task: str, split: str, index: int) -> tuple[Image.Image, str, str]:
 
 def tasks_of(model: str) -> tuple[str, ...]:
     """The tasks that a shipped model was trained on, by its card; every task for another model."""
-    if model not in NAMES:
+    if model not in SHIPPED:
         return tuple(TASKS)
-    card = json.loads((NAMES[model] / "scores.json").read_text())
+    card = json.loads((SHIPPED[model] / "scores.json").read_text())
     return tuple(task for task in TASKS if task in card["accuracy"])
