@@ -62,15 +62,26 @@ def served(request: Any, tmp_path_factory: Any) -> Any:
             yield engines, server.address, reference, plan
 
 
-def _content(texts: list[str], images: list[tuple[int, int, int]]) -> list[dict[str, Any]]:
+def _content(texts: list[str], images: list[tuple[int, int, int]], kind: str = "png") -> list[dict[str, Any]]:
     """In the words of the OpenAI API."""
     content: list[dict[str, Any]] = [{"type": "text", "text": texts[0]}]
     for text, image in zip(texts[1:], images, strict=True):
         file = io.BytesIO()
-        noise(*image).save(file, "PNG")
-        address = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+        noise(*image).save(file, kind)
+        address = f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode()
         content += [{"type": "image_url", "image_url": {"url": address}}, {"type": "text", "text": text}]
     return [part for part in content if part.get("text") != ""]
+
+
+def _asked(address: str, body: dict[str, Any], **headers: str) -> tuple[int, str]:
+    """The status of a chat, and what is told."""
+    headers = {"Content-Type": "application/json", **headers}
+    request = urllib.request.Request(f"{address}/v1/chat/completions", json.dumps(body).encode(), headers)
+    try:
+        answer = urllib.request.urlopen(request, timeout=IDLE_S)
+        return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as problem:
+        return problem.code, problem.read().decode()
 
 
 def _chat(address: str, content: list[dict[str, Any]], engine: int) -> dict[str, Any]:
@@ -137,17 +148,26 @@ def test_log_probabilities_of_a_prompt_with_an_image_are_refused(served):
     _, address, *_ = served
 
     def status(content: list[dict[str, Any]]) -> tuple[int, str]:
-        body = {"messages": [{"role": "user", "content": content}], "max_tokens": 1, "prompt_logprobs": 1}
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"{address}/v1/chat/completions", json.dumps(body).encode(), headers)
-        try:
-            answer = urllib.request.urlopen(request, timeout=IDLE_S)
-            return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as problem:
-            return problem.code, problem.read().decode()
+        messages = [{"role": "user", "content": content}]
+        return _asked(address, {"messages": messages, "max_tokens": 1, "prompt_logprobs": 1})
 
     code, text = status(_content(["What is it?", ""], [(56, 56, 5)]))
     assert code == 400, text
     assert "prompt_logprobs of a prompt with an image" in text
     code, text = status(_content(["No image."], []))
     assert code == 200, text
+
+
+def test_what_vlmevalkit_sends(served):
+    """With ``--base-url``: JPEG before text, a key, and as many tokens as ``--max-tokens`` says."""
+    _, address, *_ = served
+    [model] = json.load(urllib.request.urlopen(f"{address}/v1/models", timeout=IDLE_S))["data"]
+    messages = [{"role": "user", "content": _content(["", "What is it?"], [(56, 56, 1)], "jpeg")}]
+    body = {"model": model["id"], "messages": messages, "n": 1, "max_tokens": TOKENS, "temperature": 0.0}
+    code, text = _asked(address, body, Authorization="Bearer sk-admin")
+    assert code == 200, text
+    [choice] = json.loads(text)["choices"]
+    assert isinstance(choice["message"]["content"], str)
+    code, text = _asked(address, body | {"max_tokens": 2**15}, Authorization="Bearer sk-admin")
+    assert code == 400, text  # its default, of a model with a context of 512
+    assert "max_tokens" in text
