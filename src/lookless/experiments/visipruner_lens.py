@@ -130,41 +130,54 @@ def steepest(line: Sequence[float], width: int) -> float:
 
 
 def _findings(lab: Lab, curves: Curves) -> tuple[Finding, ...]:
-    stock, blind, withdrawn = (_mean(curves, name) for name in (STOCK, BLIND, WITHDRAWN))
-    [early], [deep] = lab.scaled(7), lab.scaled(24)
-    width = max(1, round(lab.layers / 8))
-    rise, at = steepest(stock, width), formed(stock)
-    skips = {
-        name: formed(_mean(curves, name)) for name in (V_SKIP, SILENT) if any(name in each for each in curves.values())
+    stock, blind, withdrawn = (_mean(curves, name)[-1] for name in (STOCK, BLIND, WITHDRAWN))
+    [early], [deep], width = lab.scaled(7), lab.scaled(24), max(1, round(lab.layers / 8))
+    rise = fmean(steepest(lines[STOCK], width) for lines in curves.values())
+    there = {task: formed(lines[STOCK]) for task, lines in curves.items()}
+    middle = sum(layer is not None and early <= layer < deep for layer in there.values())
+    moved = {
+        name: max(_moved(lines[STOCK], lines[name]) for lines in curves.values() if name in lines)
+        for name in (V_SKIP, SILENT)
+        if any(name in lines for lines in curves.values())
     }
-    told = ", ".join(f"{name} {'never' if layer is None else f'layer {layer}'}" for name, layer in skips.items())
     return (
         counted(
             "abstract",
             "fusion happens abruptly (here: an eighth of the layers makes half of the answer's probability)",
-            f"{rise:.0%} of it within {width} of {lab.layers} layers.",
+            f"{rise:.0%} of it within {width} of {lab.layers} layers, in the mean of the tasks.",
             rise >= 0.5,
         ),
         counted(
             "abstract",
-            "in the middle layers (here: it is there for good after layer 7 of 32, and before layer 24)",
-            f"half of it is there after layer {at} of {lab.layers}.",
-            None if at is None else early <= at < deep,
+            "in the middle layers (here: half of it is there for good after layer 7 of 32 and before layer 24, on "
+            "every task)",
+            f"on {middle} of {len(there)} tasks: {_layers(lab, there)}, of {lab.layers}.",
+            middle == len(there),
         ),
         counted(
             "stage 3",
             "deep layers need no image any more (here: withdrawn from layer 24 of 32 on, nine tenths of the "
             "probability stay)",
-            f"{withdrawn[-1]:.0%} where the stock model has {stock[-1]:.0%}, and {blind[-1]:.0%} without an image.",
-            withdrawn[-1] >= 0.9 * stock[-1],
+            f"{withdrawn:.0%} where the stock model has {stock:.0%}, and {blind:.0%} without an image.",
+            withdrawn >= 0.9 * stock,
         ),
         counted(
             "a control",
-            "skips leave the answer where it forms (here: within one layer of the stock model's)",
-            f"stock layer {at}, {told}.",
-            None if at is None else all(layer is not None and abs(layer - at) <= 1 for layer in skips.values()),
+            "skips leave the answer where it forms (here: within one layer of the stock model's, on every task)",
+            f"{', '.join(f'{name} {by:g} layers off at most' for name, by in moved.items())}.",
+            all(by <= 1 for by in moved.values()),
         ),
     )
+
+
+def _moved(stock: Sequence[float], line: Sequence[float]) -> float:
+    """By how many layers the answer is there earlier or later; infinite where it never is."""
+    one, other = formed(stock), formed(line)
+    return float("inf") if one is None or other is None else abs(one - other)
+
+
+def _layers(lab: Lab, there: dict[str, int | None]) -> str:
+    return ", ".join(f"{lab.short[task]} {'never' if at is None else f'layer {at}'}" for task, at in there.items())
 
 
 EXPERIMENT = Experiment(run, "2510.17205", "when the answer can be read, and under skips", "abstract; the three stages")
