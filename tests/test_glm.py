@@ -89,7 +89,10 @@ def test_the_price_is_pytorchs_own_count_and_the_lower_bounds(name, plan):
     counted = sum(counts[decoder].values()) - sum(counts.get(f"{decoder}.rotary_emb", {}).values())
     if plan != "full":  # nothing is replaced, and every row scored with all keys
         assert counted == told
-    run = lower_bound_of(located, prompts_of(located, arguments), rows)
+    prompts = prompts_of(located, arguments)
+    if kept:
+        prompts.read_only(kept)
+    run = lower_bound_of(located, prompts, rows)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run()
     assert counter.get_total_flops() == pytest.approx(told, rel=0.01 if plan == "top" else 0)
