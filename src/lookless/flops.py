@@ -92,7 +92,7 @@ def layer(
 def _ffn(g: Geometry, index: int, rows: float, probe: float) -> float:
     """Gate, up and down of ``rows``, gate and up of ``probe`` rows, and what routes them."""
     experts = g.experts_of(index)
-    gates = 0 if experts is None else experts.count + bool(experts.shared)  # a shared network is gated by one number
+    gates = 0 if experts is None else experts.count + bool(experts.shared and not experts.beside)
     return (6 * rows + 4 * probe) * g.hidden * g.ffn_width(index) + 2 * rows * g.hidden * gates
 
 

@@ -16,7 +16,7 @@ from .parts import DeltaNet, Experts, OtherHeads, SharedKeys, Sliding
 #: Decoders whose ``q_proj`` makes a gate beside each query.
 GATED = ("qwen3_5_text", "qwen3_5_moe_text")
 #: Decoders with heads of two shapes, layers that share keys, and embeddings of each layer.
-GEMMA4 = ("gemma4_text",)
+GEMMA4 = ("gemma4_text", "gemma4_unified_text")
 #: Mixtures of experts in which some layers may have a plain feed-forward network.
 MIXED = ("qwen2_moe", "qwen3_moe", "qwen3_vl_moe_text")
 
@@ -211,8 +211,16 @@ class Geometry(BaseModel):
 def _experts(text: Mapping[str, Any], layers: int, number: Callable[[str], int]) -> Experts | None:
     """The mixture of experts of a decoder's configuration; None of a dense one."""
     key = next((k for k in ("num_experts", "num_local_experts") if text.get(k)), None)
-    if key is None:
+    if key is None or text.get("enable_moe_block") is False:
         return None
+    if text.get("model_type") in GEMMA4:
+        return Experts(
+            count=number(key),
+            used=number("top_k_experts"),
+            intermediate=number("moe_intermediate_size"),
+            shared=number("intermediate_size"),
+            beside=True,
+        )
     is_mixed = text.get("model_type") in MIXED
     plain, step = (text.get("mlp_only_layers") or (), text.get("decoder_sparse_step") or 1) if is_mixed else ((), 1)
     return Experts(

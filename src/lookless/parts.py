@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 
 class Experts(BaseModel):
@@ -14,6 +16,7 @@ class Experts(BaseModel):
         intermediate: inner width of one expert.
         shared: inner width of the gated network beside them that every row passes; 0 without one.
         dense: layers with a plain feed-forward network instead.
+        beside: the gated network beside them is the layer's own, and no number gates it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -23,6 +26,12 @@ class Experts(BaseModel):
     intermediate: int = Field(gt=0)
     shared: int = Field(default=0, ge=0)
     dense: tuple[int, ...] = ()
+    beside: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Files and fingerprints of earlier versions stay as they are."""
+        return {name: value for name, value in handler(self).items() if name != "beside" or value}
 
     def read(self, rows: float) -> float:
         """How many experts' weights ``rows`` rows read, if each picks its experts at random."""

@@ -25,14 +25,45 @@ def after_ffn(layer):
     return layer.post_feedforward_layernorm if is_sandwich(layer) else _NOTHING
 
 
+def whole_ffn(layer, x, h):
+    """What the FFN adds to each of ``x [n, hidden]``, which are ``h`` behind its norm."""
+    made = layer.mlp(h[None])[0]  # experts take no two-dimensional rows
+    if getattr(layer, "enable_moe_block", False):
+        routed = torch.stack([_routed(layer, row) for row in x])
+        made = layer.post_feedforward_layernorm_1(made) + layer.post_feedforward_layernorm_2(routed)
+    return after_ffn(layer)(made)
+
+
+def _routed(layer, row):
+    """What the experts beside an FFN make of one row: those that its router likes best, weighed by how much."""
+    router, experts = layer.router, layer.experts
+    seen = row / (row.pow(2).mean() + router.eps).sqrt() * router.scale / len(row) ** 0.5
+    liked = (router.proj.weight @ seen).softmax(0)
+    best = liked.argsort(descending=True)[: router.config.top_k_experts]
+    normed, total = layer.pre_feedforward_layernorm_2(row), 0
+    for expert in best:
+        gate, up = (experts.gate_up_proj[expert] @ normed).chunk(2)
+        inner = torch.nn.functional.gelu(gate, approximate="tanh") * up
+        weight = liked[expert] / liked[best].sum() * router.per_expert_scale[expert]
+        total = total + weight * (experts.down_proj[expert] @ inner)
+    return total
+
+
 def is_gemma4(attention):
     return attention.config.model_type.startswith("gemma4")
 
 
 def is_both_ways(attention):
-    """Whether the tokens of an image see each other both ways: in Gemma 3 always, in Gemma 4 in windows, if at all."""
+    """Whether the tokens of an image see each other both ways, which in Gemma 4, if at all, they do in windows; in
+    Gemma 3 and where Gemma 4 has no tower, everywhere."""
     kind, said = attention.config.model_type, getattr(attention.config, "use_bidirectional_attention", None)
-    return kind.startswith("gemma3") or (is_gemma4(attention) and said == "vision" and attention.is_sliding)
+    is_open = attention.is_sliding or kind == "gemma4_unified_text"
+    return kind.startswith("gemma3") or (is_gemma4(attention) and said == "vision" and is_open)
+
+
+def sees_past_windows(attention):
+    """Whether an image that is open both ways is so to its ends, also where it is longer than the window."""
+    return attention.config.model_type == "gemma4_unified_text"
 
 
 def borrows(attention):

@@ -7,9 +7,6 @@ no row sets, no cache, no liveness, and its own ranks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -117,20 +114,17 @@ class Conversation:
         made = self.lent[getattr(module, "layer_type", None)] = *(x.repeat_interleave(groups, 0) for x in (k, v)), held
         return made
 
-    def before_or_beside(self, module):
-        """``[query, key]``: who comes before whom, or is a neighbour in the same image that both ways are open to."""
+    def reachable(self, module):
+        """``[query, key]``: who comes before whom in its window, or is a neighbour in the same image that is open both
+        ways."""
         at = torch.arange(self.n)
-        before = at[None, :] <= at[:, None]
+        near = at[:, None] - at < (getattr(module, "sliding_window", None) or self.n)
+        before = (at <= at[:, None]) & near
         if not gemma.is_both_ways(module):
             return before
         run = (self.visual & ~F.pad(self.visual, (1, 0))[:-1]).cumsum(0)
         beside = self.visual[:, None] & self.visual & (run[:, None] == run) & (self.call <= self.call[:, None])
-        return before | beside
-
-    def near(self, module):
-        """``[query, key]``: who is in whose sliding window."""
-        at = torch.arange(self.n)
-        return at[:, None] - at < (getattr(module, "sliding_window", None) or self.n)
+        return before | (beside if gemma.sees_past_windows(module) else beside & near)
 
     def attention(self, layer, row, tops, x, rotary):
         if hasattr(layer, "linear_attn"):
@@ -141,7 +135,7 @@ class Conversation:
         h = layer.input_layernorm(x)
         q, (k, v, held) = self.project(module, "q", h, rotary), self.keys(module, h, rotary, (row, tops))
         weights = q @ k.transpose(1, 2) * module.scaling
-        weights = weights.masked_fill(~(self.allowed(module, row, *held) & self.near(module)), -1e30).softmax(-1)
+        weights = weights.masked_fill(~self.allowed(module, row, *held), -1e30).softmax(-1)
         sunk = v.clone()
         if isinstance(row.visible, Sink):
             for c in self.calls:
@@ -178,7 +172,7 @@ class Conversation:
         i, j = torch.arange(self.n)[:, None], torch.arange(self.n)[None, :]
         from_text, to_visual = ~self.visual[:, None], self.visual[None, :]
         same = self.call[:, None] == self.call[None, :]
-        allowed = self.before_or_beside(module) & self.real[None, :] & (~to_visual | self.alive[None, :])
+        allowed = self.reachable(module) & self.real[None, :] & (~to_visual | self.alive[None, :])
         held = torch.ones(self.n, dtype=torch.bool)
         if isinstance(held_row.visible, Skip) or isinstance(held_row.decode, Skip):
             held = ~self.visual
@@ -198,7 +192,7 @@ class Conversation:
             rows = rows | tops[row.ffn]
         elif isinstance(row.ffn, Full):
             rows = rows | self.alive
-        x = x + after(layer.mlp(h[None])[0]) * rows[:, None]  # experts take no two-dimensional rows
+        x = x + gemma.whole_ffn(layer, x, h) * rows[:, None]
         if isinstance(row.ffn, Neurons):
             for c in self.calls:
                 mine = (self.alive & (self.call == c)).nonzero().flatten()
@@ -273,8 +267,7 @@ class Conversation:
         q = self.project(shown["layer"].self_attn, "q", shown["h"], shown["rotary"])[:, query]
         # What a plan left out of the cache is read here all the same: no test ranks where that would show.
         readable = self.real & (self.call <= c) & (~self.visual | shown["alive"])
-        attention = shown["layer"].self_attn
-        allowed = (self.before_or_beside(attention) & self.near(attention))[query] & readable
+        allowed = self.reachable(shown["layer"].self_attn)[query] & readable
         scores = q @ shown["k"].transpose(1, 2) * shown["layer"].self_attn.scaling
         return scores.masked_fill(~allowed, -1e30).softmax(-1)
 
@@ -376,31 +369,3 @@ class Conversation:
                 self.idle[c] += turned >= cell.exit_cosine
                 if self.idle[c] >= cell.patience:
                     self.alive[mine] = False
-
-
-@contextmanager
-def slow(model, plan: Plan) -> Iterator[None]:
-    """``plan`` the slow way: each skipped operator's output is zeroed where the input is an image token."""
-    visual: list[torch.Tensor | None] = [None]
-
-    def see(_, args, kwargs):
-        ids = args[0] if args else kwargs.get("input_ids")
-        visual[0] = None if ids is None else ids == model.config.image_token_id
-
-    def throw_away(_, __, output):
-        update = output[0] if isinstance(output, tuple) else output
-        if visual[0] is not None and visual[0].shape == update.shape[:2]:
-            update = update.masked_fill(visual[0][..., None], 0.0)
-        return (update, *output[1:]) if isinstance(output, tuple) else update
-
-    hooks = [model.model.register_forward_pre_hook(see, with_kwargs=True)]
-    for layer, row in zip(model.model.get_decoder().layers, plan.layers, strict=True):
-        if row.attention == Skip():
-            hooks.append(layer.self_attn.register_forward_hook(throw_away))
-        if row.ffn == Skip():
-            hooks.append(layer.mlp.register_forward_hook(throw_away))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -80,6 +80,8 @@ def _layer(layer: Any, work: LayerWork, prompts: Prompts) -> list[Callable[[], A
         for part in work.attention:
             steps += _attention(mixer, part, prompts, batch, reach)
     steps += _ffn(mlp, batch, ffn)
+    if getattr(layer, "router", None) is not None:  # experts beside the FFN
+        steps += _routed(layer.router, layer.router.proj.weight, layer.experts, batch * ffn)
     steps += [_linear(getattr(layer, name), batch, count(LIVE)) for name in prompts.block.embeds(layer)]
     if work.neurons is not None:
         visual = count(VISUAL)
@@ -105,13 +107,18 @@ def _ffn(mlp: Any, batch: int, rows: int) -> list[Callable[[], Tensor]]:
         return [_linear(linear, batch, rows) for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
     shared = getattr(mlp, "shared_expert", None)
     steps = [] if shared is None else [_linear(mlp.shared_expert_gate, batch, rows), *_ffn(shared, batch, rows)]
-    x = torch.randn(batch * rows, mlp.gate.weight.shape[1], dtype=mlp.gate.weight.dtype, device=mlp.gate.weight.device)
+    return steps + _routed(mlp.gate, mlp.gate.weight, mlp.experts, batch * rows)
+
+
+def _routed(router: Any, weight: Tensor, experts: Any, rows: int) -> list[Callable[[], Tensor]]:
+    """A router, whose projection is ``weight``, and the experts that it picks."""
+    x = torch.randn(rows, weight.shape[1], dtype=weight.dtype, device=weight.device)
     with torch.no_grad():
-        *_, picked = mlp.gate(x)  # [rows, experts of a row]
-    steps.append(_product(mlp.gate.weight, 1, len(x)))
+        *_, picked = router(x)  # [rows, experts of a row]
+    steps = [_product(weight, 1, rows)]
     for expert, mine in enumerate(picked.flatten().bincount().tolist()):
         if mine:
-            weights = (mlp.experts.gate_up_proj[expert], mlp.experts.down_proj[expert])
+            weights = (experts.gate_up_proj[expert], experts.down_proj[expert])
             steps += [_product(weight, 1, mine) for weight in weights]
     return steps
 

@@ -81,6 +81,7 @@ FAMILIES: dict[str, Family] = {
     "deepseek_vl": Family("model", "model.language_model", _IMAGE, None, "model.vision_model"),
     "gemma3": Family("model", "model.language_model", _IMAGE),
     "gemma4": Family("model", "model.language_model", _VIDEO),
+    "gemma4_unified": Family("model", "model.language_model", _VIDEO, None, "model.embed_vision"),
     "video_llama_3": Family("model", "model.language_model", _VIDEO, None, "model.vision_model"),
 }
 
@@ -165,8 +166,6 @@ def family_of(config: Any) -> Family:
         )
     if getattr(text, "use_bidirectional_attention", None) in (True, "all"):
         raise ModelError(f"this {text.model_type} decoder lets text attend to what comes after it: it is no generator.")
-    if getattr(text, "enable_moe_block", False):
-        raise ModelError(f"this {text.model_type} decoder has experts beside its FFN, which the runtime does not know.")
     kinds = getattr(text, "layer_types", None)
     slides = getattr(text, "sliding_window", None) is not None and getattr(text, "use_sliding_window", True)
     if not DECODERS[text.model_type].slides and ("sliding_attention" in kinds if kinds else slides):
