@@ -142,7 +142,7 @@ def _layers(g: Geometry, plan: Plan, visual: float, text: float, before: float |
         if work.neurons is not None and alive:
             ffn += alive * work.neurons.channels(g.ffn_width(index)) / g.ffn_width(index)
             probe = work.neurons.probes(alive)
-        count = _Count(text, visual, alive, before, g.reach_of(index))
+        count = _Count(text, visual, alive, before, g.reach_of(index), index in g.both_ways)
         count_pairs = count.pairs if g.delta_of(index) is None else count.scanned
         pairs = sum(map(count_pairs, work.attention))
         maps = sum(4 * alive * g.hidden * cell.inner for cell in work.affine)
@@ -159,13 +159,15 @@ def _experts(g: Geometry, plan: Plan, visual: float, text: float) -> float:
 @dataclass(frozen=True)
 class _Count:
     """Counts the scores of one prompt: ``text`` tokens, ``before`` of them before the image if that is known, and
-    ``alive`` of ``visual`` tokens. A row reads no more than ``reach`` keys; None for all before it."""
+    ``alive`` of ``visual`` tokens. A row reads no more than ``reach`` keys; None for all before it.
+    Where visual rows see each other ``both_ways``, they are scored with all keys."""
 
     text: float
     visual: float
     alive: float
     before: float | None
     reach: int | None = None
+    both_ways: bool = False
 
     def rows(self, rows: RowSet) -> float:
         return rows.size(text=self.text, visual=self.visual, alive=self.alive)
@@ -177,6 +179,8 @@ class _Count:
     def pairs(self, part: AttentionPart) -> float:
         """(query, key) pairs that are scored in one part of a layer's attention."""
         query, key = self.rows(part.query), self.rows(part.key)
+        if self.both_ways and part.query != TEXT:
+            return query * key
         reach = self.reach if self.reach is not None and self.reach < self.text + self.visual else None
         if self.before is None:
             keys = key if part.window is None else self.text + min(part.window.size, self.alive)

@@ -39,6 +39,7 @@ class Geometry(BaseModel):
         other_heads: of the layers with other heads; None where all are alike.
         shared: of the layers that read keys of earlier ones; None where every layer makes its own.
         embedded: width of an embedding that each layer adds to each row; 0 without one.
+        both_ways: layers in which the visual tokens of an image see each other both ways.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +58,7 @@ class Geometry(BaseModel):
     other_heads: OtherHeads | None = None
     shared: SharedKeys | None = None
     embedded: int = Field(default=0, ge=0)
+    both_ways: tuple[int, ...] = ()
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -104,6 +106,7 @@ class Geometry(BaseModel):
             "sliding": alone(self.sliding if self.reach_of(layer) else None, layers=(0,)),
             "other_heads": alone(self.heads_of(layer), layers=(0,)),
             "shared": alone(self.shared if borrows else None, layers=(0,), lenders=(0,)),
+            "both_ways": (0,) if layer in self.both_ways else (),
         }
         return self.model_copy(update={"layers": 1, **parts})
 
@@ -114,7 +117,8 @@ class Geometry(BaseModel):
 
         def shape(layer: int) -> tuple[bool, ...]:
             parts = (self.experts_of(layer), self.delta_of(layer), self.heads_of(layer))
-            return tuple(part is None for part in (*parts, self.reach_of(layer), self.shares_keys_of(layer)))
+            numbers = (self.reach_of(layer), self.shares_keys_of(layer))
+            return *(part is None for part in (*parts, *numbers)), layer in self.both_ways
 
         return tuple(first.setdefault(shape(layer), layer) for layer in range(self.layers))
 
@@ -188,6 +192,7 @@ class Geometry(BaseModel):
                 delta=_delta(text, number),
                 gated=text.get("model_type") in GATED,
                 sliding=_sliding(text, number),
+                both_ways=_both_ways(text, layers),
                 **_gemma4(text, layers, number),
             )
         except ValidationError as problem:
@@ -250,6 +255,17 @@ def _sliding(text: Mapping[str, Any], number: Callable[[str], int]) -> Sliding |
     """The sliding windows of a decoder's configuration; None of one in which all rows read all keys before them."""
     layers = tuple(i for i, kind in enumerate(text.get("layer_types") or ()) if kind == "sliding_attention")
     return Sliding(size=number("sliding_window"), layers=layers) if layers else None
+
+
+def _both_ways(text: Mapping[str, Any], layers: int) -> tuple[int, ...]:
+    """Layers in which images are read both ways: Gemma 3's, and those of the large Gemma 4."""
+    kind = text.get("model_type")
+    if kind == "gemma3_text":
+        return tuple(range(layers))
+    if kind not in GEMMA4 or text.get("use_bidirectional_attention") != "vision":
+        return ()
+    kinds: list[str] = text["layer_types"]
+    return tuple(i for i in range(layers) if kinds[i] == "sliding_attention" or kind == "gemma4_unified_text")
 
 
 def _gemma4(text: Mapping[str, Any], layers: int, number: Callable[[str], int]) -> dict[str, Any]:
