@@ -20,7 +20,7 @@ from .vision import Report, capture_clip, capture_qwen
 NOT_CAUSAL = "lets image tokens attend to those after them, which the runtime's causal attention would get wrong"
 REFUSED = {
     "paligemma": f"its prefix {NOT_CAUSAL}",
-    "gemma3n": f"it {NOT_CAUSAL}, and its decoder has other operators",
+    "gemma3n": "its layers predict and correct several residual streams, so a row that skips both operators changes",
     "mllama": "its images are read by cross-attention layers and are no tokens of the decoder",
     "idefics2": "its resampler and Mistral decoder would need a row in lookless.runtime.families and a test",
     "glm4v": "its layers norm each branch twice and turn neighbouring numbers of a head",
