@@ -11,7 +11,8 @@ from helpers.compare import needs
 from helpers.families import FAMILIES
 from helpers.loaded import PIXEL, TinyLoaded, samples_of, tiny_loaded
 from helpers.models import BATCHES, IMAGE, LAYERS, tiny_llava
-from helpers.slow_reference import slow, slow_logits
+from helpers.slow_hooks import slow
+from helpers.slow_reference import slow_logits
 from lookless import (
     LayerPlan,
     Plan,

@@ -20,7 +20,7 @@ from helpers.models import (
     tiny_llava_next,
 )
 from helpers.plans import SKIPPED
-from helpers.slow_reference import slow
+from helpers.slow_hooks import slow
 from lookless import apply, trace
 
 

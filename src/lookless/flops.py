@@ -92,7 +92,9 @@ def layer(
 def _ffn(g: Geometry, index: int, rows: float, probe: float) -> float:
     """Gate, up and down of ``rows``, gate and up of ``probe`` rows, and what routes them."""
     experts = g.experts_of(index)
-    gates = 0 if experts is None else experts.count + bool(experts.shared and experts.weighed)
+    gates = 0
+    if experts is not None:
+        gates = experts.count + bool(experts.shared and experts.weighed and not experts.beside)
     return (6 * rows + 4 * probe) * g.hidden * g.ffn_width(index) + 2 * rows * g.hidden * gates
 
 
@@ -155,7 +157,7 @@ def _layers(
         if work.neurons is not None and alive:
             ffn += alive * work.neurons.channels(g.ffn_width(index)) / g.ffn_width(index)
             probe = work.neurons.probes(alive)
-        count = _Count(text, visual, alive, before, kept or 0, g.reach_of(index))
+        count = _Count(text, visual, alive, before, kept or 0, g.reach_of(index), index in g.both_ways)
         count_pairs = count.pairs if g.delta_of(index) is None else count.scanned
         pairs = sum(map(count_pairs, work.attention))
         maps = sum(4 * alive * g.hidden * cell.inner for cell in work.affine)
@@ -173,7 +175,7 @@ def _experts(g: Geometry, plan: Plan, visual: float, text: float, kept: float | 
 class _Count:
     """Counts the scores of one prompt: ``text`` tokens, ``before`` of them before the image if that is known, and
     ``alive`` of ``visual`` tokens; of the text, ``kept`` tokens at the end. A row reads no more than ``reach`` keys;
-    None for all before it."""
+    None for all before it. Where visual rows see each other ``both_ways``, they are scored with all keys."""
 
     text: float
     visual: float
@@ -181,6 +183,7 @@ class _Count:
     before: float | None
     kept: float
     reach: int | None = None
+    both_ways: bool = False
 
     def rows(self, rows: RowSet) -> float:
         return rows.size(text=self.text, visual=self.visual, alive=self.alive, kept=self.kept)
@@ -192,6 +195,8 @@ class _Count:
     def pairs(self, part: AttentionPart) -> float:
         """(query, key) pairs that are scored in one part of a layer's attention."""
         query, key = self.rows(part.query), self.rows(part.key)
+        if self.both_ways and part.query != TEXT:
+            return query * key
         reach = self.reach if self.reach is not None and self.reach < self.text + self.visual else None
         if self.before is None:
             keys = key if part.window is None else self.text + min(part.window.size, self.alive)

@@ -16,7 +16,7 @@ from .parts import DeltaNet, Experts, OtherHeads, SharedKeys, Sliding
 #: Decoders whose ``q_proj`` makes a gate beside each query.
 GATED = ("qwen3_5_text", "qwen3_5_moe_text")
 #: Decoders with heads of two shapes, layers that share keys, and embeddings of each layer.
-GEMMA4 = ("gemma4_text",)
+GEMMA4 = ("gemma4_text", "gemma4_unified_text")
 #: Mixtures of experts in which some layers may have a plain feed-forward network.
 MIXED = ("qwen2_moe", "qwen3_moe", "qwen3_vl_moe_text")
 
@@ -39,6 +39,7 @@ class Geometry(BaseModel):
         other_heads: of the layers with other heads; None where all are alike.
         shared: of the layers that read keys of earlier ones; None where every layer makes its own.
         embedded: width of an embedding that each layer adds to each row; 0 without one.
+        both_ways: layers in which the visual tokens of an image see each other both ways.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +58,7 @@ class Geometry(BaseModel):
     other_heads: OtherHeads | None = None
     shared: SharedKeys | None = None
     embedded: int = Field(default=0, ge=0)
+    both_ways: tuple[int, ...] = ()
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -112,6 +114,7 @@ class Geometry(BaseModel):
             "sliding": alone(self.sliding if self.reach_of(layer) else None, layers=(0,)),
             "other_heads": alone(self.heads_of(layer), layers=(0,)),
             "shared": alone(self.shared if borrows else None, layers=(0,), lenders=(0,)),
+            "both_ways": (0,) if layer in self.both_ways else (),
         }
         return self.model_copy(update={"layers": 1, **parts})
 
@@ -122,7 +125,8 @@ class Geometry(BaseModel):
 
         def shape(layer: int) -> tuple[bool, ...]:
             parts = (self.experts_of(layer), self.delta_of(layer), self.heads_of(layer))
-            return tuple(part is None for part in (*parts, self.reach_of(layer), self.shares_keys_of(layer)))
+            numbers = (self.reach_of(layer), self.shares_keys_of(layer))
+            return *(part is None for part in (*parts, *numbers)), layer in self.both_ways
 
         return tuple(first.setdefault(shape(layer), layer) for layer in range(self.layers))
 
@@ -196,6 +200,7 @@ class Geometry(BaseModel):
                 delta=_delta(text, number),
                 gated=text.get("model_type") in GATED,
                 sliding=_sliding(text, number),
+                both_ways=_both_ways(text, layers),
                 **_gemma4(text, layers, number),
             )
         except ValidationError as problem:
@@ -219,8 +224,16 @@ class Geometry(BaseModel):
 def _experts(text: Mapping[str, Any], layers: int, number: Callable[[str], int]) -> Experts | None:
     """The mixture of experts of a decoder's configuration; None of a dense one."""
     key = next((k for k in ("num_experts", "num_local_experts", "n_routed_experts") if text.get(k)), None)
-    if key is None:
+    if key is None or text.get("enable_moe_block") is False:
         return None
+    if text.get("model_type") in GEMMA4:
+        return Experts(
+            count=number(key),
+            used=number("top_k_experts"),
+            intermediate=number("moe_intermediate_size"),
+            shared=number("intermediate_size"),
+            beside=True,
+        )
     if key == "n_routed_experts":
         return Experts(
             count=number(key),
@@ -259,6 +272,17 @@ def _sliding(text: Mapping[str, Any], number: Callable[[str], int]) -> Sliding |
     """The sliding windows of a decoder's configuration; None of one in which all rows read all keys before them."""
     layers = tuple(i for i, kind in enumerate(text.get("layer_types") or ()) if kind == "sliding_attention")
     return Sliding(size=number("sliding_window"), layers=layers) if layers else None
+
+
+def _both_ways(text: Mapping[str, Any], layers: int) -> tuple[int, ...]:
+    """Layers in which images are read both ways: Gemma 3's, and those of the large Gemma 4."""
+    kind = text.get("model_type")
+    if kind == "gemma3_text":
+        return tuple(range(layers))
+    if kind not in GEMMA4 or text.get("use_bidirectional_attention") != "vision":
+        return ()
+    kinds: list[str] = text["layer_types"]
+    return tuple(i for i in range(layers) if kinds[i] == "sliding_attention" or kind == "gemma4_unified_text")
 
 
 def _gemma4(text: Mapping[str, Any], layers: int, number: Callable[[str], int]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ class Experts(BaseModel):
         shared: inner width of the gated network beside them that every row passes; 0 without one.
         weighed: a number for each row weighs what the shared network adds.
         dense: layers with a plain feed-forward network instead.
+        beside: the gated network beside them is the layer's own, and no number gates it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,12 +28,13 @@ class Experts(BaseModel):
     shared: int = Field(default=0, ge=0)
     weighed: bool = True
     dense: tuple[int, ...] = ()
+    beside: bool = False
 
     @model_serializer(mode="wrap")
     def _as_ever(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """What is said of few decoders is written for them alone, so that fingerprints stay as they are."""
-        written: dict[str, Any] = handler(self)
-        return {name: value for name, value in written.items() if name != "weighed" or not value}
+        rare = {"weighed": True, "beside": False}
+        return {name: value for name, value in handler(self).items() if name not in rare or value != rare[name]}
 
     def read(self, rows: float) -> float:
         """How many experts' weights ``rows`` rows read, if each picks its experts at random."""

@@ -13,6 +13,8 @@ from transformers import (
     Gemma3ForConditionalGeneration,
     Gemma4Config,
     Gemma4ForConditionalGeneration,
+    Gemma4UnifiedConfig,
+    Gemma4UnifiedForConditionalGeneration,
     SiglipVisionConfig,
 )
 
@@ -48,6 +50,8 @@ LARGE = {
     "num_global_key_value_heads": 1,
     "hidden_size_per_layer_input": 0,
 }
+#: as 26B-A4B
+EXPERTS = {**LARGE, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 48}
 _GEMMA4_VISION = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -81,6 +85,27 @@ def _gemma4(**text: Any) -> Callable[..., Any]:
     return build
 
 
+def _unified(attention: str = "sdpa") -> Gemma4UnifiedForConditionalGeneration:
+    """Its images are patches, each a visual token, and no tower sees them."""
+    torch.manual_seed(0)
+    text = {k: v for k, v in {**_GEMMA4_TEXT, **LARGE}.items() if k != "hidden_size_per_layer_input"}
+    config = Gemma4UnifiedConfig(
+        text_config=text,
+        vision_config={
+            "patch_size": 4,
+            "pooling_kernel_size": 1,
+            "mm_embed_dim": 32,
+            "mm_posemb_size": 16,
+            "output_proj_dims": 32,
+        },
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        boi_token_id=START,
+        eoi_token_id=END,
+    )
+    return finished(Gemma4UnifiedForConditionalGeneration(config), attention)
+
+
 def _patches(generator: Generator, frames: int, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixels and places of the patches of images of so many patches, padded."""
     place = torch.cartesian_prod(torch.arange(height), torch.arange(width)).flip(-1)
@@ -109,6 +134,17 @@ def _video(generator: Generator) -> Visual:
 
 
 _VISUALS = {"image": _image(8, 6), "wide": _image(8, 8), "video": _video}
+
+
+def _unified_image(width: int, height: int) -> Callable[[Generator], Visual]:
+    def image(generator: Generator) -> Visual:
+        pixels, places = _patches(generator, 1, width, height)
+        return Visual(torch.full((width * height,), IMAGE), {"pixel_values": pixels, "image_position_ids": places})
+
+    return image
+
+
+_UNIFIED = {"image": _unified_image(4, 3), "wide": _unified_image(4, 4)}
 
 # Gemma 3
 
@@ -151,6 +187,8 @@ GEMMA = {
     for family in (
         Family("gemma4", _gemma4(**SMALL), _VISUALS, (IMAGE, VIDEO)),
         Family("gemma3", _gemma3, _GEMMA3, (IMAGE,), types="token_type_ids"),
+        Family("gemma4-experts", _gemma4(**EXPERTS), _VISUALS, (IMAGE, VIDEO), types=_TYPES),
+        Family("gemma4_unified", _unified, _UNIFIED, (IMAGE, VIDEO), types=_TYPES),
         Family("gemma4-large", _gemma4(**LARGE), _VISUALS, (IMAGE, VIDEO), types=_TYPES),
     )
 }

@@ -4,15 +4,48 @@ from __future__ import annotations
 
 import torch
 
+from helpers.slow_norms import after_ffn
+
+
+def whole_ffn(layer, x, h):
+    """What the FFN adds to each of ``x [n, hidden]``, which are ``h`` behind its norm."""
+    made = layer.mlp(h[None])[0]  # experts take no two-dimensional rows
+    if getattr(layer, "enable_moe_block", False):
+        routed = torch.stack([_routed(layer, row) for row in x])
+        made = layer.post_feedforward_layernorm_1(made) + layer.post_feedforward_layernorm_2(routed)
+    return after_ffn(layer)(made)
+
+
+def _routed(layer, row):
+    """What the experts beside an FFN make of one row: those that its router likes best, weighed by how much."""
+    router, experts = layer.router, layer.experts
+    seen = row / (row.pow(2).mean() + router.eps).sqrt() * router.scale / len(row) ** 0.5
+    liked = (router.proj.weight @ seen).softmax(0)
+    best = liked.argsort(descending=True)[: router.config.top_k_experts]
+    normed, total = layer.pre_feedforward_layernorm_2(row), 0
+    for expert in best:
+        gate, up = (experts.gate_up_proj[expert] @ normed).chunk(2)
+        inner = torch.nn.functional.gelu(gate, approximate="tanh") * up
+        weight = liked[expert] / liked[best].sum() * router.per_expert_scale[expert]
+        total = total + weight * (experts.down_proj[expert] @ inner)
+    return total
+
 
 def is_gemma4(attention):
     return attention.config.model_type.startswith("gemma4")
 
 
 def is_both_ways(attention):
-    """Whether the tokens of an image see each other both ways: in Gemma 3 always, in Gemma 4 in windows, if at all."""
+    """Whether the tokens of an image see each other both ways, which in Gemma 4, if at all, they do in windows; in
+    Gemma 3 and where Gemma 4 has no tower, everywhere."""
     kind, said = attention.config.model_type, getattr(attention.config, "use_bidirectional_attention", None)
-    return kind.startswith("gemma3") or (is_gemma4(attention) and said == "vision" and attention.is_sliding)
+    is_open = attention.is_sliding or kind == "gemma4_unified_text"
+    return kind.startswith("gemma3") or (is_gemma4(attention) and said == "vision" and is_open)
+
+
+def sees_past_windows(attention):
+    """Whether an image that is open both ways is so to its ends, also where it is longer than the window."""
+    return attention.config.model_type == "gemma4_unified_text"
 
 
 def borrows(attention):
@@ -43,19 +76,14 @@ def capped(model, logits):
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def near(attention, n):
-    """Bool ``[query, key]``: who is in whose sliding window, among ``n`` tokens."""
-    i, j = torch.arange(n)[:, None], torch.arange(n)[None, :]
-    return i - j < (getattr(attention, "sliding_window", None) or n)
-
-
-def before_or_beside(attention, prompt):
-    """``[query, key]``: who comes before whom, or is a neighbour in the same image that both ways are open to."""
-    at = torch.arange(prompt.n)
-    before = at[None, :] <= at[:, None]
+def reachable(attention, prompt):
+    """``[query, key]``: who comes before whom in its window, or is a neighbour in the same image that is open both
+    ways."""
+    at, visual = torch.arange(prompt.n), prompt.visual
+    near = at[:, None] - at < (getattr(attention, "sliding_window", None) or prompt.n)
+    before = (at <= at[:, None]) & near
     if not is_both_ways(attention):
         return before
-    visual = prompt.visual
     run = (visual & ~torch.nn.functional.pad(visual, (1, 0))[:-1]).cumsum(0)
     beside = visual[:, None] & visual & (run[:, None] == run) & (prompt.call <= prompt.call[:, None])
-    return before | beside
+    return before | (beside if sees_past_windows(attention) else beside & near)

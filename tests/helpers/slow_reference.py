@@ -7,9 +7,6 @@ no row sets, no cache, no liveness, and its own ranks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -125,8 +122,7 @@ class Conversation:
         h = layer.input_layernorm(x)
         q, (k, v, held) = self.project(module, "q", h, rotary), self.keys(module, h, rotary, (row, tops))
         weights = q @ k.transpose(1, 2) * module.scaling
-        weights = weights.masked_fill(~(self.allowed(module, row, *held) & gemma.near(module, self.n)), -1e30)
-        weights = weights.softmax(-1)
+        weights = weights.masked_fill(~self.allowed(module, row, *held), -1e30).softmax(-1)
         sunk = v.clone()
         if isinstance(row.visible, Sink):
             for c in self.calls:
@@ -163,7 +159,7 @@ class Conversation:
         i, j = torch.arange(self.n)[:, None], torch.arange(self.n)[None, :]
         from_text, to_visual = ~self.visual[:, None], self.visual[None, :]
         same = self.call[:, None] == self.call[None, :]
-        allowed = gemma.before_or_beside(module, self) & self.real[None, :] & (~to_visual | self.alive[None, :])
+        allowed = gemma.reachable(module, self) & self.real[None, :] & (~to_visual | self.alive[None, :])
         held = torch.ones(self.n, dtype=torch.bool)
         if isinstance(held_row.visible, Skip) or isinstance(held_row.decode, Skip):
             held = ~self.visual
@@ -183,7 +179,7 @@ class Conversation:
             rows = rows | tops[row.ffn]
         elif isinstance(row.ffn, Full):
             rows = rows | self.alive
-        x = x + after(layer.mlp(h[None])[0]) * rows[:, None]  # experts take no two-dimensional rows
+        x = x + gemma.whole_ffn(layer, x, h) * rows[:, None]
         if isinstance(row.ffn, Neurons):
             for c in self.calls:
                 mine = (self.alive & (self.call == c)).nonzero().flatten()
@@ -257,8 +253,7 @@ class Conversation:
         q = self.project(shown["layer"].self_attn, "q", shown["h"], shown["rotary"])[:, query]
         # What a plan left out of the cache is read here all the same: no test ranks where that would show.
         readable = self.real & (self.call <= c) & (~self.visual | shown["alive"])
-        attention = shown["layer"].self_attn
-        allowed = (gemma.before_or_beside(attention, self) & gemma.near(attention, self.n))[query] & readable
+        allowed = gemma.reachable(shown["layer"].self_attn, self)[query] & readable
         scores = q @ shown["k"].transpose(1, 2) * shown["layer"].self_attn.scaling
         return scores.masked_fill(~allowed, -1e30).softmax(-1)
 
@@ -360,31 +355,3 @@ class Conversation:
                 self.idle[c] += turned >= cell.exit_cosine
                 if self.idle[c] >= cell.patience:
                     self.alive[mine] = False
-
-
-@contextmanager
-def slow(model, plan: Plan) -> Iterator[None]:
-    """``plan`` the slow way: each skipped operator's output is zeroed where the input is an image token."""
-    visual: list[torch.Tensor | None] = [None]
-
-    def see(_, args, kwargs):
-        ids = args[0] if args else kwargs.get("input_ids")
-        visual[0] = None if ids is None else ids == model.config.image_token_id
-
-    def throw_away(_, __, output):
-        update = output[0] if isinstance(output, tuple) else output
-        if visual[0] is not None and visual[0].shape == update.shape[:2]:
-            update = update.masked_fill(visual[0][..., None], 0.0)
-        return (update, *output[1:]) if isinstance(output, tuple) else update
-
-    hooks = [model.model.register_forward_pre_hook(see, with_kwargs=True)]
-    for layer, row in zip(model.model.get_decoder().layers, plan.layers, strict=True):
-        if row.attention == Skip():
-            hooks.append(layer.self_attn.register_forward_hook(throw_away))
-        if row.ffn == Skip():
-            hooks.append(layer.mlp.register_forward_hook(throw_away))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,9 +78,13 @@ def _layer(layer: Any, work: LayerWork, prompts: Prompts) -> list[Callable[[], A
     steps += [_linear(linear, batch, key) for linear in made if linear is not None]
     if not is_delta(layer):  # the scan of a state is no matrix product of its own
         reach = prompts.block.reach(mixer, prompts.length)
+        both_ways = prompts.both_ways and prompts.block.is_both_ways(mixer)
         for part in work.attention:
-            steps += _attention(mixer, part, prompts, batch, reach)
+            is_masked = both_ways and part.query != TEXT
+            steps += (_masked if is_masked else partial(_attention, reach=reach))(mixer, part, prompts, batch)
     steps += _ffn(mlp, batch, ffn)
+    if getattr(layer, "router", None) is not None:  # experts beside the FFN
+        steps += _routed(layer.router, layer.router.proj.weight, layer.experts, batch * ffn)
     steps += [_linear(getattr(layer, name), batch, count(LIVE)) for name in prompts.block.embeds(layer)]
     if work.neurons is not None:
         visual = count(VISUAL)
@@ -102,13 +107,18 @@ def _ffn(mlp: Any, batch: int, rows: int) -> list[Callable[[], Tensor]]:
     shared = getattr(mlp, "shared_expert", None) or getattr(mlp, "shared_experts", None)
     steps = [] if shared is None else _ffn(shared, batch, rows)
     steps += [_linear(mlp.shared_expert_gate, batch, rows)] if hasattr(mlp, "shared_expert_gate") else []
-    x = torch.randn(batch * rows, mlp.gate.weight.shape[1], dtype=mlp.gate.weight.dtype, device=mlp.gate.weight.device)
+    return steps + _routed(mlp.gate, mlp.gate.weight, mlp.experts, batch * rows)
+
+
+def _routed(router: Any, weight: Tensor, experts: Any, rows: int) -> list[Callable[[], Tensor]]:
+    """A router, whose projection is ``weight``, and the experts that it picks."""
+    x = torch.randn(rows, weight.shape[1], dtype=weight.dtype, device=weight.device)
     with torch.no_grad():
-        *_, picked = mlp.gate(x)  # [rows, experts of a row]
-    steps.append(_product(mlp.gate.weight, 1, len(x)))
+        *_, picked = router(x)  # [rows, experts of a row]
+    steps = [_product(weight, 1, rows)]
     for expert, mine in enumerate(picked.flatten().bincount().tolist()):
         if mine:
-            weights = (mlp.experts.gate_up_proj[expert], mlp.experts.down_proj[expert])
+            weights = (experts.gate_up_proj[expert], experts.down_proj[expert])
             steps += [_product(weight, 1, mine) for weight in weights]
     return steps
 
@@ -120,6 +130,14 @@ def _linear(linear: Any, batch: int, rows: int) -> Callable[[], Tensor]:
 def _product(weight: Tensor, batch: int, rows: int) -> Callable[[], Tensor]:
     x = torch.randn(batch, rows, weight.shape[1], dtype=weight.dtype, device=weight.device)
     return lambda: F.linear(x, weight)
+
+
+def _masked(module: Any, part: AttentionPart, prompts: Prompts, batch: int) -> list[Callable[[], Any]]:
+    """The one call of rows that see each other both ways, over all keys."""
+    query, key = prompts.rows(part.query), prompts.rows(part.key)
+    q, k = len(query.prompts[0]), len(key.prompts[0])
+    calls = [Call(slice(0, q), (slice(0, k),), torch.ones(q, k, dtype=torch.bool, device=query.device))]
+    return [_call(module, batch, query, key, calls)] if q else []
 
 
 def _attention(

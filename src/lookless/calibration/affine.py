@@ -31,6 +31,7 @@ from ..loading import Loaded
 from ..plan import Plan, Provenance
 from ..progress import track
 from ..runtime.families import Located, locate
+from ..runtime.ffn import whole_ffn
 from ..runtime.forward import ForwardPass, Step, steps_of
 from ..runtime.inplace import rms_norm
 from ..runtime.layer import run_layer
@@ -272,16 +273,14 @@ class _Walk:
             assert record.after_attention is not None
             return visual.gather(record.after_attention)
 
-        block = prompts.block
         if operator == "attention":
             before = visual.gather(self.x)
             normed = rms_norm(layer.input_layernorm, before)
             added = after(attention=Full(), ffn=Skip()) - before
         else:
-            block = prompts.block
-            normed = rms_norm(getattr(layer, block.before_ffn), after(ffn=Skip()))
-            made, norm = layer.mlp(normed), block.of_ffn(layer)
-            added = made if norm is None else norm(made)
+            attended = after(ffn=Skip())
+            normed = rms_norm(getattr(layer, prompts.block.before_ffn), attended)
+            added = whole_ffn(layer, prompts, attended)
         return normed[0], added[0], visual.gather(self.start.reads[operator][index][None])[0]
 
     def leave(self, layer: nn.Module, index: int, steps: Sequence[Step]) -> None:

@@ -25,6 +25,7 @@ class Block:
     Attributes:
         before_ffn: the norm before the FFN, by name.
         after_attention, after_ffn: the norms of what the operators add; None without.
+        beside_ffn: adds to what the FFN makes of rows, from the rows before its norm; None without.
         pass_by: see :data:`PassBy`; None where a row that runs no operator leaves as it came.
         slides: in some layers each row reads only keys at most ``self_attn.sliding_window - 1`` positions before it.
         shares_keys: some layers read keys and values that an earlier one made.
@@ -38,6 +39,7 @@ class Block:
     before_ffn: str = "post_attention_layernorm"
     after_attention: str | None = None
     after_ffn: str | None = None
+    beside_ffn: Callable[[Any, Tensor, Tensor], Tensor] | None = None
     pass_by: PassBy | None = None
     slides: bool = False
     shares_keys: bool = False
@@ -67,7 +69,7 @@ class Block:
 
     def embeds(self, layer: Any) -> tuple[str, ...]:
         """The projections of an embedding that ``layer`` adds to every row, by name; none without."""
-        has = self.pass_by is not None and layer.hidden_size_per_layer_input
+        has = self.pass_by is not None and _embeds(layer)
         return ("per_layer_input_gate", "per_layer_projection") if has else ()
 
     def is_both_ways(self, module: Any) -> bool:
@@ -83,9 +85,25 @@ class Block:
         return self.shares_keys and bool(layer.self_attn.store_full_length_kv)
 
 
+def _embeds(layer: Any) -> bool:
+    return bool(getattr(layer, "hidden_size_per_layer_input", 0))
+
+
+def add_experts(layer: Any, made: Tensor, x: Tensor) -> Tensor:
+    """Where ``layer`` has a mixture of experts beside its FFN, both together: ``made`` by the FFN, and of the rows
+    ``x`` before any norm, which a router reads."""
+    if not layer.enable_moe_block:
+        return made
+    rows = x.flatten(0, -2)
+    _, weights, chosen = layer.router(rows)
+    routed = layer.experts(layer.pre_feedforward_layernorm_2(rows), chosen, weights).view_as(x)
+    both: Tensor = layer.post_feedforward_layernorm_1(made) + layer.post_feedforward_layernorm_2(routed)
+    return both
+
+
 def pass_gemma4(layer: Any, x: Tensor, rows: Rows, arguments: Mapping[str, Any]) -> Tensor:
     """The embedding of its own that each layer adds, gated by the row, and the number that scales every row."""
-    if layer.hidden_size_per_layer_input:
+    if _embeds(layer):
         gate = layer.act_fn(layer.per_layer_input_gate(x)) * rows.gather(arguments["per_layer_input"])
         x = x + layer.post_per_layer_input_norm(layer.per_layer_projection(gate))
     return x * layer.layer_scalar
@@ -104,6 +122,7 @@ GEMMA4 = Block(
     GEMMA3.before_ffn,
     GEMMA3.after_attention,
     GEMMA3.after_ffn,
+    beside_ffn=add_experts,
     pass_by=pass_gemma4,
     slides=True,
     shares_keys=True,
@@ -126,11 +145,13 @@ DECODERS: dict[str, Block] = {
     **dict.fromkeys(("glm4v_text", "glm_ocr_text"), GLM),
     "gemma3_text": GEMMA3,
     "gemma4_text": GEMMA4,
+    # Its masks are both ways in all layers, or under a static cache in windows alone: each layer's own is read.
+    "gemma4_unified_text": replace(GEMMA4, beside_ffn=None, types_in_windows=False),
 }
 
 
 def block_of(config: Any) -> Block:
     """What the layers of a decoder with this configuration are."""
     block = DECODERS[config.model_type]
-    is_causal = block.types_in_windows and config.use_bidirectional_attention != "vision"  # the small ones of Gemma 4
+    is_causal = block.types == GEMMA4.types and config.use_bidirectional_attention != "vision"  # the small Gemma 4
     return replace(block, types=None) if is_causal else block

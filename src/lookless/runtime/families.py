@@ -21,7 +21,7 @@ from .vision import Report, capture_clip, capture_qwen
 NOT_CAUSAL = "lets image tokens attend to those after them, which the runtime's causal attention would get wrong"
 REFUSED = {
     "paligemma": f"its prefix {NOT_CAUSAL}",
-    "gemma3n": f"it {NOT_CAUSAL}, and its decoder has other operators",
+    "gemma3n": "its layers predict and correct several residual streams, so a row that skips both operators changes",
     "mllama": "its images are read by cross-attention layers and are no tokens of the decoder",
     "idefics2": "its resampler and Mistral decoder would need a row in lookless.runtime.families and a test",
     "lfm2_vl": "its short convolutions keep states that the runtime does not know",
@@ -84,6 +84,7 @@ FAMILIES: dict[str, Family] = {
     "glm4v_moe": Family("model", "model.language_model", _IMAGE, None, "model.visual"),
     "gemma3": Family("model", "model.language_model", _IMAGE),
     "gemma4": Family("model", "model.language_model", _VIDEO),
+    "gemma4_unified": Family("model", "model.language_model", _VIDEO, None, "model.embed_vision"),
     "video_llama_3": Family("model", "model.language_model", _VIDEO, None, "model.vision_model"),
 }
 
@@ -175,8 +176,6 @@ def family_of(config: Any) -> Family:
         )
     if getattr(text, "use_bidirectional_attention", None) in (True, "all"):
         raise ModelError(f"this {text.model_type} decoder lets text attend to what comes after it: it is no generator.")
-    if getattr(text, "enable_moe_block", False):
-        raise ModelError(f"this {text.model_type} decoder has experts beside its FFN, which the runtime does not know.")
     kinds = getattr(text, "layer_types", None)
     slides = getattr(text, "sliding_window", None) is not None and getattr(text, "use_sliding_window", True)
     if not DECODERS[text.model_type].slides and ("sliding_attention" in kinds if kinds else slides):

@@ -24,9 +24,7 @@ def run_ffn(layer: Any, work: LayerWork, prompts: Prompts, x: Tensor, *, owns_x:
     outputs: list[tuple[Rows, Tensor]] = []
     if rows.count:
         inner = prompts.within(rows, live)
-        normed = norm_into(norm, inner.gather(x), prompts.buffers)
-        made = _whole(layer.mlp, normed, prompts)
-        outputs.append((inner, made if after is None else after(made)))
+        outputs.append((inner, whole_ffn(layer, prompts, inner.gather(x))))
     if work.neurons is not None and prompts.rows(VISUAL).count:
         inner = prompts.within(prompts.rows(VISUAL), live)
         made = _neurons(layer.mlp, rms_norm(norm, inner.gather(x)), work.neurons, prompts)
@@ -38,13 +36,15 @@ def run_ffn(layer: Any, work: LayerWork, prompts: Prompts, x: Tensor, *, owns_x:
     return x
 
 
-def _whole(mlp: Any, normed: Tensor, prompts: Prompts) -> Tensor:
-    """The FFN of the compact rows ``normed [groups, rows, hidden]``. A mixture of experts routes each row by itself, so
-    a part of the rows is to it like a shorter prompt."""
-    if is_mixture(mlp):
-        routed: Tensor = mlp(normed.contiguous())
-        return routed
-    return gated_ffn(mlp, normed, prompts.buffers)
+def whole_ffn(layer: Any, prompts: Prompts, x: Tensor) -> Tensor:
+    """What the FFN of ``layer`` adds to the compact rows ``x [groups, rows, hidden]``. A mixture of experts routes each
+    row by itself, so a part of the rows is to it like a shorter prompt."""
+    block, mlp = prompts.block, layer.mlp
+    normed = norm_into(getattr(layer, block.before_ffn), x, prompts.buffers)
+    made: Tensor = mlp(normed.contiguous()) if is_mixture(mlp) else gated_ffn(mlp, normed, prompts.buffers)
+    made = made if block.beside_ffn is None else block.beside_ffn(layer, made, x)
+    after = block.of_ffn(layer)
+    return made if after is None else after(made)
 
 
 def _neurons(mlp: Any, h: Tensor, cell: Neurons, prompts: Prompts) -> Tensor:
