@@ -90,7 +90,7 @@ def test_a_reading_as_a_user_types_it(odd):
     words = shlex.split(str(READING))
     assert words == [
         "--columns",
-        "image=img,question=q,answer=a",
+        "answer=a,image=img,question=q",
         "--prompt-suffix",
         " In a word.",
         "--metric",

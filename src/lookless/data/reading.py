@@ -48,8 +48,8 @@ class Reading(BaseModel):
         )
 
     def __str__(self) -> str:
-        columns = None if self.columns is None else ",".join(f"{key}={name}" for key, name in self.columns.items())
-        given = {"--columns": columns, "--prompt-suffix": self.prompt_suffix, "--metric": self.metric}
+        pairs = [f"{key}={name}" for key, name in sorted((self.columns or {}).items())]
+        given = {"--columns": ",".join(pairs) or None, "--prompt-suffix": self.prompt_suffix, "--metric": self.metric}
         words = [word for option, value in given.items() if value is not None for word in (option, value)]
         return shlex.join([*words, "--skip-bad"] if self.skip_bad else words)
 
