@@ -104,7 +104,7 @@ def test_generate_says_the_same(name):
 @pytest.mark.skipif(not MASKS, reason="these forms of logits_to_keep are of later releases")
 @torch.no_grad()
 def test_rows_of_each_prompt():
-    """As numbers and as a mask; rows that one prompt keeps are computed in all, so that prompts alike stay one batch."""
+    """As numbers and as a mask; rows that one prompt keeps are computed in all, so prompts alike stay one batch."""
     family, model = FAMILIES["llava"], model_of("llava")
     arguments = family.batch("batch alike")
     length = arguments["input_ids"].shape[1]

@@ -1,4 +1,4 @@
-"""What anyone reads of a layer, against all that can be reached row by row; random plans, and layers that share keys."""
+"""What anyone reads of a layer, against what is reached row by row; random plans, and layers that share keys."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ Node = tuple[str, int, int]  # what, of which layer, of which row
 
 
 class Reading:
-    """A prompt whose rows are ``visual`` or not, under a plan's ``rows``; keys of layer l are those of ``owners[l]``."""
+    """A prompt whose rows are ``visual`` or not, under a plan's ``rows``; layer l reads keys of layer ``owners[l]``."""
 
     def __init__(self, rows: Sequence[LayerPlan], visual: Sequence[bool], owners: Sequence[int]) -> None:
         self.rows, self.visual, self.owners = rows, visual, owners
@@ -44,7 +44,9 @@ class Reading:
             yield from (("key", layer, r) for r in self._present(layer) if not self.visual[r] or self._caches(row))
 
     def _caches(self, row: LayerPlan) -> bool:
-        return row.visible != Skip() and row.decode != Skip() and not (isinstance(row.decode, Top) and row.decode.is_none)
+        return (
+            row.visible != Skip() and row.decode != Skip() and not (isinstance(row.decode, Top) and row.decode.is_none)
+        )
 
     def _reads(self, what: str, layer: int, r: int) -> Iterator[Node]:
         """What the node is computed from."""
@@ -56,7 +58,9 @@ class Reading:
                 yield from (("ffn", layer, r),) if self._takes_part(self.rows[layer].ffn, r) else ()
         elif what == "query":
             yield from self._before(layer, [r])
-            yield from (("key", self.owners[layer], s) for s in self._present(layer) if s <= r and self._sees(layer, r, s))
+            yield from (
+                ("key", self.owners[layer], s) for s in self._present(layer) if s <= r and self._sees(layer, r, s)
+            )
             yield from self._asks(self.rows[layer].attention, layer, r)
         elif what == "ffn":
             yield from self._asks(self.rows[layer].ffn, layer, r)
