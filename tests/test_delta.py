@@ -18,6 +18,7 @@ from lookless import Filter, Geometry, Keep, Plan, Sink, Skip, Top, Window, appl
 from lookless.bench.lower_bound import lower_bound_of
 from lookless.errors import ModelError, PlanMismatchError
 from lookless.flops import layer, prefill
+from lookless.runtime import delta
 from lookless.runtime.families import geometry_of, locate
 from lookless.runtime.prompts import prompts_of
 from lookless.search import Menu
@@ -104,6 +105,31 @@ def test_a_cache_without_place_for_a_state_is_refused():
         model(**FAMILIES[NAME].batch("one image"), past_key_values=DynamicCache())
 
 
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe"])
+@torch.no_grad()
+def test_queries_are_made_of_rows_that_read_and_of_three_before_them(name, monkeypatch):
+    """In prompts of different length, one of which begins with fewer words than the convolution has rows."""
+    family, model, made = FAMILIES[name], model_of(name), []
+    arguments, stock = family.arguments((5, "image", 9), (2, "wide", 4)), delta._mixed
+    text, real = text_of(family, arguments), arguments["attention_mask"].bool()
+    wanted = text.clone()
+    for ahead in (1, 2, 3):
+        wanted[:, :-ahead] |= text[:, ahead:]
+
+    def watched(module, normed, asked):
+        mixed = stock(module, normed, asked)
+        made.append(int((mixed[..., : module.key_dim] != 0).any(-1).sum()))
+        return mixed
+
+    monkeypatch.setattr(delta, "_mixed", watched)
+    with apply(model, SKIP):
+        whole = model(**arguments).logits
+        model(**arguments, logits_to_keep=1)
+    assert made[:3] == [int((wanted & real).sum())] * 3
+    assert made[-1] == 4 * len(real), "of the last layer one row reads"
+    assert far(whole[text], slow_logits(model, SKIP, arguments, family.visual_ids)[text]) < TOLERANCE
+
+
 # prices
 
 
@@ -152,7 +178,8 @@ def test_a_layer_by_hand():
     state, wide = 32 * 128 * 128, 4096 * (2 * 2048 + 4096 + 64)
     full = 2000 * wide + 4 * 1000 * 4096 * 4096 + 6000 * state + 6 * 1000 * 4096 * 12288
     assert layer(geometry, 0, query=1000, key=1000, ffn=1000) == full
-    assert full - layer(geometry, 0, query=100, key=1000, ffn=1000) == 4 * 900 * 4096 * 4096
+    spared = 4 * 900 * 4096 * 4096 + 2 * 897 * 4096 * 2048  # the convolution needs queries of three more
+    assert full - layer(geometry, 0, query=100, key=1000, ffn=1000) == spared
     gated = layer(geometry, 3, query=1000, key=1000, ffn=0)
     assert gated == 6 * 1000 * 4096 * 4096 + 4 * 1000 * 4096 * 1024 + 4 * 1000 * 1000 * 4096
     assert geometry.like[:5] == (0, 0, 0, 3, 0)

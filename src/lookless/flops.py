@@ -12,10 +12,11 @@ dq more. In a layer with a sliding window a query reads no more keys than that; 
 makes none; an embedding of width e that each layer adds costs each living row 4 d e. A gated delta rule with h states
 of a x b, whose rows write w columns (query, key, value, decay, rate), costs
 
-    2 k d w  +  4 q d h b  +  6 k h a b  +  6 f d m
+    2 k d w  -  2 (k - q - 3) d c  +  4 q d h b  +  6 k h a b  +  6 f d m
 
 for what rows write, gate and output projection of those that read, and decayed read, write and read of the states
-(kernels that scan by chunks do more of this, and faster). With q = k = f = n
+(kernels that scan by chunks do more of this, and faster); rows that do not read have no query, of c columns, but for
+three before those that do, which a convolution of four rows takes it to. With q = k = f = n
 and dq = dk = d this is 8nd^2 + 4n^2d + 6ndm, the dense layer of ShortV (arXiv 2504.00502, Sec. 4.1, there
 2(t+v)(4h+3m)h + 4(t+v)^2 h); with q = t it is V-Skip's (arXiv 2606.08511, Table 2), with q = f = t ShortV's.
 A map of rank r in place of an operator costs 4 d r for each living visual row.
@@ -30,6 +31,8 @@ from .errors import PlanError
 from .geometry import Geometry
 from .layer_plan import TEXT, VISUAL, AttentionPart, RowSet
 from .plan import Plan
+
+CONVOLVED = 3  #: rows before each that the convolution of a gated delta rule reads, in all models there are
 
 
 @dataclass(frozen=True)
@@ -69,18 +72,21 @@ def layer(
     pairs: float | None = None,
     probe: float = 0,
     live: float | None = None,
+    asked: float | None = None,
 ) -> float:
     """FLOPs of layer ``index`` with ``query`` query rows, ``key`` key rows and ``ffn`` FFN rows.
 
     ``pairs`` is how many (query, key) pairs are scored, by default each query row with each key row; of a gated delta
-    rule how many rows are scanned, by default the key rows. ``ffn`` counts a
-    row that uses a part of the neurons as that part. ``probe`` rows pass the first two of the FFN's three matrices.
-    ``live`` rows, by default the key rows, undergo what no cell spares.
+    rule how many rows are scanned, by default the key rows; ``asked`` is how many of these make queries, by default
+    those that query and three more. ``ffn`` counts a row that uses a part of the neurons as that part. ``probe`` rows
+    pass the first two of the FFN's three matrices. ``live`` rows, by default the key rows, undergo what no cell spares.
     """
     g, delta = geometry, geometry.delta_of(index)
     if delta is not None:
         scanned = key if pairs is None else pairs
-        written, read = 2 * key * g.hidden * delta.written_width, 4 * query * g.hidden * delta.read_width
+        asked = min(key, query + CONVOLVED) if asked is None else asked
+        written = 2 * g.hidden * (key * (delta.written_width - delta.key_width) + asked * delta.key_width)
+        read = 4 * query * g.hidden * delta.read_width
         return written + read + 6 * scanned * delta.state + _ffn(g, index, ffn, probe)
     pairs = query * min(key, g.reach_of(index) or key) if pairs is None else pairs
     wide, made = g.query_width(index), (1 + g.has_values(index)) * g.key_width(index)
@@ -162,7 +168,9 @@ def _layers(
         pairs = sum(map(count_pairs, work.attention))
         maps = sum(4 * alive * g.hidden * cell.inner for cell in work.affine)
         rows = {"query": rows["query"], "key": rows["key"], "ffn": ffn, "live": text + alive}
-        yield layer(g, index, **rows, pairs=pairs, probe=probe) + maps
+        # Rows that a rank scatters have their queries' neighbours anywhere: all are made.
+        asked = rows["key"] if any(part.query.choice for part in work.attention) else None
+        yield layer(g, index, **rows, pairs=pairs, probe=probe, asked=asked) + maps
 
 
 def _experts(g: Geometry, plan: Plan, visual: float, text: float, kept: float | None) -> float:

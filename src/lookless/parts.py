@@ -62,7 +62,12 @@ class DeltaNet(BaseModel):
     @property
     def written_width(self) -> int:
         """Columns that a row writes: query, key and value (which one matrix makes), decay and rate."""
-        return 2 * self.key_heads * self.key_dim + self.read_width + 2 * self.value_heads
+        return 2 * self.key_width + self.read_width + 2 * self.value_heads
+
+    @property
+    def key_width(self) -> int:
+        """Columns of the queries that a row writes, and of its keys."""
+        return self.key_heads * self.key_dim
 
     @property
     def read_width(self) -> int:

@@ -16,15 +16,17 @@ from ..layer_plan import LIVE, TEXT, VISUAL, AttentionPart, LayerWork, RowSet
 from ..plan import Plan
 from ..runtime.affine import on
 from ..runtime.calls import Call, attend, causal_calls, scaled_dot_product, sliding_calls, window_calls
+from ..runtime.delta import asked_rows
 from ..runtime.families import Located
 from ..runtime.inplace import is_mixture, matrices, projections
 from ..runtime.mixers import is_delta, mixer_of
 from ..runtime.prompts import Prompts
 from ..runtime.rows import Rows
 
-#: Projections of rows that read and of rows that write, and the one of what was read.
+#: Projections of rows that read and of rows that write, and the one of what was read. A gated delta rule has one more,
+#: of which rows that do not read make a part.
 ATTENTION = (("q_proj",), ("k_proj", "v_proj"), "o_proj")
-DELTA = (("in_proj_z",), ("in_proj_qkv", "in_proj_a", "in_proj_b"), "out_proj")
+DELTA = (("in_proj_z",), ("in_proj_a", "in_proj_b"), "out_proj")
 
 
 def lower_bound_of(located: Located, prompts: Prompts, plan: Plan | None) -> Callable[[], None]:
@@ -76,7 +78,11 @@ def _layer(layer: Any, work: LayerWork, prompts: Prompts) -> list[Callable[[], A
     steps = [_linear(getattr(mixer, name), batch, query) for name in (*reads, last)]
     made = (getattr(mixer, name, None) for name in writes)  # some layers make no keys, or no values
     steps += [_linear(linear, batch, key) for linear in made if linear is not None]
-    if not is_delta(layer):  # the scan of a state is no matrix product of its own
+    if is_delta(layer):  # the scan of a state is no matrix product of its own
+        asked = len(asked_rows(work, prompts, mixer.conv_kernel_size).prompts[0])
+        weight, width = mixer.in_proj_qkv.weight, mixer.key_dim
+        steps += [_product(weight[:width], batch, asked), _product(weight[width:], batch, key)]
+    else:
         reach = prompts.block.reach(mixer, prompts.length)
         both_ways = prompts.both_ways and prompts.block.is_both_ways(mixer)
         for part in work.attention:

@@ -7,8 +7,9 @@ learning rate (arXiv 2412.06464)::
     out   = out_proj(norm(query(t) @ state) * silu(z(t)))
 
 Key rows are those that write, query rows those that read. A row that does not read has no ``z``, norm and output
-projection. Rows that write nothing that is read leave the sequence: neither the state nor the convolution knows them.
-So text that may not see an image mixes as if the image were not there, in a scan of its own.
+projection, and no query either, unless the convolution brings it to one that reads, of this call or the next. Rows that
+write nothing that is read leave the sequence: neither the state nor the convolution knows them. So text that may not
+see an image mixes as if the image were not there, in a scan of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 from ..errors import ModelError
 from ..layer_plan import LayerWork
 from .cache import layer_of
-from .inplace import heads
+from .inplace import heads, is_own
 from .internals import KERNELS
 from .prompts import Prompts
 from .record import LayerRecord
@@ -66,7 +67,8 @@ def run_delta(
     module, live = record.module, prompts.live
     _check_here(module)
     before, kept = _before(module, cache), prompts.rows(work.cached)
-    written, after = _written(module, record.normed), None
+    asked = asked_rows(work, prompts, module.conv_kernel_size)
+    written, after = _written(module, record.normed, prompts.within(asked, record.rows)), None
     may_add = owns_x and not torch.is_grad_enabled()
     for part in work.attention:
         query_rows, key_rows = prompts.rows(part.query), prompts.rows(part.key)
@@ -119,10 +121,48 @@ def _before(module: Any, cache: Any) -> State | None:
     return State(held.conv_states[0], held.recurrent_states[0]) if held.has_previous_state[0] else None
 
 
-def _written(module: Any, normed: Tensor) -> Written:
+def asked_rows(work: LayerWork, prompts: Prompts, kernel: int) -> Rows:
+    """Rows whose queries are made: the convolution, which reads the ``kernel - 1`` rows before each, brings them to one
+    that reads, or keeps them for the next call, the last ``kernel`` of each prompt. All key rows where a rank scatters
+    those that read, as there are few whose neighbours are not wanted."""
+    if any(part.query.choice for part in work.attention):
+        return prompts.rows(work.key)
+    rows: Rows = prompts.once(("asked", work.attention, kernel), lambda: _asked(work, prompts, kernel))
+    return rows
+
+
+def _asked(work: LayerWork, prompts: Prompts, kernel: int) -> Rows:
+    """As :func:`asked_rows`, where rows that read are runs."""
+    found: list[set[int]] = [set() for _ in prompts.text]
+    for part in work.attention:
+        query, key = prompts.rows(part.query), prompts.rows(part.key)
+        for mine, reading, there in zip(found, query.prompts, key.prompts, strict=True):
+            places = torch.searchsorted(there, reading)[:, None] - torch.arange(kernel)
+            tail = torch.arange(max(0, len(there) - kernel), len(there))
+            mine |= {*there[torch.cat((places[places >= 0], tail))].tolist()}
+    rows = tuple(torch.tensor(sorted(mine), dtype=torch.int64) for mine in found)
+    return Rows(rows, prompts.length, prompts.live.packed, prompts.device)
+
+
+def _written(module: Any, normed: Tensor, asked: Rows) -> Written:
+    """What the rows ``normed [groups, rows, hidden]`` write; queries of those ``asked``, and zeros for the others."""
     rate = module.in_proj_b(normed).sigmoid()
     speed = F.softplus(module.in_proj_a(normed).float() + module.dt_bias)
-    return Written(module.in_proj_qkv(normed), -module.A_log.float().exp() * speed, rate)
+    return Written(_mixed(module, normed, asked), -module.A_log.float().exp() * speed, rate)
+
+
+def _mixed(module: Any, normed: Tensor, asked: Rows) -> Tensor:
+    """Queries, keys and values side by side, of one projection that is taken apart where it may be."""
+    projection, width = module.in_proj_qkv, module.key_dim
+    if asked.is_whole or torch.is_grad_enabled() or not is_own(projection) or projection.bias is not None:
+        whole: Tensor = projection(normed)
+        return whole
+    weight = projection.weight
+    query, other = F.linear(asked.gather(normed), weight[:width]), F.linear(normed, weight[width:])
+    mixed = other.new_zeros(*normed.shape[:2], len(weight))
+    mixed[..., width:] = other
+    mixed[..., :width] = asked.scatter(mixed[..., :width], query)
+    return mixed
 
 
 def _scan(
