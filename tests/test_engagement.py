@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from helpers.cli import run
 from helpers.families import FAMILIES
 from helpers.models import LAYERS
 from helpers.plans import SKIP, STATIC
@@ -86,3 +87,13 @@ def test_a_model_that_is_not_what_its_configuration_says(llava):
     decoder.layers = decoder.layers[:-1]
     with pytest.raises(ModelError, match=f"says layers {LAYERS} and its decoder has {LAYERS - 1}"):
         apply(model, Plan.full(LAYERS).at([1], attention=Skip()))
+
+
+def test_a_plan_on_prompts_without_an_image_is_told(tmp_path, plan):
+    """They are answered; the plan loses nothing in them, and saves nothing."""
+    (tmp_path / "d.jsonl").write_text('{"question": "why?", "answer": "so"}')
+    done = run("eval", "reference", "--data", tmp_path / "d.jsonl", "--plan", plan)
+    assert "IdleWarning: d.jsonl has no image, so the plan skips nothing" in done.stderr
+    done = run("generate", "reference", "--prompt", "why?", "--plan", plan, "--max-new-tokens", 1)
+    assert "IdleWarning: the prompt has no image" in done.stderr
+    assert "IdleWarning" not in run("generate", "reference", "--prompt", "why?", "--max-new-tokens", 1).stderr

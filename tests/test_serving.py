@@ -21,7 +21,7 @@ from lookless.serving.affine import AffineMap
 from lookless.serving.counters import Collector, Counter, read
 from lookless.serving.launch import command
 from lookless.serving.settings import KEY, Settings, check_plan, check_request, entry, live_rows
-from lookless.serving.steps import ends_in_text, text_runs
+from lookless.serving.steps import check_ran, ends_in_text, text_runs
 
 FITTED = FULL.at([1], attention=mean(), ffn=linear(3)).at([3], ffn=linear(2))
 T, V = False, True
@@ -84,6 +84,12 @@ def test_virtual_requests_read_what_a_mask_allows(step):
 def test_runs_are_as_long_as_they_can_be():
     visual, starts, lengths = flat(STEPS["two images"])
     assert np.diff(text_runs(visual, starts, lengths).starts).tolist() == [1, 1, 2]
+
+
+def test_a_layer_without_the_plan_is_found():
+    check_ran([0, 1, 2], 3)
+    with pytest.raises(ServingError, match="layer 1 of the model ran without it"):
+        check_ran([0, 2], 3)
 
 
 def test_whose_answer_is_read_from_an_image():

@@ -30,6 +30,10 @@ from .unfinished import Unfinished
 from .version import __version__, installed
 
 
+class IdleWarning(UserWarning):
+    """A plan is run on prompts in which there is nothing that it could skip."""
+
+
 class TaskResult(BaseModel):
     """What :class:`Evaluation` says, of one of its tasks."""
 
@@ -119,14 +123,27 @@ def evaluate(
     Warns:
         SeenWarning: the plan was calibrated on some of the samples. Leave them out with
             ``load_data(..., without=plan.provenance.sample_hashes)``.
+        IdleWarning: no sample has an image.
     """
     samples = scored_by(samples, metric)
+    if plan is not None:
+        warn_if_idle(plan, samples)
     dense = dense_answers(loaded, samples, batch, max_new_tokens, progress, kept) if dense is None else dense
     if plan is None:
         return _of_dense(loaded.name, samples, dense)
     planned = _answers(loaded, samples, plan, batch, max_new_tokens, progress, kept)
     found = compared(loaded.name, samples, dense, planned, plan.provenance)
     return found.model_copy(update={"plan_hash": plan.hash})
+
+
+def warn_if_idle(plan: Plan, samples: Samples) -> None:
+    """Warns: IdleWarning: no sample has an image, so that the plan would be taken for one that loses nothing."""
+    if not plan.is_full and not any(sample.pictures for sample in samples):
+        warnings.warn(
+            f"{samples.name} has no image, so the plan skips nothing: the answers are the stock model's.",
+            IdleWarning,
+            stacklevel=3,
+        )
 
 
 def dense_answers(

@@ -307,7 +307,8 @@ def generate(
 
     Example: lookless generate reference --image photo.png --prompt "what colour is the star?"
     """
-    from ..data import Sample, load_image
+    from ..data import Sample, Samples, load_image
+    from ..evaluation import warn_if_idle
     from ..loading import load_model
     from ..runtime.patching import applied
 
@@ -316,6 +317,8 @@ def generate(
     with err.status(f"loading {model}"):
         loaded = load_model(model, dtype=dtype, device=device, revision=revision)
     plan, route = _routed(loaded, sample, given)
+    if plan is not None:
+        warn_if_idle(plan, Samples("the prompt", (sample,)))
     with err.status("answering"), applied(loaded.model, plan):
         [answer] = loaded.answer([sample], max_new_tokens=max_new_tokens)
     if as_json:

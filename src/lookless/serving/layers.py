@@ -7,7 +7,7 @@ forward, compiled where vLLM compiles it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from .affine import AffineMap
 from .counters import KINDS, OPERATORS, Counter, ensure_folder
 from .metadata import text_metadata
 from .settings import BACKENDS, KEY, Settings, live_rows
-from .steps import TextRuns, ends_in_text, text_runs
+from .steps import TextRuns, check_ran, ends_in_text, text_runs
 
 
 @dataclass(eq=False)
@@ -35,6 +35,7 @@ class Step:
         runs: the runs of text in the flat batch.
         text, visual: indices of the text rows and of the visual rows in the flat batch, on the device, ``[rows]``.
         metadata: the backend's metadata for text rows alone, by the ``id`` of the object it was made from.
+        ran: the layers that have run under the plan so far.
     """
 
     cells: tuple[LayerPlan, ...]
@@ -42,6 +43,7 @@ class Step:
     text: Tensor
     visual: Tensor
     metadata: dict[int, Any]
+    ran: list[int] = field(default_factory=list)
 
     def attention_metadata(self, attention: Any) -> Any:
         """The backend's metadata in which only text rows query."""
@@ -179,7 +181,9 @@ class PlannedModel:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         context = get_forward_context()
         context.additional_kwargs[KEY], context.skip_compiled = step, True
-        return super().forward(*args, **kwargs)  # type: ignore[misc]
+        made = super().forward(*args, **kwargs)  # type: ignore[misc]
+        check_ran(step.ran, len(step.cells))
+        return made
 
 
 class PlannedLayer:
@@ -200,6 +204,8 @@ class PlannedLayer:
     ) -> tuple[Tensor, Tensor]:
         step = current_step()
         cells = None if step is None else step.cells[self.lookless_index]
+        if step is not None:
+            step.ran.append(self.lookless_index)
         if step is None or cells is None or cells.attention.visual == cells.ffn.visual == "all":
             return super().forward(positions, hidden_states, residual, *args, **kwargs)  # type: ignore[misc]
         layer: Any = self

@@ -8,10 +8,13 @@ whatever visual tokens are between the runs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..errors import ServingError
 
 Numbers = NDArray[np.int64]
 
@@ -70,3 +73,13 @@ def ends_in_text(visual: NDArray[np.bool_], starts: Numbers) -> bool:
     """
     last = starts[1:][np.diff(starts) > 0] - 1
     return not visual[last].any()
+
+
+def check_ran(ran: Sequence[int], layers: int) -> None:
+    """Raises: ServingError: in a step with visual tokens not each of so many ``layers`` ran under the plan."""
+    missed = sorted(set(range(layers)) - set(ran))
+    if missed:
+        raise ServingError(
+            f"the plan is not in force: layer {missed[0]} of the model ran without it. Another plug-in, or a compiled "
+            f"graph, has taken its place: start vLLM without them (VLLM_PLUGINS=lookless, --enforce-eager)."
+        )
