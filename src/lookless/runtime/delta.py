@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from ..errors import ModelError
 from ..layer_plan import LayerWork
 from .cache import layer_of
+from .counting import report
 from .inplace import heads, is_own
 from .internals import KERNELS
 from .prompts import Prompts
@@ -157,6 +158,7 @@ def _mixed(module: Any, normed: Tensor, asked: Rows) -> Tensor:
     if asked.is_whole or torch.is_grad_enabled() or not is_own(projection) or projection.bias is not None:
         whole: Tensor = projection(normed)
         return whole
+    report(projection, normed)
     weight = projection.weight
     query, other = F.linear(asked.gather(normed), weight[:width]), F.linear(normed, weight[width:])
     mixed = other.new_zeros(*normed.shape[:2], len(weight))
