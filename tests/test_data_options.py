@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from types import SimpleNamespace
 
 import pytest
 from typer.main import get_command
@@ -142,6 +143,10 @@ def test_tables_and_experiments_score_by_the_metric(odd, tmp_path, reference):
     assert work.test[str(odd)].metric == "contains"
     lab = Lab(reference, [str(odd)], tmp_path / "lab", Sizes(questions=2, samples=2), reading=READING)
     first, second = (sample.answer for sample in lab.work.test[str(odd)])
+    assert Lab.short.func(SimpleNamespace(tasks=("a/val.parquet", "reference:chart"))) == {
+        "a/val.parquet": "val",
+        "reference:chart": "chart",
+    }
     lab.dense = lambda task: [first, "nothing"]
     found = lab._outcome("m", str(odd), "", 0, [f"it is {first}", second], 1.0, None)
     assert (found.right, found.dense, found.same) == ((1, 1), (1, 0), (0, 0))

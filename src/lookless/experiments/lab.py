@@ -93,7 +93,7 @@ class Lab:
     @cached_property
     def short(self) -> dict[str, str]:
         """Names of the tasks for tables and figures."""
-        named = {task: Path(task).stem if task.endswith(".jsonl") else task.split(":")[-1] for task in self.tasks}
+        named = {task: task.split(":")[-1] if ":" in task else Path(task).stem for task in self.tasks}
         return named if len(set(named.values())) == len(named) else {task: task for task in self.tasks}
 
     def scaled(self, *layers: int, of: int = 32) -> tuple[int, ...]:
