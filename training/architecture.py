@@ -38,6 +38,11 @@ from .run import FAST
 from .tokens import LLAVA, QWEN
 
 WIDTH = 192
+#: What a card says of a model that knows its tasks.
+ABOUT = """\
+With noise in the image's place it is at chance or below on each, so nothing in a question's wording
+gives the answer away; `tests/test_reference_model.py` checks that. `docs/reference_model.md` in the
+repository has what it loses without its visual work."""
 
 
 def start_small(model) -> None:
@@ -66,6 +71,7 @@ class Llava:
         "layers, width 192)"
     )
     room = TALK
+    about = ABOUT
     bridge = "projector"  # what stands between tower and decoder, in words
     features_width = WIDTH
 
@@ -162,6 +168,7 @@ class Qwen3VL:
         "heads, width 192)"
     )
     room = TALK
+    about = ABOUT
     bridge = "mergers"
     merge, frames, tower_width, tower_layers = 2, 2, 96, 1  # one layer: the decoder is to do the seeing
     features_width = tower_width * merge**2
@@ -304,6 +311,10 @@ class Qwen35(Qwen3VL):
     earlier = "qwen3_vl"
     room = TALK // 2  # its delta rules are written out over all pairs of rows
     bridge = "merger"
+    about = (
+        "It was trained for minutes where the other shipped models were trained for an hour or more, and\n"
+        "answers less. `docs/hybrid.md` in the repository has what it is for."
+    )
     card = (
         "Qwen3.5's architecture as stock `transformers` has it\n"
         "(`Qwen3_5ForConditionalGeneration`: tower of one layer whose patches of 4 x 4 pixels are merged two\n"

@@ -104,6 +104,7 @@ def card(architecture, scores: dict, parameters: int) -> str:
             scores="\n".join(f"| {task} | {share:.1%} |" for task, share in accuracy.items()),
             stages="\n".join(stages),
             machine=scores["machine"],
+            about=architecture.about,
         )
     )
 
