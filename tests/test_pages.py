@@ -151,7 +151,7 @@ def test_every_point_has_its_numbers(tree):
     ]
     assert [row[2] for row in rows] == [f"accuracy 100% → {share}%" for share in (100, 88, 75, 62)]
     other = articles[0].one("tbody").all("tr")[1]
-    assert [c.text for c in other.all("th") + other.all("td")] == ["<i>other</i>", "-", "-", "-", "-", "0.0002"]
+    assert [c.text for c in other.all("th") + other.all("td")] == ["<i>other<b>", "-", "-", "-", "-", "0.0002"]
     assert tree.one("input").attributes["value"] == "1"
 
 
@@ -252,7 +252,7 @@ def test_refusals(folder, tmp_path):
     assert "different architectures" in fails("report", mine, other, *out)
     assert "is a second scores visual_information_gain of mine" in fails("report", mine, mine, *out)
     said = fails("report", folder, "--data", "x=y", *out)
-    assert "--data x=y is of no task here: give TASK=DATA; tasks are mine, <i>other</i>." in said
+    assert "--data x=y is of no task here: give TASK=DATA; tasks are mine, <i>other<b>." in said
     assert "is of no task here" in fails("report", folder, "--data", "other.jsonl", *out)
     broken = shutil.copytree(folder, tmp_path / "broken")
     (broken / "front.json").write_text('{"candidates": [')

@@ -108,13 +108,13 @@ def run_folder(root: Path, chosen: int | None = 1) -> Path:
             fidelity=1 - 0.1 * i,
             distance=10.0 ** (i - 4),
             checked=0.95 - 0.1 * i,
-            by_task={"mine": 10.0 ** (i - 4), "<i>other</i>": 2 * 10.0 ** (i - 4)},
+            by_task={"mine": 10.0 ** (i - 4), "<i>other<b>": 2 * 10.0 ** (i - 4)},
             found_by="joint",
         )
         for i, plan in enumerate(plans())
     ]
     cloud = [c.model_copy(update={"risk": 1.5 * c.risk, "kept": c.kept + 0.05}) for c in chain]
-    tasks = ("mine", "<i>other</i>")
+    tasks = ("mine", "<i>other<b>")
     run = Run(
         model=MODEL,
         geometry=GEOMETRY,

@@ -41,7 +41,7 @@ from ..search.front import Candidate, Price, bound
 
 SCHEMA_VERSION = 1
 #: A part of file names: no other folder's.
-Name = Annotated[str, Field(pattern=r"^[\w-]+$")]
+Name = Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$")]
 #: What is written in the folder of a run.
 OWN = (
     *("run.json", "latency.json", "front.json", "additive.json", "fitted.json", "effects.json", "chain.json"),
