@@ -252,8 +252,8 @@ class Plan(BaseModel):
 
     @property
     def as_run(self) -> Plan:
-        """What the runtime computes under this plan where the logits of all text are wanted, and of nothing else: itself
-        if it is full, else :meth:`live`. Where those of some rows are, as in ``generate``, see :meth:`works`."""
+        """What the runtime computes under this plan where the logits of all text are wanted, and of no image: itself if
+        it is full, else :meth:`live`. Where those of some rows are, as in ``generate``, see :meth:`works`."""
         return self if self.is_full else self.live()
 
     def rows(self, visual: float, text: float, kept: float | None = None) -> tuple[dict[str, float], ...]:
