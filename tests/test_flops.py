@@ -281,6 +281,20 @@ def test_formula_and_rows_are_what_is_counted_of_random_plans():
         assert tuple(traced.layers) == plan.rows(VISUAL, before + after, kept=1), f"plan {number}\n{plan}"
 
 
+def test_what_liveness_alone_keeps():
+    """As docs/flops.md says; of text in the last layer one row is left, whose keys are all there."""
+    live = Plan.full(SEVEN).live()
+    for visual, text, of_images, of_all in ((V, 66.6, "97.7", "97.4"), (64, 578, "99.7", "97.4")):
+        dense = prefill(SEVEN, visual=visual, text=text).total
+        costs = [prefill(SEVEN, visual=visual, text=text, plan=live, kept=kept).total for kept in (None, 1)]
+        assert [f"{100 * cost / dense:.1f}" for cost in costs] == [of_images, of_all]
+        spared = (text - 1) * (4 * 4096**2 + 4 * (visual + text) * 4096 + 6 * 4096 * 11008)
+        assert costs[0] - costs[1] == pytest.approx(spared)
+    assert prefill(SEVEN, visual=V, text=60, plan=Plan.full(SEVEN), kept=1) == prefill(SEVEN, visual=V, text=60)
+    with pytest.raises(PlanError, match="kept 4"):
+        prefill(SEVEN, visual=1, text=3, kept=4)
+
+
 def test_before_changes_skipped_layers_only():
     assert prefill(SEVEN, visual=V, text=60, before=35).total == prefill(SEVEN, visual=V, text=60).total
     cut = prefill(SEVEN, visual=V, text=60, before=35, plan=v_skip(1)).total

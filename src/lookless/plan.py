@@ -255,8 +255,8 @@ class Plan(BaseModel):
 
     @property
     def as_run(self) -> Plan:
-        """What the runtime computes under this plan where only the answer is wanted (as in ``generate``, or with
-        ``logits_to_keep=1``, for prompts that end in text): itself if it is full, else :meth:`live`."""
+        """What the runtime computes under this plan where the logits of all text are wanted, and of no image: itself if
+        it is full, else :meth:`live`. Where those of some rows are, as in ``generate``, see :meth:`works`."""
         return self if self.is_full else self.live()
 
     def rows(self, visual: float, text: float, kept: float | None = None) -> tuple[dict[str, float], ...]:
