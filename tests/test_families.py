@@ -205,7 +205,7 @@ def test_every_supported_family_is_tested():
     [
         (Mistral3Config(text_config={"model_type": "ministral3"}), "grows with their position"),
         (LlavaConfig(text_config={"model_type": "gemma"}), "supported decoders are llama"),
-        (SimpleNamespace(model_type="gemma3n"), "other operators"),
+        (SimpleNamespace(model_type="gemma3n"), "residual streams"),
     ],
     ids=lambda value: getattr(value, "model_type", ""),
 )

@@ -39,7 +39,7 @@ def is_both_ways(attention):
     """Whether the tokens of an image see each other both ways, which in Gemma 4, if at all, they do in windows; in
     Gemma 3 and where Gemma 4 has no tower, everywhere."""
     kind, said = attention.config.model_type, getattr(attention.config, "use_bidirectional_attention", None)
-    is_open = attention.is_sliding or kind == "gemma4_unified_text"
+    is_open = getattr(attention, "is_sliding", False) or kind == "gemma4_unified_text"
     return kind.startswith("gemma3") or (is_gemma4(attention) and said == "vision" and is_open)
 
 
