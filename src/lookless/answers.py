@@ -54,6 +54,8 @@ class Answer(BaseModel):
         if not isinstance(values, dict) or "dense_score" in values or not {"expected", "dense"} <= values.keys():
             return values
         dense, plan, right = values["dense"], values.get("plan"), values["expected"]
+        if not all(isinstance(one, str) for one in (dense, plan, right) if one is not None) or None in (dense, right):
+            return values  # which is refused
         return {
             **values,
             "dense_score": exact(dense, right),

@@ -44,3 +44,17 @@ def _changed(data: Any, rng: random.Random) -> Any:
     if isinstance(data, int | float) and not isinstance(data, bool) and rng.random() < 0.4:
         return rng.choice((data + 1, data - 1, -data, data * 2, data / 3))
     return rng.choice(STRANGE)
+
+
+def scrambled(content: bytes, rng: random.Random) -> bytes:
+    """``content`` with some bytes changed, lost or added."""
+    made = bytearray(content or b"{}")
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        at, what = rng.randrange(len(made) + 1), rng.random()
+        if what < 0.5:
+            made[at : at + 1] = rng.randbytes(1)
+        elif what < 0.75:
+            del made[at : at + rng.randrange(1, 9)]
+        else:
+            made[at:at] = rng.randbytes(rng.randrange(1, 6))
+    return bytes(made)

@@ -20,7 +20,7 @@ PLAN = (
     .at([1], attention=Skip(), ffn=Top(0.5, rank="random"))
     .at([2], keep=Keep(0), attention=Window(4))
 )
-LINE = {"question": "how many?", "answer": ["3", "three"], "id": "7", "task": "counting", "image": "a.png"}
+LINE = {"question": "how many?", "answer": ["3", "three"], "id": "7", "task": "counting"}
 TURNS = {"messages": [{"role": "user", "content": [{"type": "text", "text": "what?"}]}], "answer": "a"}
 LOGGED = {"doc_id": 1, "target": "a", "input": "what?", "filtered_resps": ["a"], "doc_hash": "x", "anls": 1.0}
 

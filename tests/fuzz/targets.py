@@ -1,0 +1,51 @@
+"""What is fuzzed: of each reader the name of its file, and what reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lookless import Plan, Scores
+from lookless.answers import Answer
+from lookless.certification.logged import read_logged
+from lookless.data import load_data
+from lookless.data.images import load_image
+from lookless.errors import LooklessError
+from lookless.evaluation import Evaluation
+from lookless.files import load
+from lookless.optimize.folder import Run
+from lookless.pages.reading import read
+from lookless.routing import PlanSet
+from lookless.search.front import Front
+from lookless.weights import unpack
+
+READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "plan": ("lookless_plan.json", lambda path: str(Plan.from_pretrained(path).live())),
+    "scores": ("scores.json", lambda path: Scores.load(path).lowest(1)),
+    "jsonl": ("data.jsonl", lambda path: len(load_data(str(path)))),
+    "csv": ("data.csv", lambda path: len(load_data(str(path)))),
+    "answer": ("answer.json", lambda path: load(path, Answer, LooklessError, 1)),
+    "evaluation": ("evaluation.json", lambda path: load(path, Evaluation, LooklessError, 1)),
+    "set": ("planset.json", lambda path: PlanSet.from_pretrained(path.parent)),
+    "run": ("run.json", lambda path: Run.load(path.parent)),
+    "front": ("front.json", lambda path: Front.load(path)),
+    "fitted": ("lookless_fitted.safetensors", lambda path: unpack(path.read_bytes(), "it")),
+    "log": ("1_samples_vqa.jsonl", read_logged),
+    "page": ("any.json", lambda path: read([path])),
+    "image": ("image.png", load_image),
+}
+
+
+def is_read(reader: Callable[[Path], object], path: Path, content: bytes) -> bool:
+    """Whether ``content`` is read, and not refused.
+
+    Raises: whatever is no error of ours, or says nothing.
+    """
+    path.write_bytes(content)
+    try:
+        reader(path)
+    except LooklessError as refused:
+        if not str(refused).strip():
+            raise ValueError("an error without a sentence") from refused
+        return False
+    return True
