@@ -85,7 +85,8 @@ def test_one_prompt_in_calls_of_any_length():
     model(**arguments)
     hook.remove()
     [whole], ids = seen, arguments["input_ids"]
-    for sizes in ((2, 6, 10, 1, ids.shape[1] - 19), (7, ids.shape[1] - 7), (ids.shape[1] - 1, 1)):
+    image, length = int((~text).nonzero()[0, 1]) + 12, ids.shape[1]  # to the end of the first one
+    for sizes in ((2, 6, 10, 1, length - 19), (7, length - 7), (length - 1, 1), (image, length - image)):
         cache, said, at = a_cache(model), [], 0
         with apply(model, SKIP):
             for size in sizes:
