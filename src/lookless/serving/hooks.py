@@ -57,7 +57,7 @@ def _after_creation(stock: Any) -> Any:
             from vllm.config import set_current_vllm_config
             from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
 
-            from .layers import install_plan
+            from .decoder import install_plan
 
             with set_current_vllm_config(vllm_config):
                 install_plan(model, settings, vllm_config)
