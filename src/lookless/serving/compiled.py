@@ -1,7 +1,8 @@
 """The decoder's forward on reordered rows as one graph, where the engine compiles its decoder as one.
 
-The graph is made while the engine warms up, beside vLLM's own. Rows are slices, and the lengths of slices are symbols in
-it, so one graph serves every step. A step that it cannot serve runs eagerly, and is counted with the reason.
+The graph is made while the engine warms up, beside vLLM's own. The rows of an operator are a slice, and the lengths of
+slices are symbols in the graph, so one serves every step. A step that it cannot serve runs eagerly, and is counted with
+the reason.
 """
 
 from __future__ import annotations

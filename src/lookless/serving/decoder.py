@@ -26,8 +26,7 @@ def install_plan(model: nn.Module, settings: Settings, vllm_config: Any) -> None
     Raises:
         ModelError: the decoder layers are not where vLLM's supported models have them.
         PlanError: the numbers of its fitted cells are not those that were saved.
-        ServingError: their number is not the plan's, a layer lacks a part or is of a kind that the plan cannot be put
-            on, or its attention backend is not known here.
+        ServingError: their number is not the plan's, or a layer is of another kind than those that are known here.
     """
     decoder, whole = _decoder(model), settings.bound_plan()
     layers: list[Any] = list(decoder.layers)
@@ -37,7 +36,7 @@ def install_plan(model: nn.Module, settings: Settings, vllm_config: Any) -> None
     for index, (layer, planned, live) in enumerate(
         zip(layers, whole.layers, live_rows(whole, vllm_config), strict=True)
     ):
-        check_layer(layer, index, planned)
+        check_layer(layer, index)
         operators.append(Operators.of(planned, live, is_flat=hasattr(layer, "linear_attn")))
         if operators[-1].attention != "all":
             split_projection(layer)

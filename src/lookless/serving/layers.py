@@ -142,7 +142,9 @@ def _attend(attention: Any, count: int, positions: Tensor, normed: Tensor) -> Te
     if getattr(attention, "attn_output_gate", False):
         query, gate = query.view(count, -1, 2 * attention.head_dim).chunk(2, dim=-1)
         query, gate = query.reshape(count, -1), gate.reshape(count, -1)
-    query = _rotated(attention, "q_norm", positions[..., :count], query).view(-1, attention.num_heads, attention.head_dim)
+    query = _rotated(attention, "q_norm", positions[..., :count], query).view(
+        -1, attention.num_heads, attention.head_dim
+    )
     out = torch.empty_like(query)
     torch.ops.vllm.unified_attention_with_output(query, key, value, out, name, kv_cache_dummy_dep=cached)
     out = out.view(count, -1)
@@ -161,9 +163,8 @@ def _rotated(attention: Any, norm: str, positions: Tensor, x: Tensor) -> Tensor:
     return rotated.view(x.shape)
 
 
-def check_layer(layer: Any, index: int, row: LayerPlan) -> None:
-    """Raises: ServingError: a layer lacks a part, is of a kind that ``row`` cannot be put on, or its backend is not
-    known here."""
+def check_layer(layer: Any, index: int) -> None:
+    """Raises: ServingError: a layer lacks a part or has one that is not known here, or its backend is not known."""
     is_flat = hasattr(layer, "linear_attn")
     parts = PARTS if is_flat else (*PARTS, *(f"self_attn.{part}" for part in ATTENTION_PARTS))
     for part in parts:
@@ -176,12 +177,6 @@ def check_layer(layer: Any, index: int, row: LayerPlan) -> None:
     if getattr(layer, "layer_scale", False):
         raise ServingError(f"layer {index} scales its branches, which a lookless plan does not know.")
     if is_flat:
-        if row.attention.visual == "none":
-            raise ServingError(
-                f"layer {index} of the plan has attention: {row.attention}, and it is a gated delta rule, whose kernel "
-                f"in vLLM writes its state and reads it at once: leave its attention Full, or run the plan in "
-                f"transformers."
-            )
         return
     backend = layer.self_attn.attn.attn_backend.get_name()
     if backend not in BACKENDS:
