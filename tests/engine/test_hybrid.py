@@ -5,6 +5,8 @@ The state of the rule is of the sequence: a row that came to it in another order
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from checkpoints import IMAGE, LAYERS, QWEN3_5
@@ -58,5 +60,5 @@ def test_a_delta_rule_that_would_not_read_is_refused(made, tmp_path):
     folder, reference, *_ = made
     Plan.full(reference.geometry).at([2], attention=Skip()).save_pretrained(tmp_path / "plan")
     (answers,) = run(tmp_path, [job(folder / "model", [], tmp_path / "plan", dtype="bfloat16")])
-    assert "layer 2 of the plan has attention: Skip" in answers["error"], answers
-    assert "is a gated delta rule, whose kernel in vLLM" in answers["error"]
+    told = r"layer 2 of the plan has attention: .* is a gated delta rule, whose kernel in vLLM writes and reads"
+    assert sum(re.search(told, line) is not None for line in answers["error"].splitlines()) == 1, answers["error"]

@@ -182,8 +182,8 @@ def check_layers(plan: Plan, geometry: Geometry) -> None:
         if row.attention.visual == "none" and geometry.delta_of(index) is not None:
             raise PlanError(
                 f"layer {index} of the plan has attention: {row.attention}, and that layer of {geometry.model_type} is "
-                f"a gated delta rule, whose kernel in vLLM writes a row to the state and reads the state for it in one: "
-                f"leave the layer's attention Full, or run the plan in transformers."
+                f"a gated delta rule, whose kernel in vLLM writes and reads the state for all rows at once: leave its "
+                f"attention Full, or run the plan in transformers."
             )
 
 

@@ -3,8 +3,8 @@
 The tokens of a request are consecutive rows, ``[start, end)``: a whole prompt, a chunk of one, or a single decoded
 token. A planned step computes its rows in another order, text first, so that the rows of every operator are a slice.
 For the attention kernel, rows that follow each other in the order and in a request become a *virtual request*: the same
-blocks of the cache, and a length up to the last of them. A backend's causal mask, aligned to the last key, is then exact
-for it, whatever other tokens are between.
+blocks of the cache, and a length up to the last of them. A backend's causal mask, aligned to the last key, is then
+exact for it, whatever other tokens are between.
 """
 
 from __future__ import annotations
