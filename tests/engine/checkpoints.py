@@ -115,13 +115,15 @@ def seen(model: Any) -> Any:
 
 
 def as_published(folder: Path) -> Path:
-    """Names of weights as in published checkpoints: vLLM looks for CLIP's below ``vision_model``."""
+    """Weights as in published checkpoints: vLLM looks for CLIP's below ``vision_model``, and takes experts' to be of
+    inputs times outputs."""
     path = folder / "model.safetensors"
     weights = load_file(path)
     tower = "vision_tower."
     if any(f"{tower}pre_layrnorm." in name for name in weights):
         weights = {name.replace(tower, f"{tower}vision_model."): weight for name, weight in weights.items()}
-        save_file(weights, path, metadata={"format": "pt"})
+    weights = {name: w.mT.contiguous() if ".mlp.experts." in name else w for name, w in weights.items()}
+    save_file(weights, path, metadata={"format": "pt"})
     return folder
 
 
@@ -231,7 +233,8 @@ def _qwen3(words: Any) -> tuple[Any, Any]:
 def _qwen3_moe(words: Any) -> tuple[Any, Any]:
     """As Qwen3-VL, with a mixture of experts in all layers but one."""
     tower = {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "out_hidden_size": 128, "num_heads": 2}
-    mixture = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "mlp_only_layers": [2]}
+    mixture = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96, "mlp_only_layers": [2]}
+    mixture["norm_topk_prob"] = True  # as published, and read by vLLM alone
     config = hf.Qwen3VLMoeConfig(
         text_config={**_TEXT, **mixture, "rope_parameters": _rope(6, 5, 5, mrope_interleaved=True)},
         vision_config={**tower, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},

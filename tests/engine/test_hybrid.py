@@ -12,6 +12,7 @@ import pytest
 from checkpoints import IMAGE, LAYERS, QWEN3_5
 from engines import CLOSE, apart, gap, job, mixed_plan, run
 from lookless import Plan, Skip
+from lookless.serving.counters import COMPILED
 from prompts import rounds
 from stock import Reference
 
@@ -38,13 +39,15 @@ def test_what_transformers_says(made, tmp_path):
             job(model, asked[:1], None, dtype="bfloat16"),
             job(model, asked[:1], where, dtype="bfloat16"),
             job(model, asked[:1], where, dtype="bfloat16", max_num_batched_tokens=8),
-            job(model, asked[:1], where, dtype="bfloat16", enforce_eager=False),
+            # Its warm-up has no image, whose words in a prompt are those of the published tokenizer.
+            job(model, asked[:1], where, dtype="bfloat16", enforce_eager=False, skip_mm_profiling=True),
         ],
     )
     rounding = gap(stock, asked[:1], reference, None)
     assert rounding > CLOSE
     for answers in (planned, chunked, compiled):
         assert gap(answers, asked[:1], reference, plan) <= ROUNDING * rounding
+    assert compiled["steps"][COMPILED]
     moved = max(apart(planned, stock)[0])
     print(f"rounding moves log-probabilities by {rounding:.2f}, the plan by {moved:.2f}")
     assert moved > ROUNDING * rounding

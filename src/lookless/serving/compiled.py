@@ -75,14 +75,14 @@ class CompiledSteps:
 
     def run(self, split: Split, inputs: dict[str, Any]) -> tuple[Tensor, str]:
         """The decoder's output for reordered ``inputs``, and how it was made, of the names of steps."""
-        why_not = self.why_not if self._graph is not None or self.why_not else EAGER
-        if why_not is None and (len(split.text) < FEWEST or len(split.rows) - len(split.read) < FEWEST):
-            why_not = FEW
-        if why_not is None and self._graph is not None:
+        few = len(split.text) < FEWEST or len(split.rows) - len(split.read) < FEWEST
+        why_not = self.why_not or (FAILED if self._graph is None else FEW if few else None)
+        if why_not is None:
+            assert self._graph is not None
             return self._graph(split, inputs), COMPILED
         self.running.split = split
         try:
-            return self.decoder.forward(**inputs), why_not or COMPILED
+            return self.decoder.forward(**inputs), why_not
         finally:
             self.running.split = None
 
