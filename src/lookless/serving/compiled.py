@@ -17,7 +17,7 @@ from vllm.config import CompilationMode
 from vllm.logger import init_logger
 from vllm.sequence import IntermediateTensors
 
-from .counters import COMPILED, EAGER, FAILED, FEW, PIECES
+from .counters import COMPILED, EAGER, FAILED, FEW, OTHER, PIECES
 from .layers import Running, Split
 
 #: torch takes lengths of 0 and 1 for constants.
@@ -45,6 +45,7 @@ class CompiledSteps:
         reasons = {CompilationMode.NONE: EAGER, CompilationMode.DYNAMO_TRACE_ONCE: None}
         self.why_not: str | None = reasons.get(config.mode, PIECES)
         self._graph: Callable[..., Tensor] | None = None
+        self._left = False
         self._options = {"backend": config.backend, "options": _options(config)} if self.why_not is None else {}
 
     def warm_up(self, *args: Any, **kwargs: Any) -> None:
@@ -79,7 +80,10 @@ class CompiledSteps:
         why_not = self.why_not or (FAILED if self._graph is None else FEW if few else None)
         if why_not is None:
             assert self._graph is not None
-            return self._graph(split, inputs), COMPILED
+            self._left = False
+            with torch.compiler.set_stance("eager_on_recompile"):
+                out = self._graph(split, inputs)
+            return out, OTHER if self._left else COMPILED
         self.running.split = split
         try:
             return self.decoder.forward(**inputs), why_not
@@ -87,6 +91,8 @@ class CompiledSteps:
             self.running.split = None
 
     def _traced(self, split: Split, inputs: dict[str, Any]) -> Tensor:
+        if not torch.compiler.is_compiling():  # torch calls this itself, for lengths that the graph is not for
+            self._left = True
         self.running.split = split
         out: Tensor = self.decoder.forward(**inputs)
         self.running.split = None

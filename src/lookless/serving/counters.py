@@ -23,11 +23,12 @@ OPERATORS = ("attention", "ffn")
 KINDS = ("skipped", "computed")
 NAME = "lookless_visual_rows"
 #: How a step with visual tokens ran: as a graph, or eagerly for a reason.
-STEPS = COMPILED, EAGER, PIECES, FEW, FAILED = (
+STEPS = COMPILED, EAGER, PIECES, FEW, OTHER, FAILED = (
     "compiled",
     "the engine compiles nothing",
     "the engine compiles in pieces",
-    "one or two rows of a kind",
+    "fewer than two rows of a kind",
+    "lengths that the graph is not for",
     "no graph could be made",
 )
 STEPS_NAME = "lookless_visual_steps"
