@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,10 +19,10 @@ from helpers.plans import FULL, HIDDEN, linear, mean
 from lookless import Keep, Plan, Skip, Window
 from lookless.errors import PlanError, ServingError
 from lookless.serving.affine import AffineMap
-from lookless.serving.counters import Collector, Counter, read
+from lookless.serving.counters import COMPILED, FEW, STEPS_NAME, Collector, Counter, parse_metrics, read, read_steps
 from lookless.serving.launch import command
 from lookless.serving.settings import KEY, Settings, check_plan, check_request, entry, live_rows
-from lookless.serving.steps import check_ran, ends_in_text, text_runs
+from lookless.serving.steps import check_ran, runs_of, text_first
 
 FITTED = FULL.at([1], attention=mean(), ffn=linear(3)).at([3], ffn=linear(2))
 T, V = False, True
@@ -48,55 +49,63 @@ def flat(step):
     return visual, starts, lengths
 
 
+@pytest.mark.parametrize("queries", ["text", "read", "all"])
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
-def test_virtual_requests_read_what_a_mask_allows(step):
+def test_virtual_requests_read_what_a_mask_allows(step, queries):
     """Causal attention of each run, aligned to its last key, against one mask over each whole sequence."""
     visual, starts, lengths = flat(step)
-    runs = text_runs(visual, starts, lengths)
-    assert runs.rows.tolist() == [i for i, v in enumerate(visual) if not v]
-    assert runs.starts[-1] == len(runs.rows)
+    order = text_first(visual, starts)
+    rows = order.rows[: {"text": order.text, "read": order.read, "all": order.tokens}[queries]]
+    runs = runs_of(rows, starts, lengths)
+    assert runs.starts[-1] == len(rows)
     torch.manual_seed(0)
     query = torch.randn(len(visual), 4)
     caches = [(torch.randn(n, 4), torch.randn(n, 4)) for n in lengths]
 
     expected = []
-    for r, (key, value) in enumerate(caches):
-        for i in range(starts[r], starts[r + 1]):
-            if not visual[i]:
-                place = lengths[r] - (starts[r + 1] - i)
-                weights = (query[i] @ key[: place + 1].T / 2).softmax(-1)
-                expected.append(weights @ value[: place + 1])
+    for i in rows:
+        r = max(r for r in range(len(lengths)) if starts[r] <= i < starts[r + 1])
+        place = lengths[r] - (starts[r + 1] - i)
+        weights = (query[i] @ caches[r][0][: place + 1].T / 2).softmax(-1)
+        expected.append(weights @ caches[r][1][: place + 1])
     got = []
     for run in range(len(runs.request)):
         key, value = (x[: runs.lengths[run]] for x in caches[runs.request[run]])
-        mine = query[runs.rows[runs.starts[run] : runs.starts[run + 1]]]
-        rows, keys = len(mine), len(key)
-        mask = torch.ones(rows, keys, dtype=torch.bool).tril(keys - rows)  # as a paged kernel aligns it
+        mine = query[rows[runs.starts[run] : runs.starts[run + 1]]]
+        count, keys = len(mine), len(key)
+        mask = torch.ones(count, keys, dtype=torch.bool).tril(keys - count)  # as a paged kernel aligns it
         got.append(F.scaled_dot_product_attention(mine[None], key[None], value[None], mask)[0])
     if expected:
         torch.testing.assert_close(torch.cat(got), torch.stack(expected))
-        assert runs.longest == max(map(len, got))
-    else:
-        assert not got
-        assert runs.longest == 0
+    assert runs.longest == max(map(len, got), default=0)
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_text_comes_first_then_what_is_answered_from(step):
+    """Padding, behind the tokens, comes last; and each row finds its place."""
+    visual, starts, _ = flat(step)
+    padded = np.concatenate((visual, [False, False]))
+    order = text_first(padded, starts)
+    last = {int(end) - 1 for start, end in pairwise(starts) if end > start}
+    tokens = range(len(visual))
+    text = [i for i in tokens if not visual[i]]
+    answered = [i for i in tokens if visual[i] and i in last]
+    others = [i for i in tokens if visual[i] and i not in last]
+    assert order.rows.tolist() == [*text, *answered, *others, len(visual), len(visual) + 1]
+    assert (order.text, order.read, order.tokens) == (len(text), len(text) + len(answered), len(visual))
+    assert order.rows[order.places].tolist() == list(range(len(padded)))
 
 
 def test_runs_are_as_long_as_they_can_be():
     visual, starts, lengths = flat(STEPS["two images"])
-    assert np.diff(text_runs(visual, starts, lengths).starts).tolist() == [1, 1, 2]
+    order = text_first(visual, starts)
+    assert np.diff(runs_of(order.rows[: order.text], starts, lengths).starts).tolist() == [1, 1, 2]
 
 
-def test_a_layer_without_the_plan_is_found():
-    check_ran([0, 1, 2], 3)
-    with pytest.raises(ServingError, match="layer 1 of the model ran without it"):
-        check_ran([0, 2], 3)
-
-
-def test_whose_answer_is_read_from_an_image():
-    assert ends_in_text(*flat(STEPS["two images"])[:2])
-    assert ends_in_text(*flat(STEPS["nothing scheduled of one"])[:2])
-    assert not ends_in_text(*flat(STEPS["image last"])[:2])
-    assert not ends_in_text(*flat(STEPS["mixed"])[:2])
+def test_layers_without_the_plan_are_found():
+    check_ran(3, 3)
+    with pytest.raises(ServingError, match="2 of the model's 3 layers"):
+        check_ran(2, 3)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +154,7 @@ def test_numbers_travel_with_the_configuration():
 def test_what_a_map_adds(dtype):
     """Of each row alone, in float64; and no buffer is looked for in a checkpoint."""
     torch.manual_seed(0)
-    x, rows = torch.randn(9, HIDDEN, dtype=dtype), torch.tensor([1, 2, 5, 8])
+    x = torch.randn(4, HIDDEN, dtype=dtype)
     norm = torch.nn.RMSNorm(HIDDEN, eps=1e-6, dtype=dtype)
     torch.nn.init.uniform_(norm.weight, 0.5, 2)
     close = {"rtol": 0, "atol": 1e-5 if dtype == torch.float32 else 0.2}
@@ -154,11 +163,11 @@ def test_what_a_map_adds(dtype):
         made = AffineMap(cell, dtype)
         assert not made.state_dict()
         assert all(buffer.dtype == dtype for buffer in made.buffers())
-        for got, taken in ((made(x, rows, norm), norm(x)), (made(x, rows), x)):
+        for got, taken in ((made(x, norm), norm(x)), (made(x), x)):
             expected = np.stack(
                 [
                     parts["constant"] + (parts["up"] @ (parts["down"] @ row) if "up" in parts else 0)
-                    for row in taken.detach().double().numpy()[rows]
+                    for row in taken.detach().double().numpy()
                 ]
             )
             torch.testing.assert_close(got.double(), torch.from_numpy(expected), **close)
@@ -168,20 +177,25 @@ def test_a_constant_needs_no_norm():
     def norm(x):
         raise AssertionError("a norm was computed for nothing")
 
-    assert AffineMap(mean(), torch.float32)(torch.zeros(4, HIDDEN), torch.tensor([1, 3]), norm).shape == (2, HIDDEN)
+    assert AffineMap(mean(), torch.float32)(torch.zeros(2, HIDDEN), norm).shape == (2, HIDDEN)
 
 
 def test_counts_of_all_workers_are_told(tmp_path):
-    Counter(tmp_path).add({"attention": {"skipped": 5, "computed": 7}, "ffn": {"skipped": 0, "computed": 12}})
-    (tmp_path / "other.rows").write_bytes(np.array([[1, 2], [3, 4]], dtype=np.int64).tobytes())
+    first, second = Counter(tmp_path), Counter(tmp_path)
+    first.add({"attention": {"skipped": 5, "computed": 7}, "ffn": {"skipped": 0, "computed": 12}}, COMPILED)
+    for step in (COMPILED, FEW):
+        second.add({"attention": {"skipped": 1, "computed": 2}, "ffn": {"skipped": 3, "computed": 4}}, step)
     (tmp_path / "half-written.rows").write_bytes(b"\0\0\0")
-    expected = {"attention": {"skipped": 6, "computed": 9}, "ffn": {"skipped": 3, "computed": 16}}
+    expected = {"attention": {"skipped": 7, "computed": 11}, "ffn": {"skipped": 6, "computed": 20}}
     assert read(tmp_path) == expected
-    pytest.importorskip("prometheus_client")
-    (family,) = Collector(tmp_path).collect()
-    assert {(s.labels["operator"], s.labels["kind"]): s.value for s in family.samples} == {
-        (operator, kind): rows for operator, kinds in expected.items() for kind, rows in kinds.items()
-    }
+    assert {how: count for how, count in read_steps(tmp_path).items() if count} == {COMPILED: 2, FEW: 1}
+    client = pytest.importorskip("prometheus_client")
+    registry = client.CollectorRegistry()
+    registry.register(Collector(tmp_path))
+    page = client.generate_latest(registry).decode()
+    assert parse_metrics(page) == expected
+    assert f'{STEPS_NAME}_total{{reason="",run="compiled"}} 2.0' in page
+    assert f'{STEPS_NAME}_total{{reason="{FEW}",run="eager"}} 1.0' in page
 
 
 @pytest.fixture

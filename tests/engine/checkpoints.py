@@ -115,13 +115,15 @@ def seen(model: Any) -> Any:
 
 
 def as_published(folder: Path) -> Path:
-    """Names of weights as in published checkpoints: vLLM looks for CLIP's below ``vision_model``."""
+    """Weights as in published checkpoints: vLLM looks for CLIP's below ``vision_model``, and takes experts' to be of
+    inputs times outputs."""
     path = folder / "model.safetensors"
     weights = load_file(path)
     tower = "vision_tower."
     if any(f"{tower}pre_layrnorm." in name for name in weights):
         weights = {name.replace(tower, f"{tower}vision_model."): weight for name, weight in weights.items()}
-        save_file(weights, path, metadata={"format": "pt"})
+    weights = {name: w.mT.contiguous() if ".mlp.experts." in name else w for name, w in weights.items()}
+    save_file(weights, path, metadata={"format": "pt"})
     return folder
 
 
@@ -228,6 +230,41 @@ def _qwen3(words: Any) -> tuple[Any, Any]:
     return hf.Qwen3VLForConditionalGeneration(config), processor
 
 
+def _qwen3_moe(words: Any) -> tuple[Any, Any]:
+    """As Qwen3-VL, with a mixture of experts in all layers but one."""
+    tower = {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "out_hidden_size": 128, "num_heads": 2}
+    mixture = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96, "mlp_only_layers": [2]}
+    mixture["norm_topk_prob"] = True  # as published, and read by vLLM alone
+    config = hf.Qwen3VLMoeConfig(
+        text_config={**_TEXT, **mixture, "rope_parameters": _rope(6, 5, 5, mrope_interleaved=True)},
+        vision_config={**tower, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
+        tie_word_embeddings=False,
+        **_IDS,
+    )
+    _, processor = _qwen3(words)
+    return hf.Qwen3VLMoeForConditionalGeneration(config), processor
+
+
+def _qwen3_5(words: Any) -> tuple[Any, Any]:
+    """A gated delta rule in layers 0, 2 and 4, and attention with a gate, on half of a head's numbers, in 1 and 3."""
+    tower = {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "out_hidden_size": 128, "num_heads": 2}
+    delta = {"key_head_dim": 64, "value_head_dim": 64, "num_key_heads": 2, "num_value_heads": 4, "conv_kernel_dim": 4}
+    kinds = ["linear_attention", "full_attention"]
+    config = hf.Qwen3_5Config(
+        text_config={
+            **_TEXT,
+            **{f"linear_{name}": size for name, size in delta.items()},
+            "layer_types": [kinds[layer % 2] for layer in range(LAYERS)],
+            "rope_parameters": _rope(3, 3, 2, mrope_interleaved=True, partial_rotary_factor=0.5),
+        },
+        vision_config={**tower, "num_position_embeddings": 64},
+        tie_word_embeddings=False,
+        **_IDS,
+    )
+    _, processor = _qwen3(words)
+    return hf.Qwen3_5ForConditionalGeneration(config), processor
+
+
 def _internvl(words: Any) -> tuple[Any, Any]:
     """4 visual tokens a tile of up to three, and a fourth of the whole where there is more than one."""
     config = hf.InternVLConfig(
@@ -255,6 +292,9 @@ _ALL = [
     Checkpoint("qwen2_vl", _qwen2, _QWEN, ((84, 112), (140, 84))),
     Checkpoint("qwen2_5_vl", _qwen2_5, _QWEN, ((84, 112), (140, 84))),
     Checkpoint("qwen3_vl", _qwen3, _QWEN, ((96, 128), (160, 96))),
+    Checkpoint("qwen3_vl_moe", _qwen3_moe, _QWEN, ((96, 128), (160, 96))),
     Checkpoint("internvl", _internvl),
 ]
+#: Its gated delta rule runs on a CPU in bfloat16 alone.
+QWEN3_5 = Checkpoint("qwen3_5", _qwen3_5, _QWEN, ((96, 128), (160, 96)))
 CHECKPOINTS: dict[str, Checkpoint] = {checkpoint.name: checkpoint for checkpoint in _ALL}

@@ -6,7 +6,8 @@ Usage: ``engine.py JOB.json ANSWERS.pt``. A job is a list of engines::
      "version": null or what vLLM is to call itself}
 
 Of each engine there is either ``error``, what it said when it refused to start, or ``rounds`` of answers, ``counts`` of
-the plug-in, the ``rows`` that were seen at the modules themselves, and the ``hash`` that finds compiled graphs again.
+rows and of ``steps`` of the plug-in, the ``rows`` that were seen at the modules themselves, and the ``hash`` that finds
+compiled graphs again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 import vllm
 from vllm.distributed import cleanup_dist_env_and_memory
 
-from lookless.serving.counters import ensure_folder, read
+from lookless.serving.counters import ensure_folder, read, read_steps
 from prompts import Prompt
 
 #: alike for all engines: little memory, and log-probabilities of the whole vocabulary
@@ -53,10 +54,12 @@ def answered(job: dict[str, Any]) -> dict[str, Any]:
     sampling = vllm.SamplingParams(
         temperature=0, max_tokens=job["tokens"], ignore_eos=True, logprobs=-1, allowed_token_ids=job["words"]
     )
-    rows, before = _watched(llm), _counts()
+    rows, before, steps = _watched(llm), _counts(), read_steps(ensure_folder())
     rounds = [[_told(out) for out in llm.generate(_asked(prompts), sampling)] for prompts in job["rounds"]]
     counts = {o: {k: n - before[o][k] for k, n in kinds.items()} for o, kinds in _counts().items()}
-    return {"rounds": rounds, "counts": counts, "rows": rows, "hash": llm.llm_engine.vllm_config.compute_hash()}
+    steps = {how: count - steps[how] for how, count in read_steps(ensure_folder()).items()}
+    key = llm.llm_engine.vllm_config.compute_hash()
+    return {"rounds": rounds, "counts": counts, "steps": steps, "rows": rows, "hash": key}
 
 
 def _asked(prompts: list[list[Any]]) -> list[dict[str, Any]]:
@@ -80,7 +83,7 @@ def _told(out: Any) -> dict[str, Any]:
 
 def _watched(llm: Any) -> dict[str, list[int]]:
     """By operator, the rows that each layer runs from now on; zeros where layers are in processes of their own."""
-    parts = {"attention": "self_attn.o_proj", "ffn": "mlp"}
+    parts = {"attention": ("self_attn.o_proj", "linear_attn"), "ffn": ("mlp",)}
     config = llm.llm_engine.vllm_config
     rows = {operator: [0] * config.model_config.hf_text_config.num_hidden_layers for operator in parts}
     if config.parallel_config.world_size > 1:
@@ -88,16 +91,18 @@ def _watched(llm: Any) -> dict[str, list[int]]:
 
     def watch(model: Any) -> None:
         for index, layer in enumerate(model.get_language_model().model.layers):
-            for operator, part in parts.items():
-                layer.get_submodule(part).register_forward_pre_hook(_adds(rows[operator], index))
+            named = dict(layer.named_modules())
+            for operator, names in parts.items():
+                (part,) = (named[name] for name in names if name in named)
+                part.register_forward_pre_hook(_adds(rows[operator], index), with_kwargs=True)
 
     llm.apply_model(watch)
     return rows
 
 
 def _adds(rows: list[int], index: int) -> Any:
-    def add(module: Any, arguments: tuple[Any, ...]) -> None:
-        rows[index] += len(arguments[0])
+    def add(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        rows[index] += len(arguments[0] if arguments else named["hidden_states"])
 
     return add
 

@@ -36,12 +36,11 @@ class AffineMap(nn.Module):
         for part, numbers in cell.weights.parts.items():
             self.register_buffer(part, torch.tensor(numbers, dtype=dtype), persistent=False)
 
-    def forward(self, x: Tensor, rows: Tensor, norm: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """What is added to ``rows``, int ``[rows]``, of ``x [tokens, hidden]``; ``[rows, hidden]``.
+    def forward(self, x: Tensor, norm: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """What is added to the visual rows ``x [rows, hidden]``; ``[rows, hidden]``.
 
         ``norm`` is the module before the operator; without it ``x`` has passed it already. A constant needs none.
         """
         if not self.rank:
-            return self.constant.expand(len(rows), -1)
-        taken = x[rows] if norm is None else norm(x[rows])
-        return F.linear(F.linear(taken, self.down), self.up, self.constant)
+            return self.constant.expand(x.shape[0], -1)
+        return F.linear(F.linear(x if norm is None else norm(x), self.down), self.up, self.constant)

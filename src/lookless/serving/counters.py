@@ -22,6 +22,16 @@ import numpy as np
 OPERATORS = ("attention", "ffn")
 KINDS = ("skipped", "computed")
 NAME = "lookless_visual_rows"
+#: How a step with visual tokens ran: as a graph, or eagerly for a reason.
+STEPS = COMPILED, EAGER, PIECES, FEW, OTHER, FAILED = (
+    "compiled",
+    "the engine compiles nothing",
+    "the engine compiles in pieces",
+    "fewer than two rows of a kind",
+    "lengths that the graph is not for",
+    "no graph could be made",
+)
+STEPS_NAME = "lookless_visual_steps"
 FOLDER = "LOOKLESS_COUNTERS"
 
 
@@ -42,6 +52,10 @@ def ensure_folder() -> Path:
 Counts = dict[str, dict[str, int]]
 
 
+ROWS = len(OPERATORS) * len(KINDS)
+_SIZE = ROWS + len(STEPS)
+
+
 class Counter:
     """Counts of one model, in a file of its own: a process may load several models, one after another."""
 
@@ -49,23 +63,33 @@ class Counter:
         folder.mkdir(parents=True, exist_ok=True)
         handle, path = tempfile.mkstemp(suffix=".rows", dir=folder)
         os.close(handle)
-        self._numbers = np.memmap(path, dtype=np.int64, mode="w+", shape=(len(OPERATORS), len(KINDS)))
+        self._numbers = np.memmap(path, dtype=np.int64, mode="w+", shape=(_SIZE,))
 
-    def add(self, rows: Counts) -> None:
-        """Add ``rows`` to the counts."""
-        for i, operator in enumerate(OPERATORS):
-            for j, kind in enumerate(KINDS):
-                self._numbers[i, j] += rows[operator][kind]
+    def add(self, rows: Counts, step: str) -> None:
+        """Add the ``rows`` of one step, and the step, one of :data:`STEPS`."""
+        self._numbers[:ROWS] += [rows[operator][kind] for operator in OPERATORS for kind in KINDS]
+        self._numbers[ROWS + STEPS.index(step)] += 1
 
 
-def read(folder: Path) -> Counts:
-    """The counts in ``folder``, summed over all workers."""
-    total = np.zeros((len(OPERATORS), len(KINDS)), dtype=np.int64)
+def _total(folder: Path) -> np.ndarray:
+    """The numbers in ``folder``, summed over all workers."""
+    total = np.zeros(_SIZE, dtype=np.int64)
     for path in folder.glob("*.rows"):
         numbers = np.fromfile(path, dtype=np.int64)
         if numbers.size == total.size:
-            total += numbers.reshape(total.shape)
+            total += numbers
+    return total
+
+
+def read(folder: Path) -> Counts:
+    """The rows that were counted in ``folder``."""
+    total = _total(folder)[:ROWS].reshape(len(OPERATORS), len(KINDS))
     return {o: {k: int(total[i, j]) for j, k in enumerate(KINDS)} for i, o in enumerate(OPERATORS)}
+
+
+def read_steps(folder: Path) -> dict[str, int]:
+    """The steps that were counted in ``folder``, by how they ran."""
+    return dict(zip(STEPS, map(int, _total(folder)[ROWS:]), strict=True))
 
 
 def parse_metrics(metrics: str) -> Counts | None:
@@ -79,7 +103,8 @@ def parse_metrics(metrics: str) -> Counts | None:
 
 
 class Collector:
-    """For Prometheus: ``lookless_visual_rows_total{operator=..., kind=...}``, summed over all engines."""
+    """For Prometheus, summed over all engines: ``lookless_visual_rows_total{operator=..., kind=...}``, and
+    ``lookless_visual_steps_total{run="compiled"}`` or ``{run="eager", reason=...}``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -88,8 +113,13 @@ class Collector:
         from prometheus_client.core import CounterMetricFamily
 
         described = "Visual rows of all layers, by operator: skipped by the plan, or computed."
-        family = CounterMetricFamily(NAME, described, labels=["operator", "kind"])
+        rows = CounterMetricFamily(NAME, described, labels=["operator", "kind"])
         for operator, kinds in read(self.folder).items():
-            for kind, rows in kinds.items():
-                family.add_metric([operator, kind], rows)
-        yield family
+            for kind, count in kinds.items():
+                rows.add_metric([operator, kind], count)
+        yield rows
+        described = "Steps with visual tokens: compiled, or eager and why."
+        steps = CounterMetricFamily(STEPS_NAME, described, labels=["run", "reason"])
+        for how, count in read_steps(self.folder).items():
+            steps.add_metric(["compiled", ""] if how == COMPILED else ["eager", how], count)
+        yield steps

@@ -57,7 +57,7 @@ def _after_creation(stock: Any) -> Any:
             from vllm.config import set_current_vllm_config
             from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
 
-            from .layers import install_plan
+            from .decoder import install_plan
 
             with set_current_vllm_config(vllm_config):
                 install_plan(model, settings, vllm_config)
@@ -117,7 +117,7 @@ def _export_counts() -> None:
 def check_internals() -> None:
     """Raises: ServingError: a function of vLLM that the plug-in calls has lost a parameter that it needs."""
     from vllm.forward_context import ForwardContext
-    from vllm.model_executor.layers.attention.attention import unified_kv_cache_update
+    from vllm.model_executor.layers.attention.attention import unified_attention_with_output, unified_kv_cache_update
     from vllm.model_executor.layers.linear import ColumnParallelLinear, QKVParallelLinear
     from vllm.model_executor.model_loader.base_loader import BaseModelLoader
     from vllm.model_executor.models.interfaces import SupportsMultiModal
@@ -127,8 +127,9 @@ def check_internals() -> None:
         SupportsMultiModal.embed_input_ids: {"input_ids", "multimodal_embeddings", "is_multimodal"},
         BaseModelLoader.create_model: {"vllm_config", "model_config"},
         unified_kv_cache_update: {"key", "value", "layer_name"},
+        unified_attention_with_output: {"query", "key", "value", "output", "layer_name", "kv_cache_dummy_dep"},
         EngineCoreRequest: {"mm_features", "sampling_params"},
-        ForwardContext: {"attn_metadata", "slot_mapping", "skip_compiled", "additional_kwargs"},
+        ForwardContext: {"attn_metadata", "slot_mapping", "is_padding", "all_moe_layers"},
         QKVParallelLinear: {"hidden_size", "head_size", "total_num_heads", "total_num_kv_heads", "quant_config"},
         ColumnParallelLinear: {"input_size", "output_size", "quant_config"},
     }

@@ -1,24 +1,87 @@
-"""Attention metadata in which only text rows query: a backend's own, for virtual requests."""
+"""What vLLM's attention is told of a step whose rows are in another order, and of which only some query."""
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
+from vllm.forward_context import ForwardContext
 
-from .steps import TextRuns
+from .layers import Split
+from .steps import Numbers, Order, Runs, runs_of, text_first
 
 
-def text_metadata(whole: Any, runs: TextRuns, attention: Any) -> Any:
-    """A copy of ``whole``, the backend's metadata of a step, in which only the step's text rows query.
+@dataclass(frozen=True, eq=False)
+class ReorderedStep:
+    """A step with visual tokens.
 
-    Each run of text becomes a virtual request: it has its request's blocks and ends where the run ends, so a causal
-    mask aligned to the last key is exact. The slots, where keys are written, stay those of all tokens.
+    Attributes:
+        order: of its rows.
+        split: the same on the device.
+        given: the engine's context of the step, for rows in the order of the batch.
+        starts, lengths: of its requests: see :func:`~lookless.serving.steps.runs_of`.
+    """
+
+    order: Order
+    split: Split
+    given: ForwardContext
+    starts: Numbers
+    lengths: Numbers
+
+    @classmethod
+    def of(cls, visual: Tensor, given: ForwardContext, layer: str) -> ReorderedStep:
+        """The step in which ``visual [rows]`` are; the requests are known from the metadata of ``layer``."""
+        metadata = given.attn_metadata[layer]  # type: ignore[call-overload, index]
+        starts, lengths = (
+            getattr(metadata, name).cpu().numpy().astype(np.int64) for name in ("query_start_loc", "seq_lens")
+        )
+        starts = starts[: len(lengths) + 1]
+        order = text_first(visual.cpu().numpy(), starts)
+        device = metadata.query_start_loc.device
+        rows, places = (torch.from_numpy(numbers).to(device) for numbers in (order.rows, order.places))
+        return cls(order, Split(rows[: order.text], rows[: order.read], rows, places), given, starts, lengths)
+
+    def context(self, attention: Iterable[tuple[Any, str]]) -> ForwardContext:
+        """The context in which the rows are in this order; ``attention`` has vLLM's ``Attention`` of each layer with
+        keys, and which rows query in it. What layers share is made once."""
+        metadata, slots = dict(self.given.attn_metadata), dict(self.given.slot_mapping)  # type: ignore[arg-type]
+        made: dict[tuple[int, str], Any] = {}
+        for each, queries in attention:
+            name = each.layer_name
+            old, old_slots = metadata[name], slots[name]
+            if (key := (id(old_slots), "")) not in made:
+                made[key] = old_slots[self.split.rows[: len(old_slots)]]
+            slots[name] = made[key]
+            if (key := (id(old), queries)) not in made:
+                made[key] = metadata_of(old, self._runs(queries), slots[name], each)
+            metadata[name] = made[key]
+        return replace(
+            self.given,
+            attn_metadata=metadata,
+            slot_mapping=slots,
+            is_padding=None,  # of rows in the order of the batch; without it a mixture routes padding like a token
+            all_moe_layers=None,  # a list from which each mixture takes its name, in a step in which all of them run
+        )
+
+    def _runs(self, queries: str) -> Runs:
+        count = {"text": self.order.text, "read": self.order.read, "all": self.order.tokens}[queries]
+        return runs_of(self.order.rows[:count], self.starts, self.lengths)
+
+
+def metadata_of(whole: Any, runs: Runs, slots: Tensor | None, attention: Any) -> Any:
+    """A copy of ``whole``, the backend's metadata of a step, in which only the rows of ``runs`` query.
+
+    Each run becomes a virtual request: it has its request's blocks and ends where the run ends, so a causal mask
+    aligned to the last key is exact. The slots, where keys are written, are those of all tokens.
 
     Args:
         whole: metadata of ``CPU_ATTN``, ``FLASH_ATTN`` or ``TRITON_ATTN``.
-        runs: the runs of text, of which each becomes a request.
+        runs: the query rows.
+        slots: of all tokens, in the order in which they are computed.
         attention: the layer's ``vllm.Attention``.
     """
     device = whole.query_start_loc.device
@@ -27,18 +90,19 @@ def text_metadata(whole: Any, runs: TextRuns, attention: Any) -> Any:
         for numbers, old in ((runs.starts, whole.query_start_loc), (runs.lengths, whole.seq_lens))
     )
     changed = {
-        "num_actual_tokens": len(runs.rows),
+        "num_actual_tokens": int(runs.starts[-1]),
         "max_query_len": runs.longest,
         "query_start_loc": starts,
         "max_seq_len": int(runs.lengths.max(initial=0)),
         "seq_lens": lengths,
         "block_table": whole.block_table[torch.from_numpy(runs.request).to(device)].contiguous(),
+        "slot_mapping": slots,
+        # What some backends schedule ahead, for the requests as they were.
         "scheduler_metadata": None,
+        "prefix_scheduler_metadata": None,
+        "use_cascade": False,
     }
     known = {field.name for field in fields(whole)}
-    # What some backends schedule ahead, for the requests as they were.
-    changed |= {name: None for name in ("prefix_scheduler_metadata",) if name in known}
-    changed |= {name: False for name in ("use_cascade",) if name in known}
     made = replace(whole, **{name: value for name, value in changed.items() if name in known})
     if type(whole).__name__ == "CPUAttentionMetadata":
         made.scheduler_metadata = _cpu_schedule(made, attention)

@@ -24,7 +24,17 @@ REASONS = {
 BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
 LOADERS = ("auto", "hf", "safetensors", "pt", "npcache", "dummy", "fastsafetensors", "mistral", "runai_streamer")
 #: Families whose decoder layers in vLLM are those that :mod:`lookless.serving.layers` knows.
-SERVED = ("llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
+SERVED = (
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+    "qwen3_5",
+    "internvl",
+)
 
 
 @dataclass(frozen=True)
@@ -93,8 +103,9 @@ def resolve(vllm_config: Any) -> Settings | None:
         )
     geometry = Geometry.from_config(model.hf_config)
     plan.check(geometry)
+    check_layers(plan, geometry)
     check_weights(plan, geometry.hidden)
-    check_engine(plan, vllm_config)
+    check_engine(plan, geometry, vllm_config)
     vllm_config.additional_config = {**vllm_config.additional_config, KEY: entry(plan, where)}
     return Settings.of(vllm_config)
 
@@ -165,9 +176,22 @@ def live_rows(plan: Plan, vllm_config: Any) -> tuple[LayerPlan, ...]:
     return tuple(row.model_copy(update={"attention": planned.attention}) for row, planned in pairs)
 
 
-def check_engine(plan: Plan, vllm_config: Any) -> None:
+def check_layers(plan: Plan, geometry: Geometry) -> None:
+    """Raises: PlanError: a layer's kernel in vLLM cannot run a cell that the plan has for it."""
+    for index, row in enumerate(plan.layers):
+        if row.attention.visual == "none" and geometry.delta_of(index) is not None:
+            raise PlanError(
+                f"layer {index} of the plan has attention: {row.attention}, and that layer of {geometry.model_type} is "
+                f"a gated delta rule, whose kernel in vLLM writes and reads the state for all rows at once: leave its "
+                f"attention Full, or run the plan in transformers."
+            )
+
+
+def check_engine(plan: Plan, geometry: Geometry, vllm_config: Any) -> None:
     """Raises: ServingError: with this set-up of the engine the plan would run wrong, or is not known to run."""
     import vllm
+
+    experts = any(geometry.experts_of(layer) is not None for layer in range(geometry.layers))
 
     parallel = vllm_config.parallel_config
     skips_attention = any(row.attention.visual == "none" for row in plan.layers)
@@ -189,6 +213,9 @@ def check_engine(plan: Plan, vllm_config: Any) -> None:
         "LoRA adapters together with a plan that skips attention": skips_attention and bool(vllm_config.lora_config),
         "quantised weights together with a plan that skips attention": skips_attention
         and vllm_config.quant_config is not None,
+        "experts spread over ranks, which exchange rows that a plan leaves out": experts
+        and (parallel.data_parallel_size > 1 or parallel.enable_expert_parallel),
+        "routed experts returned with the answers": vllm_config.aux_output_config.enable_return_routed_experts,
         "pruning of visual tokens by the engine": multimodal is not None
         and bool(getattr(multimodal, "video_pruning_rate", None)),
     }

@@ -1,14 +1,14 @@
 """One step of an engine: a flat batch of tokens of many requests, some of them visual. Needs no engine.
 
 The tokens of a request are consecutive rows, ``[start, end)``: a whole prompt, a chunk of one, or a single decoded
-token. Text rows are packed, and each run of consecutive text tokens becomes a *virtual request*: the same blocks of the
-cache, and a length up to the run's last token. A backend's causal mask, aligned to the last key, is then exact for it,
-whatever visual tokens are between the runs.
+token. A planned step computes its rows in another order, text first, so that the rows of every operator are a slice.
+For the attention kernel, rows that follow each other in the order and in a request become a *virtual request*: the same
+blocks of the cache, and a length up to the last of them. A backend's causal mask, aligned to the last key, is then
+exact for it, whatever other tokens are between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,17 +20,52 @@ Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class TextRuns:
-    """The text of one step.
+class Order:
+    """The order in which a step's rows are computed: text rows, then visual rows from which an answer is read, then
+    all other visual rows, then padding; within each the order of the batch.
 
     Attributes:
-        rows: indices of the text rows in the flat batch, ascending, ``[text rows]``.
-        request: index of each run's request, ``[runs]``.
-        starts: where each run starts among the text rows, and then their number, ``[runs + 1]``.
-        lengths: length of the sequence up to each run's last token, ``[runs]``.
+        rows: of each place, the row of the flat batch, ``[rows]``.
+        places: of each row of the flat batch, its place, ``[rows]``.
+        text: how many rows are text.
+        read: how many are text or are answered from.
+        tokens: how many are no padding.
     """
 
     rows: Numbers
+    places: Numbers
+    text: int
+    read: int
+    tokens: int
+
+
+def text_first(visual: NDArray[np.bool_], starts: Numbers) -> Order:
+    """The order of one step. An answer, or the logits of a chunk, are read from the last scheduled token of a request.
+
+    Args:
+        visual: which rows are visual tokens, ``[rows]``; padding is not.
+        starts: where each request's tokens start, and then where padding does, ``[requests + 1]``.
+    """
+    tokens = int(starts[-1])
+    kind = np.where(visual[:tokens], 2, 0)
+    last = starts[1:][np.diff(starts) > 0] - 1
+    kind[last[visual[last]]] = 1
+    rows = np.concatenate((np.argsort(kind, kind="stable"), np.arange(tokens, len(visual))))
+    places = np.empty_like(rows)
+    places[rows] = np.arange(len(rows))
+    return Order(rows, places, int((kind == 0).sum()), int((kind <= 1).sum()), tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Query rows as virtual requests.
+
+    Attributes:
+        request: index of each run's request, ``[runs]``.
+        starts: where each run starts among the query rows, and then their number, ``[runs + 1]``.
+        lengths: length of the sequence up to each run's last token, ``[runs]``.
+    """
+
     request: Numbers
     starts: Numbers
     lengths: Numbers
@@ -41,45 +76,26 @@ class TextRuns:
         return int(np.diff(self.starts).max(initial=0))
 
 
-def text_runs(visual: NDArray[np.bool_], starts: Numbers, lengths: Numbers) -> TextRuns:
-    """The runs of text in one step.
+def runs_of(rows: Numbers, starts: Numbers, lengths: Numbers) -> Runs:
+    """The runs of query rows.
 
     Args:
-        visual: which of the scheduled tokens are visual, ``[tokens]``.
+        rows: of the flat batch, in the order in which they are computed, ``[query rows]``.
         starts: where each request's tokens start, and then their number, ``[requests + 1]``.
         lengths: length of each request's sequence up to its last scheduled token, ``[requests]``.
     """
-    text = ~visual[: starts[-1]]
-    first_of_request = np.zeros(len(text), dtype=bool)
-    first_of_request[starts[:-1][np.diff(starts) > 0]] = True
-    begins = text & (first_of_request | ~np.concatenate(([False], text[:-1])))
-    ends = text & np.concatenate((first_of_request[1:] | ~text[1:], [True]))
-    begin, end = begins.nonzero()[0], ends.nonzero()[0] + 1
-    request = np.searchsorted(starts, begin, side="right") - 1
-    after = starts[request + 1] - end  # tokens of the request after the run
-    return TextRuns(
-        rows=text.nonzero()[0],
-        request=request,
-        starts=np.concatenate(([0], np.cumsum(end - begin))),
-        lengths=lengths[request] - after,
-    )
+    request = np.searchsorted(starts, rows, side="right") - 1
+    follows = (np.diff(rows) == 1) & (np.diff(request) == 0)
+    begin = np.flatnonzero(np.concatenate(([True], ~follows))[: len(rows)])
+    end = np.append(begin[1:], len(rows))[: len(begin)]
+    after = starts[request[begin] + 1] - rows[end - 1] - 1  # tokens of the request after the run
+    return Runs(request[begin], np.append(begin, len(rows)), lengths[request[begin]] - after)
 
 
-def ends_in_text(visual: NDArray[np.bool_], starts: Numbers) -> bool:
-    """Whether the last scheduled token of every request is text, so that no logits are computed from a visual row.
-
-    Args:
-        visual, starts: as for :func:`text_runs`.
-    """
-    last = starts[1:][np.diff(starts) > 0] - 1
-    return not visual[last].any()
-
-
-def check_ran(ran: Sequence[int], layers: int) -> None:
+def check_ran(ran: int, layers: int) -> None:
     """Raises: ServingError: in a step with visual tokens not each of so many ``layers`` ran under the plan."""
-    missed = sorted(set(range(layers)) - set(ran))
-    if missed:
+    if ran != layers:
         raise ServingError(
-            f"the plan is not in force: layer {missed[0]} of the model ran without it. Another plug-in, or a compiled "
-            f"graph, has taken its place: start vLLM without them (VLLM_PLUGINS=lookless, --enforce-eager)."
+            f"the plan is not in force: {ran} of the model's {layers} layers ran under it. Another plug-in, or a "
+            f"compiled graph, has taken their place: start vLLM without them (VLLM_PLUGINS=lookless, --enforce-eager)."
         )
