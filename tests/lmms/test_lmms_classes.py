@@ -140,8 +140,8 @@ def test_folders_that_are_not_there(refuse, plan, tmp_path):
 
 
 def test_a_model_that_is_not_supported(refuse, plan, tmp_path):
-    hf.Gemma3Config().save_pretrained(tmp_path / "model")  # refused before its weights are looked for
-    assert "'gemma3' are not supported" in refuse("qwen3_vl", tmp_path / "model", plan, ModelError)
+    hf.MllamaConfig().save_pretrained(tmp_path / "model")  # refused before its weights are looked for
+    assert "'mllama' are not supported" in refuse("qwen3_vl", tmp_path / "model", plan, ModelError)
 
 
 def test_a_plan_set(refuse, tmp_path):
