@@ -57,8 +57,9 @@ def is_both_ways(attention):
     """Whether the tokens of an image see each other both ways, which in Gemma 4, if at all, they do in windows; in
     Gemma 3 and where Gemma 4 has no tower, everywhere."""
     kind, said = attention.config.model_type, getattr(attention.config, "use_bidirectional_attention", None)
-    is_open = attention.is_sliding or kind == "gemma4_unified_text"
-    return kind.startswith("gemma3") or (is_gemma4(attention) and said == "vision" and is_open)
+    if not is_gemma4(attention):
+        return kind.startswith("gemma3")
+    return said == "vision" and (attention.is_sliding or kind == "gemma4_unified_text")
 
 
 def sees_past_windows(attention):
