@@ -27,6 +27,7 @@ from ..geometry import Geometry
 from ..machine import processor
 from ..plan import Plan
 from ..progress import track
+from ..runtime.cache import bytes_of
 from ..runtime.families import Located, locate
 from ..runtime.patching import applied
 from ..runtime.prompts import Prompts, prompts_of
@@ -178,7 +179,7 @@ class _Run:
         cache = self._cache()
         with applied(self.model, self.plan):
             self.peak_mib = peak_mib(lambda: self._first_token(cache), next(self.model.parameters()).device)
-        self.cache_mib = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) / 2**20
+        self.cache_mib = bytes_of(cache) / 2**20
 
     def values(self, what: str) -> list[float]:
         """A field of every round; empty if it did not run."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..errors import ModelError
@@ -135,6 +136,13 @@ class PrunedLayer(DynamicLayer):
 def layer_of(cache: Any, index: int) -> Any:
     """The cache's layer ``index``, or None if it has not been made yet."""
     return cache.layers[index] if index < len(cache.layers) else None
+
+
+def bytes_of(cache: Any) -> int:
+    """Bytes of the keys, values and states that a cache holds."""
+    names = ("keys", "values", "conv_states", "recurrent_states")
+    held = tree_leaves([[getattr(layer, name, None) for name in names] for layer in cache.layers])
+    return sum(each.nbytes for each in held if isinstance(each, Tensor))
 
 
 def remember_kinds(cache: Any, index: int) -> None:
