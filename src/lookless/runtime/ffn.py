@@ -20,17 +20,17 @@ from .rows import Rows
 def run_ffn(layer: Any, work: LayerWork, prompts: Prompts, x: Tensor, *, owns_x: bool) -> Tensor:
     """The compact living rows ``x`` with the FFN's output added; in place where the caller ``owns_x``."""
     live, rows = prompts.live, prompts.rows(work.ffn)
-    norm, after = getattr(layer, prompts.block.before_ffn), prompts.block.of_ffn(layer)
     outputs: list[tuple[Rows, Tensor]] = []
     if rows.count:
         inner = prompts.within(rows, live)
         outputs.append((inner, whole_ffn(layer, prompts, inner.gather(x))))
     if work.neurons is not None and prompts.rows(VISUAL).count:
         inner = prompts.within(prompts.rows(VISUAL), live)
-        made = _neurons(layer.mlp, rms_norm(norm, inner.gather(x)), work.neurons, prompts)
+        normed, after = rms_norm(getattr(layer, prompts.block.before_ffn), inner.gather(x)), prompts.block.of_ffn(layer)
+        made = _neurons(layer.mlp, normed, work.neurons, prompts)
         outputs.append((inner, made if after is None else after(made)))
     if work.ffn_affine is not None and prompts.rows(VISUAL).count:
-        outputs.append(affine_of_visual(work.ffn_affine, norm, prompts, x))
+        outputs.append(affine_of_visual(work.ffn_affine, getattr(layer, prompts.block.before_ffn), prompts, x))
     for inner, output in outputs:
         x = inner.add(x, output, owns_x=owns_x)
     return x
@@ -43,8 +43,10 @@ def whole_ffn(layer: Any, prompts: Prompts, x: Tensor) -> Tensor:
     normed = norm_into(getattr(layer, block.before_ffn), x, prompts.buffers)
     made: Tensor = mlp(normed.contiguous()) if is_mixture(mlp) else gated_ffn(mlp, normed, prompts.buffers)
     made = made if block.beside_ffn is None else block.beside_ffn(layer, made, x)
-    after = block.of_ffn(layer)
-    return made if after is None else after(made)
+    if block.after_ffn is None:
+        return made
+    normed_after: Tensor = getattr(layer, block.after_ffn)(made)
+    return normed_after
 
 
 def _neurons(mlp: Any, h: Tensor, cell: Neurons, prompts: Prompts) -> Tensor:

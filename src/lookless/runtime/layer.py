@@ -60,7 +60,7 @@ def run_layer(
         return (out if block.pass_by is None else block.pass_by(layer, out, prompts.live, rest)), None
     live, key_rows = prompts.live, prompts.rows(work.key)
     h, owns_h = prompts.stream.enter(x, live)
-    if block.borrows(layer):
+    if block.shares_keys and block.borrows(layer):
         shared = rest.get("shared_kv_states")
         record = borrow_keys(layer, prompts, h, x, shared, mask=attention_mask, rotary=position_embeddings)
     else:

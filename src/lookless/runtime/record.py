@@ -116,10 +116,10 @@ def record_keys(
     past, own_mask = _past(module, cache), _own(mask, prompts, module)
     made = LayerRecord(
         *(module, rows, normed, key, value, rotary, past, own_mask, layer_input),
-        reach=block.reach(module, prompts.past + prompts.length),
-        norm_after=block.of_attention(layer),
+        reach=block.reach(module, prompts.past + prompts.length) if block.slides else None,
+        norm_after=None if block.after_attention is None else getattr(layer, block.after_attention),
     )
-    if block.lends(layer):
+    if block.shares_keys and block.lends(layer):
         prompts.lent[module.layer_type] = Lent(rows, key, value, made.past)
     return made
 
