@@ -31,7 +31,7 @@ def retention_by_task(outcomes: Sequence[Outcome]) -> Estimate | None:
     """As papers average it: the mean over tasks of the ratio of right answers.
 
     Questions are resampled within their task. A task of which the dense model answers nothing has no ratio, and is left
-    out; None where there is no other.
+    out, and so are resamples without any ratio; None where there is no other.
     """
     pairs = [(_of_task(outcomes, task, "right"), _of_task(outcomes, task, "dense")) for task in _tasks(outcomes)]
     pairs = [(right, dense) for right, dense in pairs if dense.any()]
@@ -39,7 +39,8 @@ def retention_by_task(outcomes: Sequence[Outcome]) -> Estimate | None:
         return None
     value = float(np.mean([right.mean() / dense.mean() for right, dense in pairs]))
     rng = np.random.default_rng(0)
-    drawn = np.nanmean([_ratios(right, dense, rng) for right, dense in pairs], axis=0)
+    ratios = np.array([_ratios(right, dense, rng) for right, dense in pairs])
+    drawn = np.nanmean(ratios[:, ~np.isnan(ratios).all(axis=0)], axis=0)
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(drawn, [tail, 100 - tail])
     return Estimate(value=value, low=float(low), high=float(high))
