@@ -117,8 +117,10 @@ def prepare(monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    ["lookless.plan", "lookless.liveness", "lookless.scores", "lookless.flops", "lookless.methods.v_skip"]
-    + ["lookless.runtime.rows"],
+    [
+        *("lookless.plan", "lookless.liveness", "lookless.scores", "lookless.flops"),
+        *("lookless.methods.v_skip", "lookless.runtime.rows"),
+    ],
 )
 def test_docstrings_run(name):
     """What is easy to get wrong has an example, which gives what it says."""
