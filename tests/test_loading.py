@@ -165,6 +165,15 @@ def test_weights_of_another_shape_or_model_are_named(folder, change, complaint):
     assert "mlp.up_proj" in told or "layers.0.self_attn.q_norm.weight" in told
 
 
+def test_a_part_that_the_model_has_not_is_told(folder):
+    """As a head for drafts, or numbers that older versions stored."""
+    more = {"mtp.layers.0.self_attn.q_proj.weight": torch.ones(8, 8)}
+    more |= {"model.language_model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    changed(folder, lambda weights: weights | more)
+    with pytest.warns(UserWarning, match=r"holds .*mtp.layers.0.*not used"):
+        load_model(str(folder))
+
+
 def test_code_beside_a_model_is_not_run(folder, tmp_path):
     """Neither is anybody asked at the terminal whether it may be."""
     config = json.loads((folder / "config.json").read_text())

@@ -281,7 +281,7 @@ def _read(name: str, where: str, revision: str | None, dtype: Any, device: str) 
             output_loading_info=True,
             **SAFE,
         )
-        check_weights(name, found)
+        check_weights(name, {path for path, _ in model.named_modules() if path}, found)
         return config, processor, model.eval().to(device)
     except LooklessError:
         raise

@@ -75,7 +75,7 @@ def test_tensor_parallel(llava, tmp_path):
 
 
 def test_half_precision_and_compiled(llava, tmp_path):
-    """In bfloat16 the maps add no error of their own; and steps with an image go around what is compiled."""
+    """In bfloat16 the maps add no error of their own; and steps with an image are a graph of their own."""
     folder, reference, asked, plan = llava
     model, where = folder / "model", folder / "plan"
     stock, half, compiled = run(

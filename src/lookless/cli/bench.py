@@ -276,7 +276,7 @@ def _subject(
         reading=prompts.reading,
         sizes=sizes.images,
     )
-    return subject, plans | _made(methods, subject.geometry), None
+    return subject, plans | _made(choice, methods, subject.geometry), None
 
 
 def _dummy(
@@ -290,19 +290,33 @@ def _dummy(
     cut = shape.cut(choice.layers).geometry
     for plan in plans.values():  # before the model is made
         plan.check(cut)
-    plans |= _made(methods, cut)
-    whole = prefill.Whole(shape.geometry, _made(methods, shape.geometry)) if cut != shape.geometry else None
+    plans |= _made(choice, methods, cut)
+    whole = prefill.Whole(shape.geometry, _made(choice, methods, shape.geometry)) if cut != shape.geometry else None
     subject = subjects.subject_of_geometry(
         name, layers=choice.layers, dtype=choice.dtype, device=device, visual=sizes.visual, text=sizes.text
     )
     return subject, {n: plan.model_copy(update={"geometry": subject.geometry}) for n, plan in plans.items()}, whole
 
 
-def _made(methods: Mapping[str, Method], geometry: Geometry) -> dict[str, Plan]:
-    """The methods' plans, after one that does nothing but skip what nobody reads."""
+def _made(choice: _Choice, methods: Mapping[str, Method], geometry: Geometry) -> dict[str, Plan]:
+    """The methods' plans, after one that does nothing but skip what nobody reads; of the methods that are timed where
+    none is named, those that the decoder can run."""
     from ..plan import Plan
 
-    return {LIVENESS: Plan.full(geometry).live(), **{name: method.sample(geometry) for name, method in methods.items()}}
+    plans = {name: method.sample(geometry) for name, method in methods.items()}
+    if not choice.methods:
+        plans = {name: plan for name, plan in plans.items() if _runs(name, plan, geometry)}
+    return {LIVENESS: Plan.full(geometry).live(), **plans}
+
+
+def _runs(name: str, plan: Plan, geometry: Geometry) -> bool:
+    """Whether a decoder can run ``plan``; if not, why is told."""
+    try:
+        plan.check(geometry)
+    except LooklessError as problem:
+        typer.echo(f"{name} is left out: {problem}", err=True)
+        return False
+    return True
 
 
 def _print_sweep(sweep: PrefillSeries, out_dir: Path | None, as_json: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -12,6 +12,7 @@ from ..loading import Loaded
 from ..plan import Plan
 from ..runtime.engagement import check_rows, predicted
 from ..runtime.patching import apply
+from ..runtime.readers import reader_of
 from ..runtime.tracing import OPERATORS, Trace, trace
 from .comparison import last_logits
 from .prompt import Prompt
@@ -31,8 +32,11 @@ def spared(loaded: Loaded, prompt: Prompt, plan: Plan) -> Section:
     for column in plan.columns:
         layers = [i for i, row in enumerate(plan.layers) if not getattr(row, column).is_full]
         facts[f"layers with {column}"] = " ".join(spans(layers)) or "none"
-    run = plan.as_run if prompt.prompts.end_in_text else plan
-    model: Any = loaded.model
+    prompts, model = prompt.prompts, cast(Any, loaded.model)
+    is_answer_alone = prompts.end_in_text and not plan.is_full
+    run = plan.as_run if is_answer_alone else plan
+    if is_answer_alone and reader_of(prompt.located) is None:
+        prompts.read_only(1)
     with apply(model, plan), trace(model) as counted:
         logits = last_logits(model, prompt)
     facts |= _rows(prompt, run, counted)
@@ -62,7 +66,8 @@ def _rows(prompt: Prompt, run: Plan, counted: Trace) -> dict[str, str]:
     check_rows(run, predicted(run, prompt.prompts), counted)
     geometry = prompt.located.geometry
     stock = prefill(geometry, visual=prompt.visual, text=prompt.text)
-    kept = prefill(geometry, visual=prompt.visual, text=prompt.text, plan=run).total / stock.total
+    read = None if prompt.prompts.kept is None else len(prompt.prompts.kept[0])
+    kept = prefill(geometry, visual=prompt.visual, text=prompt.text, plan=run, kept=read).total / stock.total
     return facts | {
         "in force": "the rows that ran are those that the plan leaves",
         "FLOPs of the prefill": f"{kept:.1%}",

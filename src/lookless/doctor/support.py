@@ -62,16 +62,18 @@ def refused_cells(geometry: Geometry) -> list[str]:
 
 
 def refused_ranks(located: Located) -> list[str]:
-    """Each rank that no layer or only some can use, and why."""
+    """Each rank that no layer or only some can use, and why in the first of them."""
     found: dict[str, list[int]] = defaultdict(list)
+    reasons: dict[str, str] = {}
     for rank, about in RANKS.items():
         layers = [0] if about.reads == "tower" else range(1, located.geometry.layers)
         for layer in layers:
             column: dict[str, Cell] = {"keep": Keep(0.5, rank=rank)} if layer else {"attention": Top(0.5, rank=rank)}
             reason = _refusal(Plan.full(located.geometry).at([layer], **column), located.geometry, layer, located)
             if reason is not None:
-                found[reason].append(layer)
-    return [f"layers {' '.join(spans(layers))}: {reason}" for reason, layers in found.items()]
+                found[rank].append(layer)
+                reasons.setdefault(rank, reason)
+    return [f"layers {' '.join(spans(layers))}: {reasons[rank]}" for rank, layers in found.items()]
 
 
 def _refusal(plan: Plan, geometry: Geometry, layer: int, located: Located | None = None) -> str | None:

@@ -14,11 +14,14 @@ Inside the engine:
 
 * :mod:`lookless.serving.hooks` wraps the functions of vLLM where a plan is checked and put on a model;
 * :mod:`lookless.serving.settings` reads which plan is wanted and refuses what would run wrong;
-* :mod:`lookless.serving.steps` finds, in the flat batch of one step, the text rows and their keys (needs no engine);
-* :mod:`lookless.serving.metadata` writes the attention metadata of these rows alone;
+* :mod:`lookless.serving.steps` orders the flat batch of one step, text first, and finds its runs (needs no engine);
+* :mod:`lookless.serving.metadata` writes what attention is told of a step in that order;
 * :mod:`lookless.serving.affine` is what a fitted cell adds to visual rows;
-* :mod:`lookless.serving.layers` puts the plan on a model that vLLM has built and not yet loaded;
-* :mod:`lookless.serving.counters` counts skipped and computed rows, and reports them on ``/metrics``.
+* :mod:`lookless.serving.layers` is a decoder layer on slices of these rows;
+* :mod:`lookless.serving.projections` loads the projection of queries apart from that of keys and values;
+* :mod:`lookless.serving.decoder` puts the plan on a model that vLLM has built and not yet loaded;
+* :mod:`lookless.serving.compiled` makes a graph of such steps;
+* :mod:`lookless.serving.counters` counts rows and steps, and reports them on ``/metrics``.
 
 Outside it:
 
