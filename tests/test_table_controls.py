@@ -215,7 +215,7 @@ def test_retention_is_averaged_over_tasks():
     low, high = np.percentile(drawn, [2.5, 97.5])
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.02)
     assert retention_by_task([outcome("m", "c", *tasks["c"])]) is None
-    few = retention_by_task([outcome("m", "d", (1, 0), (1, 0))])  # a quarter of all resamples has no ratio
+    few = retention_by_task([outcome("m", "d", "10", "10")])  # a quarter of all resamples has no ratio
     assert (few.value, few.low, few.high) == (1, 1, 1)
 
 
