@@ -80,7 +80,7 @@ def test_what_a_family_is_refused():
 
 
 def test_a_model_that_cannot_be_loaded_still_has_a_page(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "gemma3"}')
+    (tmp_path / "config.json").write_text('{"model_type": "mllama"}')
     found = sections(tmp_path)
     assert found["Environment"]["facts"]["torch"]
     assert "are not supported" in found["Model"]["facts"]["refused"]

@@ -22,6 +22,7 @@ from .common import (
     Json,
     app,
     err,
+    is_runnable,
     one_sentence,
     out,
     print_json,
@@ -305,18 +306,8 @@ def _made(choice: _Choice, methods: Mapping[str, Method], geometry: Geometry) ->
 
     plans = {name: method.sample(geometry) for name, method in methods.items()}
     if not choice.methods:
-        plans = {name: plan for name, plan in plans.items() if _runs(name, plan, geometry)}
+        plans = {name: plan for name, plan in plans.items() if is_runnable(name, plan, geometry)}
     return {LIVENESS: Plan.full(geometry).live(), **plans}
-
-
-def _runs(name: str, plan: Plan, geometry: Geometry) -> bool:
-    """Whether a decoder can run ``plan``; if not, why is told."""
-    try:
-        plan.check(geometry)
-    except LooklessError as problem:
-        typer.echo(f"{name} is left out: {problem}", err=True)
-        return False
-    return True
 
 
 def _print_sweep(sweep: PrefillSeries, out_dir: Path | None, as_json: bool) -> None:

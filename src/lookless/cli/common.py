@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from ..data import Reading, Samples
+    from ..geometry import Geometry
     from ..loading import Loaded
+    from ..plan import Plan
 
 app = typer.Typer(
     help="Make multimodal language models look less, at the right depth: measure which decoder layers' visual work "
@@ -296,3 +298,13 @@ def _join(ctx: typer.Context) -> None:
         follow()
         raise typer.Exit
     ctx.with_resource(leading(size))
+
+
+def is_runnable(name: str, plan: Plan, geometry: Geometry) -> bool:
+    """Whether a decoder can run ``plan``; if not, why ``name`` is left out is told."""
+    try:
+        plan.check(geometry)
+    except LooklessError as problem:
+        typer.echo(f"{name} is left out: {problem}", err=True)
+        return False
+    return True
