@@ -79,7 +79,7 @@ def test_layers_of_both_kinds_spare_as_much(lab):
             if what == "FFN":  # which are alike in all layers
                 assert len(changed[DELTA]) == len(changed[EITHER]) == budget
             if what == "reading":
-                assert len(changed[DELTA]) > budget
+                assert len(changed[DELTA]) >= budget  # each of which spares no more than attention
             assert 11 not in {layer for layers in changed.values() for layer in layers}
     layers, means, kept = found.tables
     assert len(layers.rows) == 11
