@@ -11,6 +11,9 @@ import typer
 from lookless.cli.main import app
 from lookless.methods import METHODS
 
+#: A line of a help text that ends with a command.
+_EXAMPLE = re.compile(r"^(.+): (lookless .+)$", re.MULTILINE)
+
 HEAD = """# Commands
 
 What `lookless COMMAND --help` prints, of every command. `lookless plan METHOD` is on the
@@ -44,10 +47,14 @@ def method_options(name: str) -> str:
 
 
 def section(command: Any, *path: str) -> str:
+    """What its help says, with the examples in it as code."""
     words = f"lookless {' '.join(path)}"
-    told, *examples = re.split(r"^Examples?: ", command.help, flags=re.MULTILINE)
-    shown = [f"    {line.strip()}" for example in examples for line in example.splitlines()]
-    return "\n".join([f"## {words}", "", told.strip(), "", *shown, "", *options(command, words), ""])
+    return "\n".join([f"## {words}", "", _EXAMPLE.sub(_shown, command.help), "", *options(command, words), ""])
+
+
+def _shown(example: re.Match[str]) -> str:
+    lead = "" if example[1].startswith("Example") else f"{example[1]}:\n\n"
+    return f"{lead}    {example[2]}"
 
 
 def options(command: Any, words: str) -> list[str]:
@@ -63,5 +70,4 @@ def options(command: Any, words: str) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """Of a table; a word in brackets is no link."""
-    return " ".join(text.split()).replace("|", "\\|").replace("[", "\\[")
+    return " ".join(text.split()).replace("|", "\\|")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 
 _ROLE = re.compile(r":\w+:`~?([^`]+)`")
 _SECTION = re.compile(r"^(Args|Returns|Raises|Attributes):\n((?:    .*\n?|\n)+)", re.MULTILINE)
@@ -17,5 +18,5 @@ def markdown(docstring: str) -> str:
 
 
 def _listed(section: re.Match[str]) -> str:
-    entries = _ENTRY.sub(r"* `\1`: ", inspect.cleandoc(section[2]))
+    entries = _ENTRY.sub(r"* `\1`: ", textwrap.dedent(section[2]).strip())
     return f"**{section[1]}**\n\n{entries}\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,9 @@ from mkdocs.structure.files import File, Files
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lookless.methods import METHODS
-from website import commands, methods, picture
+from website import commands, methods
+from website.foreign import foreign
 from website.sources import BESIDE, ROOT, as_page
-
-#: What a browser loads by itself, from another machine.
-_LOADED = re.compile(r'<(?:script|img|iframe|link)\b[^>]*\b(?:src|href)="(?:https?:)?//[^"]*"')
 
 
 def on_config(config: Any) -> None:
@@ -45,5 +42,5 @@ def on_page_markdown(text: str, page: Any, **_: Any) -> str:
 
 def on_post_page(html: str, page: Any, **_: Any) -> None:
     """Raises: PluginError: the page would load something from another machine."""
-    if found := _LOADED.search(html):
-        raise PluginError(f"{page.file.src_uri} loads from another machine: {found[0]}")
+    if tags := foreign(html):
+        raise PluginError(f"{page.file.src_uri} loads from another machine: {tags[0]}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from itertools import groupby
 
 from lookless import Geometry
 from lookless.methods import Method
@@ -39,10 +40,13 @@ def link(method: Method) -> str:
 
 
 def row(table: str, name: str) -> str:
-    """The head and the row of ``name``."""
+    """Its row, turned to stand: a line for each column but the first."""
     lines = table.splitlines()
-    [head] = [i for i, line in enumerate(lines) if line.startswith("| method |")]
-    return "\n".join([*lines[head : head + 2], next(line for line in lines if line.startswith(f"| `{name}` |"))])
+    heads, cells = (
+        next(line for line in lines if line.startswith(begin)).strip("| ").split(" | ")[1:]
+        for begin in ("| method |", f"| `{name}` |")
+    )
+    return "\n".join(["| | |", "|---|---|", *(f"| {head} | {cell} |" for head, cell in zip(heads, cells, strict=True))])
 
 
 def said(table: str, name: str) -> list[str]:
@@ -55,8 +59,19 @@ def plan(method: Method) -> list[str]:
     if method.needs:
         return []
     shape = Geometry.preset(SHOWN)
-    shown = re.sub(r"^", "    ", str(method.build(shape)), flags=re.MULTILINE)
+    shown = "\n".join(f"    {line}" for line in folded(str(method.build(shape)).splitlines()))
     return [f"## Its plan for {SHOWN}", method.setting(shape), shown]
+
+
+def folded(lines: list[str]) -> list[str]:
+    """A printed plan, with layers that do the same on one line."""
+    head, *rows = lines
+    place = len("layer")
+    shown = [head]
+    for does, group in groupby(rows, key=lambda line: line[place:]):
+        layers = [line[:place].strip() for line in group]
+        shown.append("-".join(dict.fromkeys([layers[0], layers[-1]])).rjust(place) + does)
+    return shown
 
 
 def linked(table: str) -> str:

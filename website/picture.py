@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from lookless import Keep, Plan, Skip
 
+SVG = "http://www.w3.org/2000/svg"
 TEXT, VISUAL = 2, 6
 PLAN = (
     Plan.full(6)
@@ -27,7 +28,7 @@ def picture() -> str:
     layers = list(zip(SAID, PLAN.rows(visual=VISUAL, text=TEXT), strict=True))
     tall = 84 + HEIGHT * len(layers)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {tall}" font-family="sans-serif" font-size="13">',
+        f'<svg xmlns="{SVG}" viewBox="0 0 {WIDTH} {tall}" font-family="sans-serif" font-size="13">',
         "<title>Which rows each layer of a plan computes</title>",
         f'<rect width="{WIDTH}" height="{tall}" rx="6" fill="#fff"/>',
         *(words(left(n), 22, name, "bold") for n, name in enumerate(OPERATORS.values())),
@@ -47,9 +48,7 @@ def left(column: int) -> int:
 
 def strip(x: float, y: float, computed: float, kept: float) -> list[str]:
     """The rows of one operator: visual ones, those that it computes first, then text."""
-    squares = [
-        square(x + STEP * n, y, "visual", full=n < computed) for n in range(VISUAL) if n < max(kept, computed)
-    ]
+    squares = [square(x + STEP * n, y, "visual", full=n < computed) for n in range(VISUAL) if n < max(kept, computed)]
     return [*squares, *(square(x + STEP * (VISUAL + n), y, "text", full=True) for n in range(TEXT))]
 
 
@@ -63,7 +62,11 @@ def words(x: float, y: float, text: str, weight: str = "normal") -> str:
 
 
 def legend(y: float) -> list[str]:
-    shown = [("visual", True, "visual token"), ("text", True, "text token"), ("visual", False, "passes by, not computed")]
+    shown = [
+        ("visual", True, "visual token"),
+        ("text", True, "text token"),
+        ("visual", False, "passes by, not computed"),
+    ]
     parts = [f'<path d="M12 {y - 6}H{WIDTH - 12}" stroke="{COLOURS["line"]}"/>']
     for (kind, full, text), x in zip(shown, (12, 142, 258), strict=True):
         parts += [square(x, y + 8, kind, full=full), words(x + 20, y + 19, text)]

@@ -31,7 +31,7 @@ _NESTED = re.compile(r"^ {2,3}(?=([*-]|\d+\.) )", re.MULTILINE)
 
 
 def place(path: str) -> str:
-    """Of a file of the repository, on the site. What is no page keeps its path, and MkDocs says that it leads nowhere."""
+    """Of a file of the repository, on the site. What is no page keeps its path, and MkDocs says so."""
     return _PLACES.get(path, path.removeprefix("docs/"))
 
 
