@@ -10,7 +10,7 @@ CLOSEST := apply cache calls cli flops generate loading masks runtime terminal t
 PARALLEL := -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 SHIM := tests/helpers/cpu_torchvision.py
 
-.PHONY: demo test test-vllm test-lmms test-oldest quick lint format train clean
+.PHONY: demo test test-vllm test-lmms test-oldest quick lint format docs train clean
 
 demo: $(VENV)/.installed ## calibrate, plan, apply and measure on the shipped reference model
 	$(BIN)/lookless demo --out lookless-demo
@@ -39,6 +39,9 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.installed-docs ## the site in site/, in seconds; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
 train: $(VENV)/.installed ## retrain the reference model from nothing; hours; resumes
 	$(BIN)/python -m training.train all
 
@@ -50,6 +53,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
 	touch $@
 
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
@@ -74,4 +81,4 @@ $(LMMS)/.installed: pyproject.toml tests/lmms/requirements.txt $(SHIM)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM) $(LMMS) $(OLDEST) lookless-demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) $(LMMS) $(OLDEST) lookless-demo site .pytest_cache .mypy_cache .ruff_cache

@@ -1,52 +1,30 @@
-"""The README tells the truth: its commands run, its Python runs, its links lead somewhere."""
+"""The README and the first page of the site tell the truth: commands run, Python runs, links lead somewhere."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from lookless import reference
+from helpers.documents import ROOT, blocks, commands, text, user_files
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-
-
-def commands() -> list[str]:
-    lines = "\n".join(blocks("console")).replace("\\\n", " ").splitlines()
-    return [line.removeprefix("$ ") for line in lines if line.startswith("$ lookless")]
-
-
-def _user_files(folder: Path) -> None:
-    """What the README takes for granted: ``my-model``, a model's folder, and ``mine.jsonl`` with its images."""
-    shutil.copytree(reference.NAMES["reference"], folder / "my-model")
-    (folder / "images").mkdir()
-    lines = []
-    for i in range(40):
-        image, question, answer = reference.question("chart", "test", i)
-        image.save(folder / f"images/{i}.png")
-        lines.append(json.dumps({"image": f"images/{i}.png", "question": question, "answer": answer}))
-    (folder / "mine.jsonl").write_text("\n".join(lines))
+README = text("README.md")
+#: What docs/start.md shows beside the README's commands; it continues their run.
+STARTED = [command for command in commands(text("docs/start.md")) if command not in commands(README)]
 
 
 @pytest.mark.long
 def test_commands_run_in_order_in_a_users_folder(tmp_path):
     """All of them in one folder, as a reader would type them."""
-    _user_files(tmp_path)
+    user_files(tmp_path)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    assert len(commands()) >= 5
-    for command in commands():
+    assert len(commands(README)) >= 5
+    assert len(STARTED) < len(commands(text("docs/start.md")))
+    for command in commands(README) + STARTED:
         words = [sys.executable, "-m", "lookless", *shlex.split(command)[1:]]
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, (command, done.stderr)
@@ -55,7 +33,7 @@ def test_commands_run_in_order_in_a_users_folder(tmp_path):
 
 @pytest.mark.long
 def test_python_runs(tmp_path):
-    for block in blocks("python"):
+    for block in blocks(README, "python"):
         done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, (block, done.stderr)
 

@@ -39,7 +39,6 @@ app = typer.Typer(
     "Begin with `lookless demo`.\n\n"
     "An error is one sentence and exit code 2. Set LOOKLESS_DEBUG=1 to see its traceback and its cause.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
