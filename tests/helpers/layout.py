@@ -78,6 +78,7 @@ INSIDE = {
         "affine",
         "attention",
         "delta",
+        "convolution",
         "ffn",
         "layer",
         "view",
