@@ -12,22 +12,33 @@ from helpers.chunks import in_calls
 from helpers.compare import TOLERANCE, far, text_logits, text_of
 from helpers.family import SPECIAL
 from helpers.lfm2 import LFM2
+from helpers.loaded import ONE, loaded_of
 from helpers.models import LAYERS
-from helpers.plans import BY_RANK, DECODE, FULL, IN_DECODER, PLANS, SKIPPED, STATIC, mean
+from helpers.plans import DECODE, FULL, PLANS, RANKED, SKIPPED, STATIC, mean
 from helpers.slow_reference import slow_logits
 from lookless import Keep, ModelError, Neurons, Sink, Skip, Top, Window, apply, trace
+from lookless.bench.dummy_model import make_dummy_model
 from lookless.bench.lower_bound import lower_bound_of
+from lookless.calibration.sweep import INTERVENTIONS, sweep
+from lookless.configs import shape_named
 from lookless.errors import PlanMismatchError
 from lookless.flops import layer, prefill
 from lookless.geometry import Geometry
+from lookless.ranks import RANKS
 from lookless.runtime.families import geometry_of, locate
 from lookless.runtime.prompts import prompts_of
 
 SKIP = FULL.at([0, 2, 4], attention=Skip())
 BLIND = FULL.at([0, 2], visible=Skip())
+#: by what they ask of a layer with a state: a window, a sink, keys to rank by, keys to decode with
+REFUSED = {
+    *("window", "sink", "decode", "decode, asked by few", "filter", "recycle by both"),
+    *(f"top by {r}" for r in ("last_query_attention", "text_raters", "value_aware", "key_norm")),
+    *(f"{c} by {r}" for c in ("keep", "top") for r in RANKS if RANKS[r].reads == "this" and RANKS[r].heads),
+}
 CELLS = {
     **SKIPPED,
-    **{name: plan for name, plan in {**STATIC, **BY_RANK}.items() if name not in ("window", "sink", "fitted")},
+    **{name: plan for name, plan in {**STATIC, **RANKED}.items() if name not in REFUSED},
     "all convolutions": SKIP,
     "blind": BLIND,
     "blind, and asks": FULL.at([0, 2], visible=Skip(), attention=Skip()),
@@ -43,20 +54,10 @@ def model():
     return LFM2.build()
 
 
-def can_run(model, plan):
-    try:
-        plan.check(geometry_of(model))
-    except PlanMismatchError:
-        return False
-    return True
-
-
 @pytest.mark.parametrize("cells", CELLS)
 @torch.no_grad()
 def test_every_cell(model, cells):
     plan = CELLS[cells]
-    if not can_run(model, plan):
-        pytest.skip("refused by name: see test_what_it_cannot_run")
     for kind in LFM2.kinds:
         arguments = LFM2.batch(kind)
         text = text_of(LFM2, arguments)
@@ -101,9 +102,7 @@ def test_states_and_answers(model):
     for plan in (SKIP, BLIND, FULL.at([2], keep=Keep(0.4, rank="diversity"))):
         with apply(model, plan):
             both = model.generate(**LFM2.arguments((5, "image", 9), (2, "wide", 4)), **options)[:, -6:]
-            for at, prompt in enumerate([(5, "image", 9), (2, "wide", 4)]):
-                if at == 0:  # the generator of pixels goes on from one prompt to the next
-                    assert torch.equal(both[at], model.generate(**LFM2.arguments(prompt), **options)[0, -6:])
+            assert torch.equal(both[0], model.generate(**LFM2.arguments((5, "image", 9)), **options)[0, -6:])
             assert torch.equal(
                 *(model.generate(**LFM2.batch("one image"), **options, use_cache=cached) for cached in (True, False))
             )
@@ -152,11 +151,39 @@ def test_what_it_cannot_run(model, column, cell, reason):
 
 
 def test_which_plans_it_cannot_run(model):
-    refused = {name for name, plan in {**PLANS, **DECODE}.items() if not can_run(model, plan)}
-    heads = {f"{cell} by {rank}" for cell in ("keep", "top") for rank in IN_DECODER} & refused
-    assert refused - heads == {"window", "sink", "decode", "decode, asked by few", "filter", "recycle by both"} | (
-        refused & {"blind", "recycle by attention"}
-    )
+    refused = set()
+    for name, plan in {**PLANS, **DECODE}.items():
+        try:
+            plan.check(geometry_of(model))
+        except PlanMismatchError:
+            refused.add(name)
+    assert refused == REFUSED
+
+
+@pytest.mark.parametrize("measure", ["visual_information_gain", "ffn_effect", "neuron_effect"])
+@torch.no_grad()
+def test_measures(model, measure):
+    """By replay of each layer, as of runs of the whole model."""
+    arguments, intervention = LFM2.batch("one image"), INTERVENTIONS[measure]
+    cells, distance = intervention.cells, intervention.distance
+    scores = sweep(loaded_of(model, arguments), ONE, cells, name=measure, distance=distance, progress=False)
+    stock = model(**arguments).logits[0, -1].float()
+    for index, score in enumerate(scores.mean):
+        plan = FULL.at([index], **dict(cells))
+        changed = slow_logits(model, plan, arguments, LFM2.visual_ids)[0, -1].float()
+        assert score == pytest.approx(distance(stock, changed).item(), rel=2e-3, abs=2e-6)
+
+
+def test_a_decoder_of_such_a_shape_can_be_timed(model, tmp_path):
+    """Of its configuration alone, as the bench does it."""
+    model.config.save_pretrained(tmp_path)
+    shape = shape_named(str(tmp_path))
+    assert shape.geometry == geometry_of(model)
+    made = make_dummy_model(shape, dtype=torch.float32)
+    assert made.geometry == shape.geometry.model_copy(update={"model_type": "llava"})
+    with apply(made.model, SKIP), trace(made.model) as counted:
+        made.model(**made.inputs(visual=9, before=3, after=4, batch=1))
+    assert [(row["query"], row["key"]) for row in counted.layers] == [(7, 9), (16, 16)] * 2 + [(7, 9)]
 
 
 # prices

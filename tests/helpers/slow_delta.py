@@ -1,4 +1,5 @@
-"""The slow reference of layers with a state, and of a gated delta rule in them: one row after another, and what a plan takes away left out of the sequence.
+"""The slow reference of layers with a state, and of a gated delta rule: one row after another, and what a plan takes
+away left out of the sequence.
 
 Shares nothing with the runtime, nor with the kernels of transformers, but the module's own weights.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from helpers.slow_lfm2 import read_rows
+from helpers.slow_lfm2 import output_projection, read_rows
 from lookless import Skip
 
 
@@ -62,5 +63,4 @@ def unit(x):
 
 def is_gated(attention):
     """Whether each query has a gate behind it."""
-    output = attention.o_proj if hasattr(attention, "o_proj") else attention.out_proj
-    return attention.q_proj.weight.shape[0] == 2 * output.weight.shape[1]
+    return attention.q_proj.weight.shape[0] == 2 * output_projection(attention).weight.shape[1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from helpers import slow_lfm2 as lfm2
-
 from helpers.slow_norms import after_ffn
 
 

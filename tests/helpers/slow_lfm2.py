@@ -33,3 +33,7 @@ def inner(mlp, h):
 
 def ffn(layer):
     return layer.feed_forward if is_lfm2(layer) else layer.mlp
+
+
+def output_projection(attention):
+    return attention.o_proj if hasattr(attention, "o_proj") else attention.out_proj

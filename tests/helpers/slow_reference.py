@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from helpers import slow_gemma as gemma
 from helpers import slow_glm as glm
-from helpers import slow_norms as norms
 from helpers import slow_lfm2 as lfm2
+from helpers import slow_norms as norms
 from helpers.slow_delta import is_gated, slow_state
 from lookless import Filter, Full, Keep, Neurons, Plan, Sink, Skip, Top, Window
 from lookless.fitted import Linear, Mean
@@ -138,7 +138,7 @@ class Conversation:
         out = out.transpose(0, 1)
         if is_gated(module):
             out = out * torch.sigmoid(module.q_proj(h).view(self.n, -1, 2, module.head_dim)[:, :, 1])
-        update = norms.after_attention(layer)((module.o_proj if hasattr(module, "o_proj") else module.out_proj)(out.flatten(1)))
+        update = norms.after_attention(layer)(lfm2.output_projection(module)(out.flatten(1)))
         shown = {"k": k, "v": v, "sunk": sunk, "rotary": rotary}
         return self.added(layer, row, tops, x, h, update, shown)
 

@@ -93,8 +93,8 @@ def attention_profile(loaded: Loaded, samples: Samples, *, progress: bool = True
     located = locate(loaded.model)
     if located.geometry.states is not None:
         raise ModelError(
-            f"{located.geometry.model_type} has layers with a {located.geometry.states}, which weigh no token by another: there "
-            f"is no attention map of them."
+            f"{located.geometry.model_type} has layers with a {located.geometry.states}, which weigh no token by "
+            f"another: there is no attention map of them."
         )
     rows = [
         _sample(located, prompt)

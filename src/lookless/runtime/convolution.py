@@ -75,8 +75,8 @@ def _check_here(module: Any) -> None:
 
 
 def _made(module: Any, normed: Tensor, asked: Rows) -> tuple[Tensor, Tensor | None]:
-    """What is convolved, of the rows ``normed [groups, rows, hidden]``, with zeros for those that are not ``asked``; and
-    beside it the gate of what they read, where the one matrix that makes them may not be taken apart."""
+    """What is convolved, of the rows ``normed [groups, rows, hidden]``, zeros for those that are not ``asked``; and the
+    gate of what they read, where the one matrix that makes them may not be taken apart."""
     mine, gate = asked.gather(normed), None
     if torch.is_grad_enabled() or not is_own(module.in_proj):
         first, gate, value = module.in_proj(mine).chunk(3, dim=-1)

@@ -123,9 +123,7 @@ def pass_gemma4(layer: Any, x: Tensor, rows: Rows, arguments: Mapping[str, Any])
 
 LLAMA = Block()
 GLM = Block(after_attention="post_self_attn_layernorm", after_ffn="post_mlp_layernorm")
-LFM2 = Block(
-    before_attention="operator_norm", before_ffn="ffn_norm", ffn="feed_forward", last_norm="embedding_norm"
-)
+LFM2 = Block(before_attention="operator_norm", before_ffn="ffn_norm", ffn="feed_forward", last_norm="embedding_norm")
 GEMMA3 = Block(
     before_ffn="pre_feedforward_layernorm",
     after_attention="post_attention_layernorm",
