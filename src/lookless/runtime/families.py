@@ -199,7 +199,8 @@ def locate(model: nn.Module) -> Located:
     Raises:
         ModelError: the family, its decoder or its attention implementation is not supported; says what is.
     """
-    base = getattr(model, "get_base_model", None)  # of peft, whose wrapper calls the model it wraps
+    model = getattr(model, "_orig_mod", model)  # of torch.compile, whose wrapper calls the model it wraps
+    base = getattr(model, "get_base_model", None)  # of peft, whose wrapper does so, too
     model = model if base is None else base()
     config: Any = getattr(model, "config", model)
     family = family_of(config)
