@@ -89,6 +89,7 @@ INSIDE = {
         "refusals",
         "tracing",
         "engagement",
+        "replaced",
         "patching",
     ],
     "lmms": ["names", "baseline", "planned", "classes", "task", "export"],
