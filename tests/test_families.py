@@ -14,6 +14,7 @@ from helpers.alike import ALIKE
 from helpers.compare import TOLERANCE, far, text_of
 from helpers.families import FAMILIES, SPECIAL, model_of
 from helpers.gemma import GEMMA
+from helpers.lfm2 import LFM2
 from helpers.models import LAYERS
 from helpers.plans import DECODE, FULL, PLANS, SKIPPED, STATIC
 from helpers.slow_reference import slow_logits
@@ -195,7 +196,7 @@ def test_a_family_over_a_known_decoder(name):
 
 
 def test_every_supported_family_is_tested():
-    every = (*FAMILIES.values(), *GEMMA.values())
+    every = (*FAMILIES.values(), *GEMMA.values(), LFM2)
     tested = {family.build().config.model_type for family in every} | {*ALIKE}
     assert tested == {*SUPPORTED}
 

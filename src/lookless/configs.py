@@ -19,7 +19,7 @@ _OF_TEXT = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qw
 _OF_TEXT |= {f"{kind}_text": block for kind, block in _OF_KIND.items()}
 _OF_TEXT |= {kind: kind for kind in ("qwen3_5_text", "qwen3_5_moe_text", "gemma4_text")}
 _OF_TEXT |= {kind: kind for kind in ("glm4v_text", "glm_ocr_text", "glm4v_moe_text")}
-_OF_TEXT |= {"paddleocr_vl_text": "llama"}
+_OF_TEXT |= {"paddleocr_vl_text": "llama", "lfm2": "lfm2"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Shape:
         geometry: its numbers.
         block: ``llama``, ``qwen2`` (with biases), ``qwen3`` (with norms of queries and keys), ``qwen3_moe`` (and a
             mixture of experts), ``qwen3_5_text`` or ``qwen3_5_moe_text`` (with gates and gated delta rules),
-            ``glm4v_text`` or ``glm_ocr_text`` (with norms behind both operators), ``glm4v_moe_text``, or
+            ``glm4v_text`` or ``glm_ocr_text`` (with norms behind both operators), ``glm4v_moe_text``,
+            ``lfm2`` (with short convolutions), or
             ``gemma4_text`` (with windows, two norms around each operator and shared keys).
     """
 

@@ -16,7 +16,11 @@ of a x b, whose rows write w columns (query, key, value, decay, rate), costs
 
 for what rows write, gate and output projection of those that read, and decayed read, write and read of the states
 (kernels that scan by chunks do more of this, and faster); rows that do not read have no query, of c columns, but for
-three before those that do, which a convolution of four rows takes it to. With q = k = f = n
+three before those that do, which a convolution of four rows takes it to. A short convolution of c rows costs
+
+    4 (q + c - 1) d d  +  4 q d d  +  6 f d m
+
+for what is convolved, of rows that read and those before them, and gate and output projection. With q = k = f = n
 and dq = dk = d this is 8nd^2 + 4n^2d + 6ndm, the dense layer of ShortV (arXiv 2504.00502, Sec. 4.1, there
 2(t+v)(4h+3m)h + 4(t+v)^2 h); with q = t it is V-Skip's (arXiv 2606.08511, Table 2), with q = f = t ShortV's.
 A map of rank r in place of an operator costs 4 d r for each living visual row.
@@ -90,6 +94,10 @@ def layer(
         return written + read + 6 * scanned * delta.state + _ffn(g, index, ffn, probe)
     pairs = query * min(key, g.reach_of(index) or key) if pairs is None else pairs
     wide, made = g.query_width(index), (1 + g.has_values(index)) * g.key_width(index)
+    convolution = g.convolution_of(index)
+    if convolution is not None:
+        read = min(key, query + convolution.kernel - 1) if asked is None else asked
+        return 4 * g.hidden**2 * (read + query) + _ffn(g, index, ffn, probe)
     projections = (4 + 2 * g.gated) * query * g.hidden * wide + 2 * key * g.hidden * made
     embedded = 4 * (key if live is None else live) * g.hidden * g.embedded
     return projections + 4 * pairs * wide + embedded + _ffn(g, index, ffn, probe)
@@ -164,7 +172,7 @@ def _layers(
             ffn += alive * work.neurons.channels(g.ffn_width(index)) / g.ffn_width(index)
             probe = work.neurons.probes(alive)
         count = _Count(text, visual, alive, before, kept or 0, g.reach_of(index), index in g.both_ways)
-        count_pairs = count.pairs if g.delta_of(index) is None else count.scanned
+        count_pairs = count.pairs if g.state_of(index) is None else count.scanned
         pairs = sum(map(count_pairs, work.attention))
         maps = sum(4 * alive * g.hidden * cell.inner for cell in work.affine)
         rows = {"query": rows["query"], "key": rows["key"], "ffn": ffn, "live": text + alive}

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 from .errors import GeometryError
 from .files import sentence
-from .parts import DeltaNet, Experts, OtherHeads, SharedKeys, Sliding
+from .parts import Convolution, DeltaNet, Experts, OtherHeads, SharedKeys, Sliding, convolution_of, intermediate_of
 
 #: Decoders whose ``q_proj`` makes a gate beside each query.
 GATED = ("qwen3_5_text", "qwen3_5_moe_text")
@@ -34,6 +34,7 @@ class Geometry(BaseModel):
         head_dim: width of one head; ``heads * head_dim`` need not be ``hidden``.
         experts: of a mixture of experts; None where every layer has one feed-forward network.
         delta: of the layers with a gated delta rule; None where every layer has attention.
+        convolution: of the layers with a short convolution; None where there is none.
         gated: what heads read is multiplied by a gate, which ``q_proj`` makes as well.
         sliding: of the layers with a sliding window; None where every row reads all keys before it.
         other_heads: of the layers with other heads; None where all are alike.
@@ -53,6 +54,7 @@ class Geometry(BaseModel):
     head_dim: int = Field(gt=0)
     experts: Experts | None = None
     delta: DeltaNet | None = None
+    convolution: Convolution | None = None
     gated: bool = False
     sliding: Sliding | None = None
     other_heads: OtherHeads | None = None
@@ -72,6 +74,22 @@ class Geometry(BaseModel):
     def delta_of(self, layer: int) -> DeltaNet | None:
         """The gated delta rule of ``layer``; None where it has attention."""
         return self.delta if self.delta is not None and layer in self.delta.layers else None
+
+    def convolution_of(self, layer: int) -> Convolution | None:
+        """The short convolution of ``layer``; None where it has none."""
+        found = self.convolution
+        return found if found is not None and layer in found.layers else None
+
+    def state_of(self, layer: int) -> str | None:
+        """What ``layer`` has in the place of attention, in words; None where it has attention."""
+        if self.delta_of(layer) is not None:
+            return "gated delta rule"
+        return None if self.convolution_of(layer) is None else "short convolution"
+
+    @property
+    def states(self) -> str | None:
+        """What some layers have in the place of attention, in words; None where all have attention."""
+        return next(filter(None, map(self.state_of, range(self.layers))), None)
 
     def shares_keys_of(self, layer: int) -> int | None:
         """The earlier layer whose keys and values ``layer`` reads; None where it makes its own."""
@@ -111,6 +129,7 @@ class Geometry(BaseModel):
         parts = {
             "experts": alone(self.experts_of(layer), dense=()),
             "delta": alone(self.delta_of(layer), layers=(0,)),
+            "convolution": alone(self.convolution_of(layer), layers=(0,)),
             "sliding": alone(self.sliding if self.reach_of(layer) else None, layers=(0,)),
             "other_heads": alone(self.heads_of(layer), layers=(0,)),
             "shared": alone(self.shared if borrows else None, layers=(0,), lenders=(0,)),
@@ -124,7 +143,7 @@ class Geometry(BaseModel):
         first: dict[tuple[bool, ...], int] = {}
 
         def shape(layer: int) -> tuple[bool, ...]:
-            parts = (self.experts_of(layer), self.delta_of(layer), self.heads_of(layer))
+            parts = (self.experts_of(layer), self.state_of(layer), self.heads_of(layer))
             numbers = (self.reach_of(layer), self.shares_keys_of(layer))
             return *(part is None for part in (*parts, *numbers)), layer in self.both_ways
 
@@ -156,6 +175,8 @@ class Geometry(BaseModel):
         if experts is not None:
             ffn = f"{experts.used} of {experts.count} experts of {experts.intermediate}"
         delta = "" if self.delta is None else f" ({len(self.delta.layers)} with a gated delta rule)"
+        if self.convolution is not None:
+            delta += f" ({len(self.convolution.layers)} with a short convolution)"
         if self.sliding is not None:
             delta += f" ({len(self.sliding.layers)} with a window of {self.sliding.size})"
         if self.shared is not None:
@@ -192,12 +213,13 @@ class Geometry(BaseModel):
                 model_type=model_type,
                 layers=layers,
                 hidden=hidden,
-                intermediate=experts.intermediate if experts and not experts.dense else number("intermediate_size"),
+                intermediate=experts.intermediate if experts and not experts.dense else intermediate_of(text, number),
                 heads=heads,
                 kv_heads=text.get("num_key_value_heads") or heads,
                 head_dim=text.get("head_dim") or hidden // heads,
                 experts=experts,
                 delta=_delta(text, number),
+                convolution=convolution_of(text, number),
                 gated=text.get("model_type") in GATED,
                 sliding=_sliding(text, number),
                 both_ways=_both_ways(text, layers),

@@ -15,7 +15,7 @@ EXPERTS = (
 )
 BORROWED = "which has none of its own and reads those of layer {}: plan it there"
 LENT = "whose keys and values later layers read as well: which of them are decoded with (decode) can be said, no more"
-STATE = "whose gated delta rule keeps one state of all tokens and no key of any"
+STATE = "whose {} keeps one state of all tokens and no key of any"
 
 
 def check_cells(rows: Sequence[LayerPlan], geometry: Geometry) -> None:
@@ -36,18 +36,20 @@ def _refused(row: LayerPlan, geometry: Geometry, layer: int) -> Iterator[tuple[s
     """Cells in words, and why each cannot be run."""
     if row.ffn.neurons is not None and geometry.experts_of(layer) is not None:
         yield f"ffn={row.ffn}", EXPERTS
-    if geometry.delta_of(layer) is not None:
+    if (kind := geometry.state_of(layer)) is not None:
+        state = STATE.format(kind)
         if row.attention.window is not None:
-            yield f"attention={row.attention}", f"{STATE}: use Skip, Top, Mean or Linear"
+            yield f"attention={row.attention}", f"{state}: use Skip, Top, Mean or Linear"
         if row.visible.is_sink:
-            yield f"visible={row.visible}", f"{STATE}: use Skip"
+            yield f"visible={row.visible}", f"{state}: use Skip"
         if not row.decode.is_full:
-            yield f"decode={row.decode}", f"{STATE}: it is written by all tokens, or, by visible=Skip, by text alone"
+            yield f"decode={row.decode}", f"{state}: it is written by all tokens, or, by visible=Skip, by text alone"
     yield from _shared(row, geometry, layer)
     for rank in row.ranks:
         read = layer - 1 if RANKS[rank].reads == "previous" else layer
-        if RANKS[rank].heads and geometry.delta_of(read) is not None:
-            yield f"a rank by {rank}", f"which reads keys of layer {read}, {STATE}: rank by diversity or update_norm"
+        if RANKS[rank].heads and (kind := geometry.state_of(read)) is not None:
+            reads = f"which reads keys of layer {read}, {STATE.format(kind)}"
+            yield f"a rank by {rank}", f"{reads}: rank by diversity or update_norm"
         lender = geometry.shares_keys_of(read)
         if RANKS[rank].heads and lender is not None:
             yield f"a rank by {rank}", f"which reads keys of layer {read}, {BORROWED.format(lender)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
@@ -80,6 +81,20 @@ class DeltaNet(BaseModel):
         return self.value_heads * self.key_dim * self.value_dim
 
 
+class Convolution(BaseModel):
+    """A short convolution in the place of attention: each row reads some rows before it, and weighs them by itself.
+
+    Attributes:
+        kernel: how many rows one reads, itself among them.
+        layers: those that have it; the others have attention.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kernel: int = Field(gt=0)
+    layers: tuple[int, ...]
+
+
 class Sliding(BaseModel):
     """Layers in which each row reads only the keys nearest before it.
 
@@ -125,3 +140,19 @@ class SharedKeys(BaseModel):
     layers: tuple[int, ...]
     lenders: tuple[int, ...]
     intermediate: int = Field(gt=0)
+
+
+def convolution_of(text: Mapping[str, Any], number: Callable[[str], int]) -> Convolution | None:
+    """The short convolutions of a decoder's configuration; None of one without."""
+    layers = tuple(i for i, kind in enumerate(text.get("layer_types") or ()) if kind == "conv")
+    return Convolution(kernel=number("conv_L_cache"), layers=layers) if layers else None
+
+
+def intermediate_of(text: Mapping[str, Any], number: Callable[[str], int]) -> int:
+    """Inner width of the gated FFN; LFM2 makes two thirds of the number that it says, and rounds them up."""
+    said = number("intermediate_size")
+    if not text.get("block_auto_adjust_ff_dim"):
+        return said
+    times = text.get("block_ffn_dim_multiplier")
+    wide = int(2 * said / 3)
+    return wide if times is None else -(-int(times * wide) // (step := number("block_multiple_of"))) * step

@@ -23,7 +23,8 @@ def in_calls(model, plan, arguments, sizes) -> torch.Tensor:
             hook = decoder.register_forward_pre_hook(
                 lambda _, args, kwargs, merged=merged: (args, {**kwargs, **merged}), with_kwargs=True
             )
-            call = {"input_ids": ids[:, part], "position_ids": whole["position_ids"][..., part]}
+            positions = whole["position_ids"]
+            call = {"input_ids": ids[:, part]} | ({} if positions is None else {"position_ids": positions[..., part]})
             call["attention_mask"] = torch.ones(1, at + size, dtype=torch.long)
             said.append(model(**call, past_key_values=cache).logits)
             hook.remove()

@@ -1,4 +1,5 @@
-"""The slow reference of a gated delta rule: one row after another, and what a plan takes away left out of the sequence.
+"""The slow reference of layers with a state, and of a gated delta rule: one row after another, and what a plan takes
+away left out of the sequence.
 
 Shares nothing with the runtime, nor with the kernels of transformers, but the module's own weights.
 """
@@ -8,10 +9,11 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from helpers.slow_lfm2 import output_projection, read_rows
 from lookless import Skip
 
 
-def slow_delta(module, h, row, calls, call, visual, real, alive):
+def slow_state(module, h, row, calls, call, visual, real, alive):
     """What the mixer adds to each of ``h [n, hidden]``, if all of them read; rows of a later call do not see what the
     plan left out of the state in earlier ones."""
     out = torch.zeros_like(h)
@@ -21,7 +23,7 @@ def slow_delta(module, h, row, calls, call, visual, real, alive):
         earlier = written & (call < c)
         for readers, rows in ((text, written), (shown & visual, shown)):
             mine = (earlier | (rows & (call == c))).nonzero().flatten()
-            read = _read(module, h[mine])
+            read = read_rows(module, h[mine]) if hasattr(module, "conv") else _read(module, h[mine])
             wanted = (readers & (call == c))[mine]
             out[mine[wanted]] = read[wanted]
     return out
@@ -61,4 +63,4 @@ def unit(x):
 
 def is_gated(attention):
     """Whether each query has a gate behind it."""
-    return attention.q_proj.weight.shape[0] == 2 * attention.o_proj.weight.shape[1]
+    return attention.q_proj.weight.shape[0] == 2 * output_projection(attention).weight.shape[1]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from helpers import slow_lfm2 as lfm2
 from helpers.slow_norms import after_ffn
 
 
 def whole_ffn(layer, x, h):
     """What the FFN adds to each of ``x [n, hidden]``, which are ``h`` behind its norm."""
-    made = layer.mlp(h[None])[0]  # experts take no two-dimensional rows
+    made = lfm2.ffn(layer)(h[None])[0]  # experts take no two-dimensional rows
     if getattr(layer, "enable_moe_block", False):
         routed = torch.stack([_routed(layer, row) for row in x])
         made = layer.post_feedforward_layernorm_1(made) + layer.post_feedforward_layernorm_2(routed)

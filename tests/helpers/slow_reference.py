@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from helpers import slow_gemma as gemma
 from helpers import slow_glm as glm
+from helpers import slow_lfm2 as lfm2
 from helpers import slow_norms as norms
-from helpers.slow_delta import is_gated, slow_delta
+from helpers.slow_delta import is_gated, slow_state
 from lookless import Filter, Full, Keep, Neurons, Plan, Sink, Skip, Top, Window
 from lookless.fitted import Linear, Mean
 
@@ -39,7 +40,7 @@ def slow_logits(
             rotary = [t[b if t.shape[0] > 1 else 0] for t in entered[index][1]]
             x = prompt.layer(layer, plan, index, x, rotary)
             x = x + entered[index + 1][2][b]  # DeepStack
-        states.append(model.model.get_decoder().norm(x))
+        states.append(norms.last(model.model.get_decoder())(x))
     return gemma.capped(model, model.lm_head(torch.stack(states)))
 
 
@@ -99,7 +100,7 @@ class Conversation:
         x = getattr(attention, f"{name}_proj")(h)
         x = x.view(self.n, -1, attention.head_dim * (2 if name == "q" and is_gated(attention) else 1))
         x = x[..., : attention.head_dim]  # behind a query comes its gate
-        x = getattr(attention, f"{name}_norm")(x) if hasattr(attention, f"{name}_norm") else x
+        x = norms.of_heads(attention, name)(x)
         if rotary is None or name == "v":
             return x.transpose(0, 1)
         return glm.turned(attention, x, *(t[:, None] for t in rotary)).transpose(0, 1)
@@ -114,12 +115,13 @@ class Conversation:
         return made
 
     def attention(self, layer, row, tops, x, rotary):
-        if hasattr(layer, "linear_attn"):
-            h = layer.input_layernorm(x)
+        state = getattr(layer, "linear_attn", getattr(layer, "conv", None))
+        if state is not None:
+            h = norms.before_attention(layer)(x)
             spread = (self.calls, self.call, self.visual, self.real, self.alive)
-            return self.added(layer, row, tops, x, h, slow_delta(layer.linear_attn, h, row, *spread), {})
+            return self.added(layer, row, tops, x, h, slow_state(state, h, row, *spread), {})
         module = layer.self_attn
-        h = layer.input_layernorm(x)
+        h = norms.before_attention(layer)(x)
         q, (k, v, held) = self.project(module, "q", h, rotary), self.keys(module, h, rotary, (row, tops))
         weights = q @ k.transpose(1, 2) * module.scaling
         weights = weights.masked_fill(~self.allowed(module, row, *held), -1e30).softmax(-1)
@@ -136,7 +138,7 @@ class Conversation:
         out = out.transpose(0, 1)
         if is_gated(module):
             out = out * torch.sigmoid(module.q_proj(h).view(self.n, -1, 2, module.head_dim)[:, :, 1])
-        update = norms.after_attention(layer)(module.o_proj(out.flatten(1)))
+        update = norms.after_attention(layer)(lfm2.output_projection(module)(out.flatten(1)))
         shown = {"k": k, "v": v, "sunk": sunk, "rotary": rotary}
         return self.added(layer, row, tops, x, h, update, shown)
 
@@ -184,7 +186,7 @@ class Conversation:
             for c in self.calls:
                 mine = (self.alive & (self.call == c)).nonzero().flatten()
                 if len(mine):
-                    x = x.index_add(0, mine, after(self.neurons(layer.mlp, row.ffn, h[mine])))
+                    x = x.index_add(0, mine, after(self.neurons(lfm2.ffn(layer), row.ffn, h[mine])))
         return x + self.fitted(row.ffn, h) if isinstance(row.ffn, Mean | Linear) else x
 
     def fitted(self, cell, h):
@@ -198,13 +200,18 @@ class Conversation:
         return added
 
     def neurons(self, mlp, cell, h):
-        inner = glm.inner(mlp, h) if glm.is_fused(mlp) else mlp.act_fn(mlp.gate_proj(h)) * mlp.up_proj(h)
+        if lfm2.is_numbered(mlp):
+            inner, down = lfm2.inner(mlp, h), mlp.w2
+        elif glm.is_fused(mlp):
+            inner, down = glm.inner(mlp, h), mlp.down_proj
+        else:
+            inner, down = mlp.act_fn(mlp.gate_proj(h)) * mlp.up_proj(h), mlp.down_proj
         count = max(1, round(cell.probe * len(h)))
         probes = [round(i * (len(h) - 1) / max(1, count - 1)) for i in range(count)]
         score = inner[probes].abs().mean(0)
         wanted = max(1, round(cell.ratio * len(score)))
         inner[:, score.argsort(descending=True)[wanted:]] = 0
-        return mlp.down_proj(inner)
+        return down(inner)
 
     # which tokens
 
@@ -258,7 +265,7 @@ class Conversation:
         return scores.masked_fill(~allowed, -1e30).softmax(-1)
 
     def shown_by(self, layer, x, rotary):
-        module, h = layer.self_attn, layer.input_layernorm(x)
+        module, h = layer.self_attn, norms.before_attention(layer)(x)
         k, v, _ = self.keys(module, h, rotary, None)
         return {"x": x, "h": h, "k": k, "v": v, "layer": layer, "rotary": rotary, "alive": self.alive.clone()}
 
@@ -272,7 +279,7 @@ class Conversation:
         if len(mine) < 2 or cell.is_none:
             return mine
         before = self.before
-        here = None if hasattr(layer, "linear_attn") else self.shown_by(layer, x, rotary)
+        here = None if not hasattr(layer, "self_attn") else self.shown_by(layer, x, rotary)
         in_call = self.call == c
         last = self.last(c)
         behind = (in_call & self.real & ~self.visual & (torch.arange(self.n) > mine[0])).nonzero().flatten()

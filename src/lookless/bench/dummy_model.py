@@ -69,7 +69,7 @@ def decoder(shape: Shape) -> dict[str, Any]:
             ],
         }
     )
-    return {**_mixture(geometry.experts), **state, **_common(shape), **_glm(shape)}
+    return {**_mixture(geometry.experts), **state, **_common(shape), **_glm(shape), **_lfm2(geometry)}
 
 
 def _common(shape: Shape) -> dict[str, Any]:
@@ -96,6 +96,15 @@ def _glm(shape: Shape) -> dict[str, Any]:
         "tie_word_embeddings": False,
         "rope_parameters": {**rotary, "mrope_section": [shape.geometry.head_dim // 4, 0, 0]},
     }
+
+
+def _lfm2(geometry: Geometry) -> dict[str, Any]:
+    """Of a decoder with short convolutions."""
+    convolution = geometry.convolution
+    if convolution is None:
+        return {}
+    kinds = ["full_attention" if geometry.state_of(i) is None else "conv" for i in range(geometry.layers)]
+    return {"layer_types": kinds, "conv_L_cache": convolution.kernel, "block_auto_adjust_ff_dim": False}
 
 
 def _mixture(experts: Experts | None) -> dict[str, Any]:
@@ -168,6 +177,8 @@ def _weights(g: Geometry) -> int:
         delta = g.delta_of(layer)
         if delta is not None:
             return delta.written_width + 2 * delta.read_width
+        if g.convolution_of(layer) is not None:
+            return 4 * g.hidden
         return (2 + g.gated) * g.query_width(layer) + (1 + g.has_values(layer)) * g.key_width(layer) + 2 * g.embedded
 
     return sum(g.hidden * (mixer(layer) + ffn(layer)) for layer in range(g.layers))

@@ -18,15 +18,15 @@ from ..runtime.affine import on
 from ..runtime.calls import Call, attend, causal_calls, scaled_dot_product, sliding_calls, window_calls
 from ..runtime.delta import asked_rows
 from ..runtime.families import Located
-from ..runtime.inplace import is_mixture, matrices, projections
-from ..runtime.mixers import is_delta, mixer_of
+from ..runtime.inplace import is_mixture, matrices, output_projection, projections
+from ..runtime.mixers import is_convolution, is_delta, mixer_of
 from ..runtime.prompts import Prompts
 from ..runtime.rows import Rows
 
-#: Projections of rows that read and of rows that write, and the one of what was read. A gated delta rule has one more,
-#: of which rows that do not read make a part.
-ATTENTION = (("q_proj",), ("k_proj", "v_proj"), "o_proj")
-DELTA = (("in_proj_z",), ("in_proj_a", "in_proj_b"), "out_proj")
+#: Projections of rows that read and of rows that write, besides the one of what was read. A gated delta rule has one
+#: more, of which rows that do not read make a part; so is the only one of a short convolution.
+ATTENTION, CONVOLUTION = (("q_proj",), ("k_proj", "v_proj")), ((), ())
+DELTA = (("in_proj_z",), ("in_proj_a", "in_proj_b"))
 
 
 def lower_bound_of(located: Located, prompts: Prompts, plan: Plan | None) -> Callable[[], None]:
@@ -68,20 +68,25 @@ def lower_bound_of(located: Located, prompts: Prompts, plan: Plan | None) -> Cal
 
 
 def _layer(layer: Any, work: LayerWork, prompts: Prompts) -> list[Callable[[], Any]]:
-    batch, mixer, mlp = len(prompts.text), mixer_of(layer), layer.mlp
+    batch, mixer, mlp = len(prompts.text), mixer_of(layer), prompts.block.ffn_of(layer)
 
     def count(rows: RowSet) -> int:
         return len(prompts.rows(rows).prompts[0])
 
     query, key, ffn = sum(count(part.query) for part in work.attention), count(work.key), count(work.ffn)
-    reads, writes, last = DELTA if is_delta(layer) else ATTENTION
-    steps = [_linear(getattr(mixer, name), batch, query) for name in (*reads, last)]
+    reads, writes = DELTA if is_delta(layer) else CONVOLUTION if is_convolution(layer) else ATTENTION
+    steps = [_linear(getattr(mixer, name), batch, query) for name in reads]
+    steps.append(_linear(output_projection(mixer), batch, query))
     made = (getattr(mixer, name, None) for name in writes)  # some layers make no keys, or no values
     steps += [_linear(linear, batch, key) for linear in made if linear is not None]
     if is_delta(layer):  # the scan of a state is no matrix product of its own
         asked = len(asked_rows(work, prompts, mixer.conv_kernel_size).prompts[0])
         weight, width = mixer.in_proj_qkv.weight, mixer.key_dim
         steps += [_product(weight[:width], batch, asked), _product(weight[width:], batch, key)]
+    elif is_convolution(layer):
+        asked = len(asked_rows(work, prompts, mixer.conv_kernel_size).prompts[0])
+        gate_in, gate, value = mixer.in_proj.weight.chunk(3)
+        steps += [_product(gate_in, batch, asked), _product(value, batch, asked), _product(gate, batch, query)]
     else:
         reach = prompts.block.reach(mixer, prompts.length)
         both_ways = prompts.both_ways and prompts.block.is_both_ways(mixer)
@@ -100,7 +105,7 @@ def _layer(layer: Any, work: LayerWork, prompts: Prompts) -> list[Callable[[], A
         steps += [_product(part, batch, visual) for part in (gate[:channels], up[:channels], down[:, :channels])]
     for cell in work.affine:
         if cell.inner:
-            maps = on(cell.weights, layer.input_layernorm.weight)[1:]
+            maps = on(cell.weights, prompts.block.norm(layer).weight)[1:]
             steps += [_product(matrix, batch, count(VISUAL)) for matrix in maps]
     return steps
 

@@ -275,7 +275,7 @@ class _Walk:
 
         if operator == "attention":
             before = visual.gather(self.x)
-            normed = rms_norm(layer.input_layernorm, before)
+            normed = rms_norm(prompts.block.norm(layer), before)
             added = after(attention=Full(), ffn=Skip()) - before
         else:
             attended = after(ffn=Skip())

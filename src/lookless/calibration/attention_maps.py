@@ -91,10 +91,10 @@ def attention_profile(loaded: Loaded, samples: Samples, *, progress: bool = True
         ModelError: a plan is applied to the model, or some layer has no attention.
     """
     located = locate(loaded.model)
-    if located.geometry.delta is not None:
+    if located.geometry.states is not None:
         raise ModelError(
-            f"{located.geometry.model_type} has layers with a gated delta rule, which weigh no token by another: there "
-            f"is no attention map of them."
+            f"{located.geometry.model_type} has layers with a {located.geometry.states}, which weigh no token by "
+            f"another: there is no attention map of them."
         )
     rows = [
         _sample(located, prompt)

@@ -215,7 +215,7 @@ def divergence_under(
 
 
 def _logits(located: Located, x: Tensor, prompt: VisualPrompt, whose: str) -> Tensor:
-    logits = located.logits(located.decoder.norm(x[0, prompt.read]))  # type: ignore[operator]
+    logits = located.logits(located.norm(x[0, prompt.read]))
     check_finite(logits, whose, prompt.name)
     return logits
 

@@ -75,7 +75,7 @@ def trial(geometry: Geometry) -> Plan:
     quarter = [last * i // 4 for i in range(5)]
     plan = Plan.full(geometry).at(quarter[1:2], attention=Skip()).at(quarter[2:3], ffn=Skip())
     plan = plan.at(quarter[3:4], attention=Skip(), ffn=Skip())
-    return plan if geometry.delta is not None else plan.at(quarter[4:], keep=Keep(0))
+    return plan if geometry.states is not None else plan.at(quarter[4:], keep=Keep(0))
 
 
 def fast_is_slow(loaded: Loaded, prompt: Prompt, plan: Plan | None) -> Section:

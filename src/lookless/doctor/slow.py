@@ -18,7 +18,7 @@ from ..fitted import Linear, Mean
 from ..layer_plan import LayerPlan
 from ..plan import Plan
 from ..runtime.families import Located
-from ..runtime.mixers import is_delta, mixer_of
+from ..runtime.mixers import has_state, mixer_of
 
 
 def left_out(plan: Plan, located: Located) -> list[str]:
@@ -28,7 +28,7 @@ def left_out(plan: Plan, located: Located) -> list[str]:
         for column, cell in row.planned.items():
             hides = column in ("keep", "visible")
             is_known = column == "decode" or cell.skips or cell.withdraws or isinstance(cell, Mean | Linear)
-            if not is_known or (hides and is_delta(module)):
+            if not is_known or (hides and has_state(module)):
                 found.append(f"{column} of layer {index} ({cell})")
     return found
 
@@ -53,7 +53,7 @@ def _thrown_away(plan: Plan, located: Located, visual: Tensor) -> Iterator[None]
         is_withdrawn = is_withdrawn or row.keep.withdraws
         hooks += [
             mixer_of(layer).register_forward_hook(_instead(row.attention, visual), with_kwargs=True),
-            layer.mlp.register_forward_hook(_instead(row.ffn, visual), with_kwargs=True),  # type: ignore[union-attr]
+            located.block.ffn_of(layer).register_forward_hook(_instead(row.ffn, visual), with_kwargs=True),
         ]
         if is_withdrawn or _hides(row):
             hooks.append(mixer_of(layer).register_forward_pre_hook(_masked(visual), with_kwargs=True))

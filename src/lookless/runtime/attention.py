@@ -17,7 +17,7 @@ from ..errors import ModelError
 from ..layer_plan import AttentionPart, LayerWork
 from .cache import UNKNOWN, VISUAL, remember_kinds, select, store
 from .calls import Call, attend, causal_calls, padded_mask, scaled_dot_product, sliding_calls, window_calls
-from .inplace import linear, project_gated
+from .inplace import linear, output_projection, project_gated
 from .prompts import Prompts
 from .record import LayerRecord, Past
 from .rows import Rows
@@ -65,7 +65,7 @@ def run_attention(
         part_value = value if part.is_sink else record.value
         output = _attend(part, prompts, record, query, part_value, held if part_value is value else None)
         output = output if gate is None else output * gate.sigmoid()
-        output = linear(module.o_proj, output, prompts.buffers, "up")
+        output = linear(output_projection(module), output, prompts.buffers, "up")
         output = output if record.norm_after is None else record.norm_after(output)
         inner = prompts.within(query_rows, live)
         x, may_add = inner.scatter_add_(x, output) if may_add else inner.scatter_add(x, output), True

@@ -48,7 +48,7 @@ def break_even_of(located: Located, plan: Plan, run: Run) -> int:
     path = _folder() / f"{_key(located, plan)}.json"
     found = _remembered(path)
     if found is None:
-        first = located.layers[0].input_layernorm.weight
+        first = located.block.norm(located.layers[0]).weight
         found = smallest_that_pays(lambda visual, until: _share(visual, until, first, located.geometry.hidden, run))
         with contextlib.suppress(OSError):  # a folder that cannot be written is measured for each time
             files.write_text(path, json.dumps({"visual_tokens": found, "plan": plan.hash, "machine": processor()}))
@@ -100,7 +100,7 @@ def _seconds(call: Callable[[], Any], device: torch.device) -> float:
 def _key(located: Located, plan: Plan) -> str:
     """A hash of all that the measured time depends on."""
     layer: Any = located.layers[0]
-    weight = layer.input_layernorm.weight
+    weight = located.block.norm(layer).weight
     kinds = sorted({type(module).__name__ for module in mixer_of(layer).modules() if isinstance(module, nn.Module)})
     device = processor() if weight.device.type == "cpu" else torch.cuda.get_device_name(weight.device)
     parts = [

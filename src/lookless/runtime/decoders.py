@@ -23,7 +23,8 @@ class Block:
     """A kind of layer. The default is the Llama block: ``x += attention(norm(x)); x += ffn(norm(x))``.
 
     Attributes:
-        before_ffn: the norm before the FFN, by name.
+        before_attention, before_ffn: the norm before each operator, by name.
+        ffn, last_norm: of a layer its FFN, and of the decoder the norm behind all layers, by name.
         after_attention, after_ffn: the norms of what the operators add; None without.
         beside_ffn: adds to what the FFN makes of rows, from the rows before its norm; None without.
         pass_by: see :data:`PassBy`; None where a row that runs no operator leaves as it came.
@@ -36,7 +37,10 @@ class Block:
         caps_logits: the model bends its logits so that none is above ``final_logit_softcapping``.
     """
 
+    before_attention: str = "input_layernorm"
     before_ffn: str = "post_attention_layernorm"
+    ffn: str = "mlp"
+    last_norm: str = "norm"
     after_attention: str | None = None
     after_ffn: str | None = None
     beside_ffn: Callable[[Any, Tensor, Tensor], Tensor] | None = None
@@ -52,6 +56,14 @@ class Block:
     def norms(self) -> tuple[str, ...]:
         """Of a layer, all but the first, by name."""
         return tuple(filter(None, (self.after_attention, self.before_ffn, self.after_ffn)))
+
+    def norm(self, layer: Any) -> Any:
+        """The norm before what mixes the rows of ``layer``."""
+        return getattr(layer, self.before_attention)
+
+    def ffn_of(self, layer: Any) -> Any:
+        """The FFN of ``layer``."""
+        return getattr(layer, self.ffn)
 
     def of_attention(self, layer: Any) -> nn.Module | None:
         """The norm of what the attention of ``layer`` adds; None without."""
@@ -111,17 +123,18 @@ def pass_gemma4(layer: Any, x: Tensor, rows: Rows, arguments: Mapping[str, Any])
 
 LLAMA = Block()
 GLM = Block(after_attention="post_self_attn_layernorm", after_ffn="post_mlp_layernorm")
+LFM2 = Block(before_attention="operator_norm", before_ffn="ffn_norm", ffn="feed_forward", last_norm="embedding_norm")
 GEMMA3 = Block(
-    "pre_feedforward_layernorm",
-    "post_attention_layernorm",
-    "post_feedforward_layernorm",
+    before_ffn="pre_feedforward_layernorm",
+    after_attention="post_attention_layernorm",
+    after_ffn="post_feedforward_layernorm",
     slides=True,
     types="token_type_ids",
 )
 GEMMA4 = Block(
-    GEMMA3.before_ffn,
-    GEMMA3.after_attention,
-    GEMMA3.after_ffn,
+    before_ffn=GEMMA3.before_ffn,
+    after_attention=GEMMA3.after_attention,
+    after_ffn=GEMMA3.after_ffn,
     beside_ffn=add_experts,
     pass_by=pass_gemma4,
     slides=True,
@@ -143,6 +156,7 @@ DECODERS: dict[str, Block] = {
         LLAMA,
     ),
     **dict.fromkeys(("glm4v_text", "glm_ocr_text"), GLM),
+    "lfm2": LFM2,
     "gemma3_text": GEMMA3,
     "gemma4_text": GEMMA4,
     # Its masks are both ways in all layers, or under a static cache in windows alone: each layer's own is read.

@@ -101,17 +101,23 @@ def _check_here(module: Any) -> None:
 
 
 def _before(module: Any, cache: Any) -> State | None:
-    """What earlier calls left; None at the beginning of a sequence.
+    """What earlier calls left; None at the beginning of a sequence."""
+    held = earlier_layer(cache, module.layer_idx)
+    return None if held is None else State(held.conv_states[0], held.recurrent_states[0])
+
+
+def earlier_layer(cache: Any, index: int) -> Any:
+    """The cache's layer ``index``, which holds a state; None at the beginning of a sequence.
 
     Raises:
-        ModelError: the cache has no place for it, or is to be cropped.
+        ModelError: the cache has no place for a state, or is to be cropped.
     """
     if cache is None:
         return None
-    held = layer_of(cache, module.layer_idx)
+    held = layer_of(cache, index)
     if not hasattr(held, "recurrent_states"):
         raise ModelError(
-            f"layer {module.layer_idx} keeps a state, and this cache has no place for one: make it with the model's "
+            f"layer {index} keeps a state, and this cache has no place for one: make it with the model's "
             f"configuration, DynamicCache(config=model.config)."
         )
     if held.record_past:
@@ -119,7 +125,7 @@ def _before(module: Any, cache: Any) -> State | None:
             "this cache records every row of a state so that it can be cropped, which a plan does not do: decode "
             "without a draft."
         )
-    return State(held.conv_states[0], held.recurrent_states[0]) if held.has_previous_state[0] else None
+    return held if held.has_previous_state[0] else None
 
 
 def asked_rows(work: LayerWork, prompts: Prompts, kernel: int) -> Rows:
@@ -195,11 +201,11 @@ def _scan(
         output_final_state=keeps_state,
         use_qk_l2norm_in_kernel=True,
     )
-    state = State(_tail(wide, rows, module.conv_kernel_size), recurrent) if keeps_state else None
+    state = State(tail_of(wide, rows, module.conv_kernel_size), recurrent) if keeps_state else None
     return rows.unpad(read), state
 
 
-def _tail(wide: Tensor, rows: Rows, size: int) -> Tensor:
+def tail_of(wide: Tensor, rows: Rows, size: int) -> Tensor:
     """The last ``size`` columns of each prompt in ``wide [batch, channels, earlier and padded rows]``, zeros before
     the first."""
     most = max(map(len, rows.prompts))

@@ -24,7 +24,6 @@ REFUSED = {
     "gemma3n": "its layers predict and correct several residual streams, so a row that skips both operators changes",
     "mllama": "its images are read by cross-attention layers and are no tokens of the decoder",
     "idefics2": "its resampler and Mistral decoder would need a row in lookless.runtime.families and a test",
-    "lfm2_vl": "its short convolutions keep states that the runtime does not know",
     "llama4": "it attends by chunks, and its experts weigh their input",
     "qwen4_exp": "it has several residual streams, so a skipped operator is not the identity",
     "internvl_chat": "it is remote code; convert it to transformers' own InternVL (model_type 'internvl')",
@@ -82,6 +81,7 @@ FAMILIES: dict[str, Family] = {
     "glm46v": Family("model", "model.language_model", _IMAGE, None, "model.visual"),
     "glm_ocr": Family("model", "model.language_model", _IMAGE, None, "model.visual"),
     "glm4v_moe": Family("model", "model.language_model", _IMAGE, None, "model.visual"),
+    "lfm2_vl": Family("model", "model.language_model", _IMAGE),
     "gemma3": Family("model", "model.language_model", _IMAGE),
     "gemma4": Family("model", "model.language_model", _VIDEO),
     "gemma4_unified": Family("model", "model.language_model", _VIDEO, None, "model.embed_vision"),
@@ -109,11 +109,18 @@ class Located:
         assert isinstance(layers, nn.ModuleList)
         return layers
 
+    @property
+    def norm(self) -> nn.Module:
+        """The decoder's, behind all layers."""
+        norm = getattr(self.decoder, self.block.last_norm)
+        assert isinstance(norm, nn.Module)
+        return norm
+
     def adding(self, layer: Any) -> dict[str, nn.Module]:
         """The modules whose outputs ``layer`` adds to the residual stream: its mixer and FFN, or the norms behind."""
         return {
             "attention": self.block.of_attention(layer) or mixer_of(layer),
-            "ffn": self.block.of_ffn(layer) or layer.mlp,
+            "ffn": self.block.of_ffn(layer) or self.block.ffn_of(layer),
         }
 
     def logits(self, states: Tensor) -> Tensor:
@@ -192,7 +199,8 @@ def locate(model: nn.Module) -> Located:
     Raises:
         ModelError: the family, its decoder or its attention implementation is not supported; says what is.
     """
-    base = getattr(model, "get_base_model", None)  # of peft, whose wrapper calls the model it wraps
+    model = getattr(model, "_orig_mod", model)  # of torch.compile, whose wrapper calls the model it wraps
+    base = getattr(model, "get_base_model", None)  # of peft, whose wrapper does so, too
     model = model if base is None else base()
     config: Any = getattr(model, "config", model)
     family = family_of(config)
@@ -205,8 +213,8 @@ def locate(model: nn.Module) -> Located:
     has_head = hasattr(model, family.inner)
     inner = model.get_submodule(family.inner) if has_head else model
     decoder = inner.get_submodule(family.decoder.removeprefix(f"{family.inner}."))
-    geometry = geometry_of(model)
-    _check_live(decoder, geometry)
+    geometry, block = geometry_of(model), block_of(config.get_text_config())
+    _check_live(decoder, block, geometry)
     ids = (getattr(config, name, None) for name in family.visual_ids)
     return Located(
         head=model if has_head else None,
@@ -216,13 +224,14 @@ def locate(model: nn.Module) -> Located:
         visual_ids=tuple(i for i in ids if i is not None),
         geometry=geometry,
         family=family,
-        block=block_of(config.get_text_config()),
+        block=block,
     )
 
 
-def _check_live(decoder: Any, geometry: Geometry) -> None:
+def _check_live(decoder: Any, block: Block, geometry: Geometry) -> None:
     """Raises: ModelError: the modules are not those that the configuration, by which plans are checked, describes."""
-    here = {"layers": len(decoder.layers), "hidden": getattr(decoder.norm, "weight", torch.empty(0)).numel()}
+    weight = getattr(getattr(decoder, block.last_norm), "weight", torch.empty(0))
+    here = {"layers": len(decoder.layers), "hidden": weight.numel()}
     for what, number in here.items():
         said = getattr(geometry, what)
         if number not in (0, said):

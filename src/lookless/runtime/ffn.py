@@ -27,7 +27,7 @@ def run_ffn(layer: Any, work: LayerWork, prompts: Prompts, x: Tensor, *, owns_x:
     if work.neurons is not None and prompts.rows(VISUAL).count:
         inner = prompts.within(prompts.rows(VISUAL), live)
         normed, after = rms_norm(getattr(layer, prompts.block.before_ffn), inner.gather(x)), prompts.block.of_ffn(layer)
-        made = _neurons(layer.mlp, normed, work.neurons, prompts)
+        made = _neurons(prompts.block.ffn_of(layer), normed, work.neurons, prompts)
         outputs.append((inner, made if after is None else after(made)))
     if work.ffn_affine is not None and prompts.rows(VISUAL).count:
         outputs.append(affine_of_visual(work.ffn_affine, getattr(layer, prompts.block.before_ffn), prompts, x))
@@ -39,7 +39,8 @@ def run_ffn(layer: Any, work: LayerWork, prompts: Prompts, x: Tensor, *, owns_x:
 def whole_ffn(layer: Any, prompts: Prompts, x: Tensor) -> Tensor:
     """What the FFN of ``layer`` adds to the compact rows ``x [groups, rows, hidden]``. A mixture of experts routes each
     row by itself, so a part of the rows is to it like a shorter prompt."""
-    block, mlp = prompts.block, layer.mlp
+    block = prompts.block
+    mlp = block.ffn_of(layer)
     normed = norm_into(getattr(layer, block.before_ffn), x, prompts.buffers)
     made: Tensor = mlp(normed.contiguous()) if is_mixture(mlp) else gated_ffn(mlp, normed, prompts.buffers)
     made = made if block.beside_ffn is None else block.beside_ffn(layer, made, x)

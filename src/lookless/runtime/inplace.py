@@ -28,8 +28,10 @@ Rotary = tuple[Tensor, Tensor]  # cos and sin, [..., rows, head_dim]
 BLOCK = 1 << 18  # numbers for each thread at once: a megabyte in float32, which stays in a core's cache
 FEW = 1 << 15  # numbers that PyTorch gives to one thread, and that fit into its cache
 SILU = (nn.SiLU, SiLUActivation)
+_SILU = nn.SiLU()
 #: The parts of a gated FFN: with one matrix for gate and up, or with two.
 FUSED, SPLIT = ("activation_fn", "gate_up_proj", "down_proj"), ("act_fn", "gate_proj", "up_proj", "down_proj")
+NUMBERED = ("w1", "w3", "w2")  #: as LFM2 calls gate, up and down, with SiLU and no module between them
 #: Decoders whose rotary embedding turns each number of a head with its neighbour, and not with that of the other half.
 NEIGHBOURS = ("glm4v_text", "glm_ocr_text")
 
@@ -145,7 +147,7 @@ def project_gated(
         x, gate = x.chunk(2, dim=-1)
         gate = gate.flatten(-2)
     may_overwrite = is_own(projection) and may_write(x)
-    norm = getattr(module, f"{which}_norm", None)
+    norm = getattr(module, f"{which}_norm", None) or getattr(module, f"{which}_layernorm", None)
     x = x if norm is None else rms_norm(norm, x, x if may_overwrite else None)
     if rotary is None:
         return x, gate
@@ -181,14 +183,33 @@ def is_fused(mlp: Any) -> bool:
     return hasattr(mlp, "gate_up_proj")
 
 
+def is_numbered(mlp: Any) -> bool:
+    """Whether the matrices of a gated FFN are :data:`NUMBERED`."""
+    return hasattr(mlp, NUMBERED[0])
+
+
 def activation(mlp: Any) -> Any:
     """The module between the matrices of a gated FFN."""
+    if is_numbered(mlp):
+        return _SILU
     return mlp.activation_fn if is_fused(mlp) else mlp.act_fn
 
 
 def projections(mlp: Any) -> tuple[Any, ...]:
     """The modules of a gated FFN's matrices, down last."""
+    if is_numbered(mlp):
+        return tuple(getattr(mlp, name) for name in NUMBERED)
     return (mlp.gate_up_proj, mlp.down_proj) if is_fused(mlp) else (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+
+
+def parts_of(mlp: Any) -> tuple[str, ...]:
+    """What a gated FFN has to have, by name."""
+    return NUMBERED if is_numbered(mlp) else FUSED if is_fused(mlp) else SPLIT
+
+
+def output_projection(attention: Any) -> Any:
+    """What puts the heads of ``attention`` together."""
+    return attention.o_proj if hasattr(attention, "o_proj") else attention.out_proj
 
 
 def matrices(mlp: Any) -> tuple[tuple[Tensor, Tensor | None], ...]:
@@ -203,7 +224,7 @@ def matrices(mlp: Any) -> tuple[tuple[Tensor, Tensor | None], ...]:
 
 def gated_ffn(mlp: Any, x: Tensor, buffers: Buffers) -> Tensor:
     """``mlp``, a gated FFN (``down(act(gate(x)) * up(x))``), on ``x [..., hidden]``."""
-    act, first = activation(mlp), projections(mlp)[0]
+    act, (first, *others) = activation(mlp), projections(mlp)
     if (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
@@ -216,10 +237,10 @@ def gated_ffn(mlp: Any, x: Tensor, buffers: Buffers) -> Tensor:
     if is_fused(mlp):
         gate, up = gate.chunk(2, dim=-1)
         gate = (F.silu(gate, inplace=True) if isinstance(act, SILU) else act(gate)).mul_(up)
-        return linear(mlp.down_proj, gate, buffers, "up")
+        return linear(others[-1], gate, buffers, "up")
     gate = F.silu(gate, inplace=True) if isinstance(act, SILU) else act(gate)
-    gate.mul_(linear(mlp.up_proj, x, buffers, "up"))
-    return linear(mlp.down_proj, gate, buffers, "up")  # what was there has been read
+    gate.mul_(linear(others[0], x, buffers, "up"))
+    return linear(others[-1], gate, buffers, "up")  # what was there has been read
 
 
 def _rows_at_once(width: int) -> int:

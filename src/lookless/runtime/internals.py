@@ -18,12 +18,11 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from ..errors import ModelError
-from . import mixers
 from .decoders import Block
-from .inplace import FUSED, SPLIT, is_fused, is_mixture, is_plain
-from .mixers import is_delta
+from .inplace import is_mixture, is_plain, parts_of
+from .mixers import is_convolution, is_delta, mixer_name
 
-ATTENTION = ("q_proj", "o_proj", "scaling", "layer_idx", "head_dim")
+ATTENTION = ("q_proj", "scaling", "layer_idx", "head_dim")
 KEYS = ("k_proj", "v_proj")
 #: Of attention that shares keys.
 SHARED = ("is_kv_shared_layer", "store_full_length_kv", "layer_type", "sliding_window")
@@ -32,6 +31,7 @@ DELTA = (
     *("conv_kernel_size", "activation", "layer_idx", "key_dim", "value_dim", "head_k_dim", "head_v_dim"),
     *("num_k_heads", "num_v_heads"),
 )
+CONVOLUTION = ("in_proj", "out_proj", "conv", "conv_kernel_size", "layer_idx")
 KERNELS = ("torch_chunk_gated_delta_rule", "causal_conv1d_fn")
 STATE = ("conv_states", "recurrent_states", "has_previous_state", "record_past", "update_conv_state")
 #: What the inner model, a decoder layer and its attention are called with, by name.
@@ -51,17 +51,22 @@ def check_internals(inner: nn.Module, layers: Iterable[nn.Module], block: Block)
     _check_cache()
     require_arguments(inner, *MODEL_CALL)
     for layer in layers:
-        require(layer, mixers.DELTA if is_delta(layer) else mixers.ATTENTION)
-        require(layer, "input_layernorm", "mlp", *block.norms)
+        require(layer, mixer_name(layer), block.before_attention, block.ffn, *block.norms)
         require_arguments(layer, *LAYER_CALL)
         if is_delta(layer):
             _check_delta(layer.linear_attn)
+        elif is_convolution(layer):
+            require(layer.conv, *CONVOLUTION)
+            require_arguments(layer.conv, "hidden_states", "attention_mask", "past_key_values")
+            require(LinearAttentionLayer(), *STATE)
         else:
             keys = () if block.borrows(layer) else KEYS
-            require(layer.self_attn, *ATTENTION, *keys, *(SHARED if block.shares_keys else ()))
+            output = "out_proj" if hasattr(layer.self_attn, "out_proj") else "o_proj"
+            require(layer.self_attn, *ATTENTION, output, *keys, *(SHARED if block.shares_keys else ()))
             require_arguments(layer.self_attn, "hidden_states", *LAYER_CALL)
-        if is_plain(layer.mlp) and not is_mixture(layer.mlp):  # another is called as it is
-            require(layer.mlp, *(FUSED if is_fused(layer.mlp) else SPLIT))
+        mlp = block.ffn_of(layer)
+        if is_plain(mlp) and not is_mixture(mlp):  # another is called as it is
+            require(mlp, *parts_of(mlp))
 
 
 def _check_delta(module: nn.Module) -> None:

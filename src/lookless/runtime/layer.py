@@ -24,10 +24,11 @@ from ..layer_plan import VISUAL, LayerWork
 from .affine import affine_of_visual
 from .attention import run_attention
 from .cache import PrunedLayer, layer_of
+from .convolution import run_convolution
 from .delta import run_delta
 from .ffn import run_ffn
 from .inplace import Rotary, is_small, rms_norm
-from .mixers import call_stock, is_delta
+from .mixers import call_stock, has_state, is_convolution, is_delta
 from .prompts import Prompts
 from .record import LayerRecord, borrow_keys, record_keys
 
@@ -50,7 +51,7 @@ def run_layer(
     """
     block = prompts.block
     if not wants_record and _is_stock(layer, work, prompts, x, past_key_values):
-        normed = rms_norm(layer.input_layernorm, x)
+        normed = rms_norm(block.norm(layer), x)
         attended = call_stock(layer, normed, attention_mask, position_embeddings, past_key_values, **rest)
         del normed
         norm = block.of_attention(layer)
@@ -69,10 +70,10 @@ def run_layer(
         buffers = None if wants_record else prompts.buffers
         record = record_keys(layer, prompts, key_rows, gathered, x, **call, buffers=buffers)
         del gathered
-    mix = run_delta if is_delta(layer) else run_attention
+    mix = run_delta if is_delta(layer) else run_convolution if is_convolution(layer) else run_attention
     out = mix(work, prompts, record, h, past_key_values, owns_x=owns_h, keeps_record=wants_record)
     if work.attention_affine is not None and prompts.rows(VISUAL).count:  # their rows are still the layer's input
-        inner, update = affine_of_visual(work.attention_affine, layer.input_layernorm, prompts, out)
+        inner, update = affine_of_visual(work.attention_affine, block.norm(layer), prompts, out)
         out = inner.add(out, update, owns_x=owns_h or out is not h)
     kept = replace(record, after_attention=live.scatter(x, out)) if wants_record else None
     owns_out = (owns_h or out is not h) and not (wants_record and live.is_whole)
@@ -88,7 +89,7 @@ def _is_stock(layer: Any, work: LayerWork, prompts: Prompts, x: Tensor, cache: A
     here, or it has a mask of its own, or there is so little to do that ours would not pay."""
     if not (work.has_full_attention and prompts.live.is_whole):
         return False
-    if is_delta(layer):  # the kernel is the same
+    if has_state(layer):  # the kernel is the same
         return True
     if prompts.block.shares_keys and (prompts.block.lends(layer) or prompts.block.borrows(layer)):
         return False  # later layers read what row sets say

@@ -1,4 +1,4 @@
-"""What mixes the rows of a layer: attention, or a gated delta rule."""
+"""What mixes the rows of a layer: attention, a gated delta rule, or a short convolution."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-ATTENTION, DELTA = "self_attn", "linear_attn"
+ATTENTION, DELTA, CONVOLUTION = "self_attn", "linear_attn", "conv"
 
 
 def is_delta(layer: Any) -> bool:
@@ -15,9 +15,24 @@ def is_delta(layer: Any) -> bool:
     return hasattr(layer, DELTA)
 
 
+def is_convolution(layer: Any) -> bool:
+    """Whether the rows of ``layer`` are mixed by a short convolution, and not by attention."""
+    return hasattr(layer, CONVOLUTION)
+
+
+def has_state(layer: Any) -> bool:
+    """Whether ``layer`` keeps a state of the sequence, and no key of any row."""
+    return is_delta(layer) or is_convolution(layer)
+
+
+def mixer_name(layer: Any) -> str:
+    """The name in ``layer`` of the module that mixes its rows."""
+    return DELTA if is_delta(layer) else CONVOLUTION if is_convolution(layer) else ATTENTION
+
+
 def mixer_of(layer: Any) -> Any:
     """The module of ``layer`` that mixes its rows."""
-    return getattr(layer, DELTA if is_delta(layer) else ATTENTION)
+    return getattr(layer, mixer_name(layer))
 
 
 def added_by(output: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -35,6 +50,9 @@ def call_stock(layer: Any, normed: Tensor, mask: Any, rotary: Any, cache: Any, *
     if is_delta(layer):
         rest.pop("position_ids", None)
         call = {"attention_mask": mask, "cache_params": cache}
+    elif is_convolution(layer):
+        rest.pop("position_ids", None)
+        call = {"attention_mask": mask, "past_key_values": cache}
     else:
         call = {"attention_mask": mask, "position_embeddings": rotary, "past_key_values": cache}
     return added_by(mixer_of(layer)(hidden_states=normed, **call, **rest))

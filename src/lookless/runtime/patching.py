@@ -18,7 +18,6 @@ threads may share a model; call :meth:`Applied.remove` when none of them is in a
 
 from __future__ import annotations
 
-import functools
 import inspect
 import threading
 from collections.abc import Mapping
@@ -42,10 +41,14 @@ from .internals import check_internals
 from .mixers import argument_names
 from .prompts import FEATURES, Prompts, prompts_of
 from .readers import reader_of
-from .refusals import check_call, check_chunks, check_sharded, checked_break_even, hands_out
+from .refusals import EARLY_EXIT, check_call, check_chunks, check_sharded, checked_break_even, hands_out
+from .replaced import Replaced
 
 #: The keyword by which the model passes on to the one inside it which rows' logits are kept.
 KEPT = "lookless_logits_to_keep"
+
+
+_APPLYING = threading.Lock()  #: held from finding no plan on a model to putting one there
 
 
 class _Running(threading.local):
@@ -65,30 +68,10 @@ class _Running(threading.local):
         return _Running, ()  # a copy of the model is in the middle of nothing
 
 
-class _Replaced:
-    """Replaces a method of one module, mostly its ``forward``."""
-
-    def __init__(self, module: Any, handle: Applied, method: str = "forward") -> None:
-        self.module, self.handle, self.method = module, handle, method
-        self.stock = getattr(module, method)
-        functools.update_wrapper(self, self.stock, updated=())
-        setattr(module, method, self)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
-
-    def remove(self) -> None:
-        # What was there before was the class's method, or another library's attribute on this instance.
-        if getattr(self.stock, "__func__", None) is getattr(type(self.module), self.method):
-            delattr(self.module, self.method)
-        else:
-            setattr(self.module, self.method, self.stock)
-
-
-class _PlannedCall(_Replaced):
+class _PlannedCall(Replaced):
     """A call of the model: a pass begins with it and ends with it, also by an exception."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def planned(self, *args: Any, **kwargs: Any) -> Any:
         kept = kwargs.pop(KEPT, kwargs.get("logits_to_keep", 0))
         given = kwargs
         if args:
@@ -113,20 +96,22 @@ class _PlannedCall(_Replaced):
             running.now = before
 
 
-class _PlannedGenerate(_Replaced):
+class _PlannedGenerate(Replaced):
     """``generate``, which may cut a prompt into chunks: to the calls that follow they look like turns."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def planned(self, *args: Any, **kwargs: Any) -> Any:
         ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
         config = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
         sizes = (kwargs, *(vars(c) for c in (config, self.module.generation_config) if c is not None))
+        if any(s.get("assistant_early_exit") for s in sizes):
+            raise ModelError(EARLY_EXIT)
         size = next((s["prefill_chunk_size"] for s in sizes if s.get("prefill_chunk_size")), None)
         if size and ids is not None and ids.shape[1] > size:
             check_chunks(self.handle.located, self.handle.plan, ids, size)
         return self.stock(*args, **kwargs)
 
 
-class _PlannedForward(_Replaced):
+class _PlannedForward(Replaced):
     """One layer."""
 
     def __init__(self, layer: nn.Module, index: int, handle: Applied) -> None:
@@ -136,7 +121,7 @@ class _PlannedForward(_Replaced):
         self.lender = handle.geometry.shares_keys_of(index)
         self.names = argument_names(layer)
 
-    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def planned(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if args:
             kwargs = {**dict(zip(self.names, args, strict=False)), **kwargs}
         running = self.handle.running.now
@@ -182,13 +167,23 @@ class Applied:
         self.geometry = self.located.geometry
         plan.check(self.geometry)
         check_weights(plan, self.geometry.hidden)
-        self._replaced: list[_Replaced] = []
+        self._replaced: list[Replaced] = []
         self._hooks: list[Any] = []
-        if plan.is_full:
-            return
+        if not plan.is_full:
+            with _APPLYING:
+                self._put(model)
+        if break_even == "auto" and not plan.is_full:
+            self.break_even = self._measured_break_even()
+
+    def _put(self, model: nn.Module) -> None:
+        """Put the plan in force."""
+        plan = self.plan
         for layer in self.located.layers:
-            if isinstance(layer.__dict__.get("forward"), _PlannedForward):
-                raise ModelError("a plan is already applied to this model: call remove() on it, or join both with `|`.")
+            if _is_planned(layer):
+                raise ModelError(
+                    "a plan is already applied to this model: call remove() on it, or join both with `|` (a copy of a "
+                    "model keeps the plan that it was copied under)."
+                )
         inner = self.located.inner
         check_internals(inner, self.located.layers, self.located.block)
         if (getattr(inner, "_tp_size", None) or getattr(model, "_tp_size", None) or 1) > 1:
@@ -207,8 +202,6 @@ class Applied:
         self._replaced += [_PlannedForward(layer, index, self) for index, layer in enumerate(self.located.layers)]
         if hasattr(self.located.head, "generate"):
             self._replaced.append(_PlannedGenerate(self.located.head, self, "generate"))
-        if break_even == "auto":
-            self.break_even = self._measured_break_even()
 
     def _measured_break_even(self) -> int:
         try:
@@ -305,6 +298,11 @@ class Applied:
         self.remove()
 
 
+def _is_planned(layer: nn.Module) -> bool:
+    found = layer.__dict__.get("forward")
+    return isinstance(found, _PlannedForward) and not found.is_removed
+
+
 def _pass_on_kept(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
     """Before a call of the whole model: the model inside it does not see which rows' logits are kept."""
     kept = kwargs.get("logits_to_keep", 0)
@@ -359,7 +357,7 @@ def applied(model: nn.Module, plan: Plan | None) -> AbstractContextManager[Any]:
 
 def check_stock(model: nn.Module) -> None:
     """Raises: ModelError: a plan is already applied to ``model``, so what it computes is not the stock model's."""
-    if any(isinstance(layer.__dict__.get("forward"), _PlannedForward) for layer in locate(model).layers):
+    if any(map(_is_planned, locate(model).layers)):
         raise ModelError(
             "a plan is already applied to this model, and this measures the stock model: call remove() on the plan "
             "first, or leave its `with` block."

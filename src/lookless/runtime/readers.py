@@ -24,7 +24,7 @@ def blind(hook: _Hook) -> _Hook:
 
 def reader_of(located: Located) -> str | None:
     """Who may read the states of all text rows after the last layer, in words; None if nobody does."""
-    last, norm = located.layers[-1], located.decoder.norm
+    last, norm = located.layers[-1], located.norm
     if last.training:
         return "the model is in training mode, in which dropout is drawn for every row"
     hooks = {

@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 from ..errors import ModelError
 from .cache import PrunedLayer, layer_of
 from .inplace import Buffers, Rotary, heads, linear, norm_into, project, project_normed
-from .mixers import is_delta, mixer_of
+from .mixers import has_state, mixer_of
 from .prompts import Prompts
 from .rows import Rows
 
@@ -104,8 +104,8 @@ def record_keys(
     With ``buffers`` the normed rows lie in memory that the next layer writes to.
     """
     module, block = mixer_of(layer), prompts.block
-    normed = norm_into(layer.input_layernorm, gathered, buffers)
-    if is_delta(layer):  # its keys are in a state
+    normed = norm_into(block.norm(layer), gathered, buffers)
+    if has_state(layer):  # its keys are in a state
         none = normed.new_zeros(*normed.shape[:2], 0, 0)
         return LayerRecord(module, rows, normed, none, none, rotary, None, None, layer_input)
     turned = prompts.rotary_of(rows, rotary)
@@ -139,7 +139,7 @@ def borrow_keys(
     key, value = (x.to(h.device) for x in (lent.key, lent.value))
     if lent.rows.packed != prompts.live.packed:  # by what this layer chooses, its prompts may differ
         key, value = (prompts.live.gather(lent.rows.to_sequences(x)) for x in (key, value))
-    normed = norm_into(layer.input_layernorm, h, None)
+    normed = norm_into(block.norm(layer), h, None)
     return LayerRecord(
         *(module, prompts.live, normed, key, value, rotary, lent.past, _own(mask, prompts, module), layer_input),
         reach=block.reach(module, prompts.past + prompts.length),

@@ -17,6 +17,10 @@ from ..plan import Plan
 from .families import Located
 from .prompts import is_packed
 
+EARLY_EXIT = (
+    "assistant_early_exit drafts with the first layers alone, and a plan is in force only where every layer runs: "
+    "draft with prompt_lookup_num_tokens or an assistant_model, or generate without."
+)
 #: Transformers before 5.23 checkpoint a layer's whole call and repeat it in the backward pass, when the plan's forward
 #: pass is over; later ones checkpoint the stock ``forward``, which a plan replaces.
 RECOMPUTES_CALLS = Version(transformers.__version__) < Version("5.23")

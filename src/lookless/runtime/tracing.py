@@ -15,12 +15,14 @@ from torch import nn
 
 from .counting import RowCounter
 from .families import Located, locate
-from .mixers import is_delta
+from .mixers import is_convolution, is_delta
 
 #: operator -> the module whose input rows are its rows
 OPERATORS = {"query": "self_attn.q_proj", "key": "self_attn.k_proj", "ffn": "mlp"}
 #: the same where a gated delta rule mixes: rows that read from its state, and rows that write
-OF_DELTA = {"query": "linear_attn.in_proj_z", "key": "linear_attn.in_proj_qkv", "ffn": "mlp"}
+OF_DELTA = {"query": "linear_attn.in_proj_z", "key": "linear_attn.in_proj_qkv"}
+#: and where a short convolution does: rows that read, and those that it brings to one of them
+OF_CONVOLUTION = {"query": "conv.out_proj", "key": "conv.in_proj"}
 
 
 @dataclass
@@ -68,7 +70,7 @@ def rows_of(located: Located, *, thread: int | None = None) -> Iterator[Trace]:
     hooks = [
         layer.get_submodule(path).register_forward_pre_hook(counter(row, operator), with_kwargs=True)
         for layer, row in zip(layers, counted.layers, strict=True)
-        for operator, path in (OF_DELTA if is_delta(layer) else OPERATORS).items()
+        for operator, path in _paths(layer, located.block.ffn).items()
         if operator != "key" or not located.block.borrows(layer)  # which makes none
     ]
     try:
@@ -76,3 +78,9 @@ def rows_of(located: Located, *, thread: int | None = None) -> Iterator[Trace]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _paths(layer: nn.Module, ffn: str) -> dict[str, str]:
+    """As :data:`OPERATORS`, of this ``layer``."""
+    mixer = OF_DELTA if is_delta(layer) else OF_CONVOLUTION if is_convolution(layer) else {}
+    return {**OPERATORS, **mixer, "ffn": ffn}

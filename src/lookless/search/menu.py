@@ -88,7 +88,7 @@ class Menu:
             for layer in every
         }
         ranks = tuple(
-            rank for rank in self.ranks if geometry.delta is None or not RANKS_OF_TOKENS[rank].heads
+            rank for rank in self.ranks if geometry.states is None or not RANKS_OF_TOKENS[rank].heads
         )  # a frame moves freely, so its rank must be computed at any layer
         return replace(self, rows=rows, ranks=ranks, special={layer: mine for layer, mine in special.items() if mine})
 
