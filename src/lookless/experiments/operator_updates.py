@@ -117,7 +117,7 @@ def last_states(located: Located) -> Iterator[list[Tensor]]:
     def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         states.append(output.detach().float())
 
-    hook = located.decoder.norm.register_forward_hook(record)
+    hook = located.norm.register_forward_hook(record)
     try:
         yield states
     finally:

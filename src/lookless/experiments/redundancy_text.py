@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..cells import Neurons
+from ..errors import ModelError
 from ..loading import Loaded
 from ..methods.redundancylens import window_at
 from ..runtime.inplace import activation, matrices
+from ..runtime.mixers import ATTENTION
 from .answers import HEADS, Curves, Outcomes, curve_rows, lines_of
 from .charts import curves_figure
 from .claims import beats
@@ -45,9 +47,14 @@ def text_too(loaded: Loaded, attention: Collection[int], ffn: Collection[int], w
         def thinned(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             return _thinned(module, args[0], prompt) if prompt.is_prefill else None
 
+        if not all(hasattr(layer, ATTENTION) for layer in located.layers):
+            raise ModelError(
+                f"redundancy-text narrows the attention of any layer, and in {located.geometry.model_type} some layers "
+                f"have none: run the other experiments on it."
+            )
         hooks = [
             *(located.layers[i].self_attn.register_forward_pre_hook(narrowed, with_kwargs=True) for i in attention),
-            *(located.layers[i].mlp.register_forward_hook(thinned) for i in ffn),
+            *(located.block.ffn_of(located.layers[i]).register_forward_hook(thinned) for i in ffn),
         ]
         with removed(hooks):
             yield
@@ -67,7 +74,7 @@ def _mask(prompt: Prompt, window: int, kwargs: dict[str, Any]) -> Tensor:
 def _thinned(mlp: Any, x: Tensor, prompt: Prompt) -> Tensor:
     """The gated FFN of every token on the neurons of its prompt, ``[batch, sequence, hidden]``."""
     assert prompt.real is not None
-    (gate, gate_bias), (up, up_bias), _ = matrices(mlp)
+    (gate, gate_bias), (up, up_bias), down = matrices(mlp)
     inner = activation(mlp)(F.linear(x, gate, gate_bias)) * F.linear(x, up, up_bias)
     kept = torch.zeros_like(inner[:, :1])
     for b, real in enumerate(prompt.real.to(x.device)):
@@ -75,7 +82,7 @@ def _thinned(mlp: Any, x: Tensor, prompt: Prompt) -> Tensor:
         probes = rows[torch.linspace(0, len(rows) - 1, CELL.probes(len(rows))).round().long().to(rows.device)]
         best = inner[b, probes].abs().float().mean(0).topk(CELL.channels(inner.shape[-1])).indices
         kept[b, 0, best] = 1
-    return F.linear(inner * kept, mlp.down_proj.weight, mlp.down_proj.bias)
+    return F.linear(inner * kept, *down)
 
 
 def run(lab: Lab) -> Found:

@@ -102,7 +102,7 @@ def lens(lab: Lab, inputs: dict[str, Tensor]) -> Tensor:
     model, located = lab.loaded.model, locate(lab.loaded.model)
     states = model(**inputs, output_hidden_states=True, logits_to_keep=1, use_cache=False).hidden_states[1:]
     last = [state[0, -1] for state in states]
-    normed = [*map(located.decoder.norm, last[:-1]), last[-1]]  # the model's own last state is normalised already
+    normed = [*map(located.norm, last[:-1]), last[-1]]  # the model's own last state is normalised already
     logits: Tensor = model.get_output_embeddings()(torch.stack(normed)).float()  # type: ignore[operator]
     return logits
 
