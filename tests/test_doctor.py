@@ -6,14 +6,13 @@ import json
 
 import pytest
 import torch
-from torch import nn
 
 from helpers.cli import run
 from helpers.families import FAMILIES, model_of
 from helpers.models import LAYERS
 from helpers.plans import linear, mean
 from helpers.slow_reference import slow_logits as whole_maps
-from lookless import Filter, Keep, Plan, Sink, Skip
+from lookless import Filter, Keep, Plan, Sink, Skip, load_model
 from lookless.doctor.comparison import trial
 from lookless.doctor.slow import left_out, slow_logits
 from lookless.doctor.support import refused_cells, refused_ranks
@@ -109,10 +108,11 @@ def test_a_fast_path_that_is_wrong_is_found(monkeypatch):
     assert found["Weights"]["verdict"] == "right"
 
 
-def test_weights_that_are_no_numbers_are_named(monkeypatch, reference):
-    broken = nn.Parameter(torch.full_like(reference.model.lm_head.weight, float("nan")))
-    monkeypatch.setattr("lookless.doctor.examination.load_model", lambda *_, **__: reference)
-    monkeypatch.setattr(reference.model.lm_head, "weight", broken)
+def test_weights_that_are_no_numbers_are_named(monkeypatch):
+    broken = load_model("reference")
+    with torch.no_grad():
+        broken.model.lm_head.weight.fill_(float("nan"))
+    monkeypatch.setattr("lookless.doctor.examination.load_model", lambda *_, **__: broken)
     found = sections("reference")
     assert "lm_head.weight" in found["Weights"]["facts"]["not finite"]
     assert found["Weights"]["verdict"] == "wrong"
