@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from helpers.cli import run
 from helpers.families import FAMILIES, model_of
+from helpers.gemma import GEMMA
+from helpers.lfm2 import LFM2
 from helpers.models import LAYERS
 from helpers.plans import linear, mean
 from helpers.slow_reference import slow_logits as whole_maps
 from lookless import Filter, Keep, Plan, Sink, Skip, load_model
 from lookless.doctor.comparison import trial
+from lookless.doctor.prompt import Prompt
 from lookless.doctor.slow import left_out, slow_logits
+from lookless.doctor.spared import spared
 from lookless.doctor.support import refused_cells, refused_ranks
 from lookless.plan import FILE_NAME
 from lookless.runtime.families import geometry_of, locate
 from lookless.runtime.layer import run_layer
+from lookless.runtime.prompts import prompts_of
 
 FULL = Plan.full(LAYERS)
 
@@ -116,3 +122,20 @@ def test_weights_that_are_no_numbers_are_named(monkeypatch):
     found = sections("reference")
     assert "lm_head.weight" in found["Weights"]["facts"]["not finite"]
     assert found["Weights"]["verdict"] == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("family", "layer", "told"),
+    [
+        (LFM2, 0, "the rows that ran are those that the plan leaves"),  # a short convolution makes some rows more
+        (GEMMA["gemma4"], 1, "stock transformers leaves rows out of its last layers, so they were not compared"),
+    ],
+    ids=["lfm2_vl", "gemma4"],
+)
+def test_rows_that_the_plan_does_not_say_are_not_held_against_it(family, layer, told):
+    model, arguments = family.build(), family.batch("one image")
+    located = locate(model)
+    prompt = Prompt(located, arguments, prompts_of(located, arguments, 1), "drawn")
+    plan = Plan.full(located.geometry).at([layer], attention=Skip(), ffn=Skip())
+    found = spared(SimpleNamespace(model=model, name="tiny", revision=None), prompt, plan)
+    assert (found.facts["in force"], found.verdict) == (told, "right")

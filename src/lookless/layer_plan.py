@@ -94,6 +94,11 @@ class LayerWork:
     attention_affine: Affine | None = None
     ffn_affine: Affine | None = None
 
+    def rows(self, **tokens: float) -> dict[str, float]:
+        """How many ``query``, ``key`` and ``ffn`` rows a prompt of these ``tokens`` has (:meth:`RowSet.size`)."""
+        query = sum(part.query.size(**tokens) for part in self.attention)
+        return {"query": query, "key": self.key.size(**tokens), "ffn": self.ffn.size(**tokens)}
+
     @property
     def affine(self) -> tuple[Affine, ...]:
         """The maps that visual rows pass in place of operators."""

@@ -275,12 +275,8 @@ class Plan(BaseModel):
         Raises:
             PlanError: the plan is not static.
         """
-        counts = []
-        for work, alive in zip(self.works(kept=kept is not None), self.alive(visual), strict=True):
-            tokens = {"text": text, "visual": visual, "alive": alive, "kept": kept or 0}
-            query = sum(part.query.size(**tokens) for part in work.attention)
-            counts.append({"query": query, "key": work.key.size(**tokens), "ffn": work.ffn.size(**tokens)})
-        return tuple(counts)
+        each = zip(self.works(kept=kept is not None), self.alive(visual), strict=True)
+        return tuple(work.rows(text=text, visual=visual, alive=alive, kept=kept or 0) for work, alive in each)
 
     def alive(self, visual: float) -> tuple[float, ...]:
         """Of each layer, how many of a prompt's ``visual`` tokens are alive in it.

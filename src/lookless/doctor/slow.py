@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ..cells import Affine, Cell
 from ..fitted import Linear, Mean
-from ..layer_plan import LayerPlan
 from ..plan import Plan
 from ..runtime.families import Located
 from ..runtime.mixers import has_state, mixer_of
@@ -55,18 +54,13 @@ def _thrown_away(plan: Plan, located: Located, visual: Tensor) -> Iterator[None]
             mixer_of(layer).register_forward_hook(_instead(row.attention, visual), with_kwargs=True),
             located.block.ffn_of(layer).register_forward_hook(_instead(row.ffn, visual), with_kwargs=True),
         ]
-        if is_withdrawn or _hides(row):
+        if is_withdrawn or row.visible.skips:  # text does not attend to visual keys
             hooks.append(mixer_of(layer).register_forward_pre_hook(_masked(visual), with_kwargs=True))
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _hides(row: LayerPlan) -> bool:
-    """Whether text does not attend to visual keys."""
-    return row.visible.skips
 
 
 def _instead(cell: Cell, visual: Tensor) -> Any:

@@ -10,7 +10,7 @@ from ..flops import prefill
 from ..layer_plan import spans
 from ..loading import Loaded
 from ..plan import Plan
-from ..runtime.engagement import check_rows, predicted
+from ..runtime.engagement import check_rows, is_countable, predicted
 from ..runtime.patching import apply
 from ..runtime.readers import reader_of
 from ..runtime.tracing import OPERATORS, Trace, trace
@@ -63,7 +63,10 @@ def _rows(prompt: Prompt, run: Plan, counted: Trace) -> dict[str, str]:
     facts = {f"{name} rows": f"{count} of {whole} ran ({count / whole:.1%})" for name, count in ran.items()}
     if not run.is_static:
         return facts | {"in force": "each prompt decides how many rows are left, so they were not compared"}
-    check_rows(run, predicted(run, prompt.prompts), counted)
+    if not is_countable(run, prompt.prompts):
+        return facts | {"in force": "stock transformers leaves rows out of its last layers, so they were not compared"}
+    works = run.works(kept=prompt.prompts.kept is not None)
+    check_rows(run, predicted(run, works, prompt.located, prompt.prompts), counted)
     geometry = prompt.located.geometry
     stock = prefill(geometry, visual=prompt.visual, text=prompt.text)
     read = None if prompt.prompts.kept is None else len(prompt.prompts.kept[0])

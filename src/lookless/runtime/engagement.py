@@ -13,6 +13,7 @@ from threading import get_ident
 import torch
 
 from ..errors import ModelError
+from ..layer_plan import LayerWork
 from ..plan import Plan
 from .families import Located
 from .forward import ForwardPass
@@ -34,16 +35,14 @@ def check_layers(running: ForwardPass) -> None:
 
 
 @contextmanager
-def checked_rows(plan: Plan, located: Located, prompts: Prompts) -> Iterator[None]:
-    """Count the rows of a prefill under ``plan``, which :func:`is_countable`, while the block runs.
+def checked_rows(plan: Plan, works: Sequence[LayerWork], located: Located, prompts: Prompts) -> Iterator[None]:
+    """Count the rows of a prefill under ``plan``, which :func:`is_countable` and computes ``works``, while the block
+    runs.
 
     Raises:
         ModelError: at the end, an operator ran on other rows than the plan leaves.
     """
-    expected = predicted(plan, prompts)  # before tokens are dropped
-    for layer, rows in zip(located.layers, expected, strict=True):
-        if is_convolution(layer):  # of the rows that it may read it makes those that it brings to one
-            del rows["key"]
+    expected = predicted(plan, works, located, prompts)  # before tokens are dropped
     with rows_of(located, thread=get_ident()) as counted:
         yield
     check_rows(plan, expected, counted)
@@ -57,13 +56,17 @@ def is_countable(plan: Plan, prompts: Prompts) -> bool:
     return plan.is_static and prompts.is_plain_prefill and not prompts.past and not torch.compiler.is_compiling()
 
 
-def predicted(plan: Plan, prompts: Prompts) -> list[dict[str, int]]:
-    """Of each layer the rows of each operator, all prompts of the call together."""
-    total = [dict.fromkeys(OPERATORS, 0) for _ in plan.layers]
-    kept = [None] * len(prompts.text) if prompts.kept is None else [len(rows) for rows in prompts.kept]
+def predicted(plan: Plan, works: Sequence[LayerWork], located: Located, prompts: Prompts) -> list[dict[str, int]]:
+    """Of each layer the rows of each operator that are known beforehand, all prompts of the call together."""
+    total = [dict.fromkeys(OPERATORS, 0) for _ in works]
+    kept = [0] * len(prompts.text) if prompts.kept is None else map(len, prompts.kept)
     for visual, text, read in zip(prompts.counts, map(len, prompts.text), kept, strict=True):
-        for layer, rows in zip(total, plan.rows(visual, text, read), strict=True):
+        for layer, work, alive in zip(total, works, plan.alive(visual), strict=True):
+            rows = work.rows(text=text, visual=visual, alive=alive, kept=read)
             layer |= {operator: layer[operator] + int(rows[operator]) for operator in OPERATORS}
+    for layer, module in zip(total, located.layers, strict=True):
+        if is_convolution(module):  # of the rows that it may read it makes those that it brings to one
+            del layer["key"]
     return total
 
 

@@ -261,7 +261,7 @@ class Applied:
         if self._is_counted or not is_countable(plan, began.prompts):
             return nullcontext()
         self._is_counted = True
-        return checked_rows(plan, self.located, began.prompts)
+        return checked_rows(plan, [step.work for step in began.steps], self.located, began.prompts)
 
     def _read(self, prompts: Prompts, given: Mapping[str, Any], kept: int | Tensor) -> tuple[tuple[Step, ...], str]:
         """The steps of a call, by whose states are read after the last layer; and whose these are, and why."""
