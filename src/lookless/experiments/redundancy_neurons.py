@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..cells import Neurons
 from ..layer_plan import LayerPlan
 from ..limits import check_cells
 from ..runtime.families import locate
-from ..runtime.inplace import activation, matrices
+from ..runtime.inplace import gated
 from .charts import Line, curves_figure
 from .claims import counted
 from .definition import Experiment
@@ -109,9 +108,7 @@ def excited(lab: Lab, item: Any) -> Excited:
         def record(mlp: Any, args: tuple[Tensor, ...]) -> None:
             assert prompt.visual is not None
             visual, x = prompt.visual[0].to(args[0].device), args[0][0]
-            (gate, gate_bias), (up, up_bias), _ = matrices(mlp)
-            inner = activation(mlp)(F.linear(x, gate, gate_bias)) * F.linear(x, up, up_bias)
-            found.append(_sets(inner.abs().float(), visual))
+            found.append(_sets(gated(mlp, x).abs().float(), visual))
 
         mlps = [located.block.ffn_of(layer) for layer in located.layers]
         with removed([mlp.register_forward_pre_hook(record) for mlp in mlps]):

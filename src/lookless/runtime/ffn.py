@@ -12,7 +12,7 @@ from ..cells import Neurons
 from ..errors import ModelError
 from ..layer_plan import VISUAL, LayerWork
 from .affine import affine_of_visual
-from .inplace import activation, gated_ffn, is_mixture, matrices, norm_into, projections, rms_norm
+from .inplace import activation, gated, gated_ffn, is_mixture, matrices, norm_into, projections, rms_norm
 from .prompts import Prompts
 from .rows import Rows
 
@@ -70,13 +70,11 @@ def _neurons(mlp: Any, h: Tensor, cell: Neurons, prompts: Prompts) -> Tensor:
 def _own_neurons(mlp: Any, cell: Neurons, h: Tensor) -> Tensor:
     count = h.shape[1]
     probes = torch.linspace(0, count - 1, int(cell.probes(count))).round().long()
-    (gate, gate_bias), (up, up_bias), down = matrices(mlp)
-    act = activation(mlp)
-    excited = act(F.linear(h[:, probes], gate, gate_bias)) * F.linear(h[:, probes], up, up_bias)
-    magnitude = excited.abs().float().mean((0, 1))
+    magnitude = gated(mlp, h[:, probes]).abs().float().mean((0, 1))
     chosen = magnitude.topk(cell.channels(magnitude.numel())).indices.sort().values
 
     def part(weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(h, weight[chosen], None if bias is None else bias[chosen])
 
-    return F.linear(act(part(gate, gate_bias)) * part(up, up_bias), down[0][:, chosen], down[1])
+    gate, up, (down, bias) = matrices(mlp)
+    return F.linear(activation(mlp)(part(*gate)) * part(*up), down[:, chosen], bias)

@@ -222,6 +222,13 @@ def matrices(mlp: Any) -> tuple[tuple[Tensor, Tensor | None], ...]:
     return (*parts, (down.weight, down.bias))
 
 
+def gated(mlp: Any, x: Tensor) -> Tensor:
+    """What a gated FFN whose projections are plain makes of ``x [..., hidden]`` before its last matrix."""
+    (gate, gate_bias), (up, up_bias), _ = matrices(mlp)
+    made: Tensor = activation(mlp)(F.linear(x, gate, gate_bias)) * F.linear(x, up, up_bias)
+    return made
+
+
 def gated_ffn(mlp: Any, x: Tensor, buffers: Buffers) -> Tensor:
     """``mlp``, a gated FFN (``down(act(gate(x)) * up(x))``), on ``x [..., hidden]``."""
     act, (first, *others) = activation(mlp), projections(mlp)
