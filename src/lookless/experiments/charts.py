@@ -35,14 +35,12 @@ def kept_by_flops(
     panel: str, lines: Mapping[str, Line], *, title: str = "Right answers kept by FLOPs", height: float = 3.4
 ) -> Figure:
     """What methods keep, by what they cost."""
-    return curves_figure(
-        {panel: lines},
-        title=title,
-        x="share of the prefill's FLOPs that runs",
-        y="mean of the tasks' retentions",
-        level=1.0,
-        height=height,
-    )
+    return kept_figure({panel: lines}, title=title, x="share of the prefill's FLOPs that runs", height=height)
+
+
+def kept_figure(panels: Mapping[str, Mapping[str, Line]], *, title: str, x: str, **how: Any) -> Figure:
+    """What methods keep, by ``x``; ``how`` as in :func:`curves_figure`."""
+    return curves_figure(panels, title=title, x=x, y="mean of the tasks' retentions", level=1.0, **how)
 
 
 def curves_figure(

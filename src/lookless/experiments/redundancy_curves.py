@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..comparison.entry import Entry
 from .answers import HEADS, Curves, Outcomes, curve_rows, lines_of
-from .charts import curves_figure
+from .charts import kept_figure
 from .claims import beats, keeps
 from .definition import Experiment
 from .lab import Lab
@@ -26,12 +26,10 @@ def run(lab: Lab) -> Found:
         )
         for by, each in curves.items()
     )
-    figure = curves_figure(
+    figure = kept_figure(
         {f"ranked by {by}": lines_of(each) for by, each in curves.items()},
         title=f"Right answers kept when visual attention, the visual FFN or both are reduced ({lab.loaded.name})",
         x=f"reduced layers, of {lab.layers}",
-        y="mean of the tasks' retentions",
-        level=1.0,
         columns=2,
     )
     return Found((*tables, _budgets(lab)), _findings(lab, curves[GREEDY]), figure)

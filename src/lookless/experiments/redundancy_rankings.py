@@ -4,7 +4,7 @@ output variance of a probe set), the greedy search that it used, the one-layer e
 from __future__ import annotations
 
 from .answers import HEADS, Curves, Outcomes, curve_rows, lines_of
-from .charts import curves_figure
+from .charts import kept_figure
 from .claims import beats
 from .definition import Experiment
 from .lab import Lab
@@ -32,12 +32,10 @@ def run(lab: Lab) -> Found:
     table = Table(
         title="Answers kept, attention and FFN reduced", heads=("ranking", "layers", *HEADS), rows=curve_rows(curves)
     )
-    figure = curves_figure(
+    figure = kept_figure(
         {lab.loaded.name: lines_of(curves)},
         title="Right answers kept when attention and FFN are reduced in the first layers of a ranking",
         x=f"reduced layers, of {lab.layers}",
-        y="mean of the tasks' retentions",
-        level=1.0,
         height=4.2,
     )
     return Found((table, orders), _findings(lab, curves), figure)

@@ -19,10 +19,10 @@ from ..cells import Neurons
 from ..errors import ModelError
 from ..loading import Loaded
 from ..methods.redundancylens import window_at
-from ..runtime.inplace import activation, matrices
+from ..runtime.inplace import gated, matrices
 from ..runtime.mixers import ATTENTION
 from .answers import HEADS, Curves, Outcomes, curve_rows, lines_of
-from .charts import curves_figure
+from .charts import kept_figure
 from .claims import beats
 from .definition import Experiment
 from .hooks import Prompt, removed, watched
@@ -74,8 +74,7 @@ def _mask(prompt: Prompt, window: int, kwargs: dict[str, Any]) -> Tensor:
 def _thinned(mlp: Any, x: Tensor, prompt: Prompt) -> Tensor:
     """The gated FFN of every token on the neurons of its prompt, ``[batch, sequence, hidden]``."""
     assert prompt.real is not None
-    (gate, gate_bias), (up, up_bias), down = matrices(mlp)
-    inner = activation(mlp)(F.linear(x, gate, gate_bias)) * F.linear(x, up, up_bias)
+    inner, (*_, down) = gated(mlp, x), matrices(mlp)
     kept = torch.zeros_like(inner[:, :1])
     for b, real in enumerate(prompt.real.to(x.device)):
         rows = real.nonzero().flatten()
@@ -97,12 +96,10 @@ def run(lab: Lab) -> Found:
         rows=curve_rows(curves),
         note="All tokens: a diagnostic, which saves nothing. The layers are the same.",
     )
-    figure = curves_figure(
+    figure = kept_figure(
         {lab.loaded.name: lines_of(curves)},
         title="Right answers kept when visual tokens are reduced, or text as well",
         x=f"reduced layers, of {lab.layers}",
-        y="mean of the tasks' retentions",
-        level=1.0,
     )
     return Found((table,), _findings(lab, curves, counts), figure)
 

@@ -20,7 +20,7 @@ from ..plan import Plan
 from ..runtime.patching import apply
 from ..runtime.tracing import trace
 from .answers import Outcomes, each_draw
-from .charts import Line, curves_figure
+from .charts import Line, kept_figure
 from .claims import counted, keeps
 from .definition import Experiment
 from .lab import Lab
@@ -94,15 +94,13 @@ def _figure(lab: Lab, rows: Mapping[str, Priced]):  # type: ignore[no-untyped-de
     def points(price: Mapping[str, float]) -> dict[str, Line]:
         return {name: Line([price[name]], each_draw(row.outcomes) or [0.0]) for name, row in rows.items()}
 
-    return curves_figure(
+    return kept_figure(
         {
             "by FLOPs, papers' count": points({n: r.tflops / rows["dense"].tflops for n, r in rows.items()}),
             "by the prefill's time": points({n: r.time for n, r in rows.items()}),
         },
         title=f"Right answers kept by price ({lab.loaded.name})",
         x="share of the stock prefill's",
-        y="mean of the tasks' retentions",
-        level=1.0,
         columns=2,
     )
 

@@ -13,7 +13,7 @@ from ..cells import Skip
 from ..methods.selection import change_lowest
 from ..plan import Plan
 from .answers import HEADS, Curves, Outcomes, curve_rows, lines_of
-from .charts import curves_figure
+from .charts import kept_figure
 from .claims import beats, keeps
 from .definition import Experiment
 from .lab import Lab
@@ -43,12 +43,10 @@ def run(lab: Lab) -> Found:
     }
     heads = ("method", "layers", *HEADS)
     table = Table(title="Answers kept by the number of layers", heads=heads, rows=curve_rows(curves), note=NOTE)
-    figure = curves_figure(
+    figure = kept_figure(
         {lab.loaded.name: lines_of(curves)},
         title="Right answers kept when so many layers skip",
         x=f"layers that skip, of {lab.layers}",
-        y="mean of the tasks' retentions",
-        level=1.0,
         height=4.6,
     )
     return Found((table,), _findings(lab, curves), figure)

@@ -16,7 +16,7 @@ from ..methods.selection import change_lowest
 from ..scores import Scores
 from .agreement import jaccard
 from .answers import HEADS, Curves, Outcomes, curve_rows, lines_of
-from .charts import curves_figure
+from .charts import kept_figure
 from .claims import alike
 from .definition import Experiment
 from .lab import Lab
@@ -57,12 +57,10 @@ def run(lab: Lab) -> Found:
             digits=2,
         ),
     )
-    figure = curves_figure(
+    figure = kept_figure(
         {lab.loaded.name: lines_of(curves)},
         title="Right answers kept by one mask of so many samples (band: lowest to highest draw)",
         x="samples, of all tasks together",
-        y="mean of the tasks' retentions",
-        level=1.0,
     )
     return Found(tables, _findings(curves, sizes), figure)
 

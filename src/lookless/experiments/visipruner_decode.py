@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..cells import Skip
 from ..plan import Plan
 from .answers import HEADS, Curves, Outcomes, curve_rows, lines_of
-from .charts import curves_figure
+from .charts import kept_figure
 from .claims import alike, beats
 from .definition import Experiment
 from .lab import Lab
@@ -35,12 +35,10 @@ def run(lab: Lab) -> Found:
         rows=curve_rows(curves),
         note="FLOPs are those of the prefill, which runs whole: what is saved is cache.",
     )
-    figure = curves_figure(
+    figure = kept_figure(
         {lab.loaded.name: lines_of(curves)},
         title="Right answers kept when the image is forgotten after the prompt",
         x=f"layers k, of {lab.layers}",
-        y="mean of the tasks' retentions",
-        level=1.0,
     )
     return Found((table,), _findings(lab, curves), figure)
 

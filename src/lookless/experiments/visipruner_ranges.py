@@ -13,7 +13,7 @@ from collections.abc import Callable
 from ..cells import Keep, Sink, Skip, Window
 from ..plan import Plan
 from .answers import HEADS, Curves, Outcomes, curve_rows, lines_of, row_of
-from .charts import curves_figure
+from .charts import kept_figure
 from .claims import alike, beats
 from .definition import Experiment
 from .lab import Lab
@@ -62,12 +62,10 @@ def run(lab: Lab) -> Found:
             rows=tuple((name, *row_of(outcomes)) for name, outcomes in told.items()),
         ),
     )
-    figure = curves_figure(
+    figure = kept_figure(
         {lab.loaded.name: lines_of(curves)},
         title="Right answers kept when ranges of layers are masked",
         x=f"layer k, of {lab.layers}",
-        y="mean of the tasks' retentions",
-        level=1.0,
         height=4.4,
     )
     return Found(tables, _findings(lab, curves, told), figure)
