@@ -18,14 +18,13 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import files
 from ..machine import processor
 from ..plan import Plan
 from ..version import __version__
 from .families import Located
-from .mixers import mixer_of
 from .prompts import Prompts
 
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)  # visual tokens
@@ -101,7 +100,7 @@ def _key(located: Located, plan: Plan) -> str:
     """A hash of all that the measured time depends on."""
     layer: Any = located.layers[0]
     weight = located.block.norm(layer).weight
-    kinds = sorted({type(module).__name__ for module in mixer_of(layer).modules() if isinstance(module, nn.Module)})
+    kinds = sorted({type(module).__name__ for module in layer.modules()})  # quantised projections have their own
     device = processor() if weight.device.type == "cpu" else torch.cuda.get_device_name(weight.device)
     parts = [
         plan.hash,
