@@ -46,9 +46,7 @@ def check(root: Path, version: str) -> None:
         raise ReleaseError(f"the tag v{version} is there already; choose the next version")
     [written] = re.findall(r'^__version__ = "(.+)"$', (root / "src/lookless/version.py").read_text(), re.MULTILINE)
     if written != version:
-        raise ReleaseError(
-            f"src/lookless/version.py says {written} and VERSION is {version}; change one and commit"
-        )
+        raise ReleaseError(f"src/lookless/version.py says {written} and VERSION is {version}; change one and commit")
     check_changelog((root / "CHANGELOG.md").read_text(), version)
 
 
@@ -72,9 +70,7 @@ def check_changelog(text: str, version: str) -> None:
         )
     date, body = sections[version]
     if date is None or not body:
-        raise ReleaseError(
-            f"section {version} of CHANGELOG.md has no {'text' if date else 'date'}; write it"
-        )
+        raise ReleaseError(f"section {version} of CHANGELOG.md has no {'text' if date else 'date'}; write it")
     if waiting:
         raise ReleaseError(f"CHANGELOG.md has changes under [Unreleased]; move them to {version} and commit")
 

@@ -45,10 +45,9 @@ def raised(function: Callable[..., Any], seen: frozenset[str] = frozenset()) -> 
                 found |= raised(called, seen | {node.func.id})
         if not isinstance(node, ast.Try):
             return found.union(*map(within, ast.iter_child_nodes(node)))
-        caught = {
-            name for handler in node.handlers for name in re.findall(r"\w+", ast.unparse(handler.type or handler))
-        }
-        tried = set().union(*map(within, node.body)) - caught
+        caught = set(re.findall(r"\w+", " ".join(ast.unparse(one.type) for one in node.handlers if one.type)))
+        tried = set().union(*map(within, node.body)) if "Exception" not in caught else set()
+        tried -= caught
         return tried.union(*map(within, [*node.handlers, *node.orelse, *node.finalbody]))
 
     return within(ast.parse(textwrap.dedent(inspect.getsource(function))))
