@@ -154,9 +154,10 @@ def members(one: type) -> Iterator[str]:
 
 def source(one: Any) -> list[str]:
     """Where it is defined, and the lines themselves, folded."""
+    plain = one if isinstance(one, ModuleType) else inspect.unwrap(one)
     try:
-        lines, start = inspect.getsourcelines(inspect.unwrap(one))
-        path = Path(inspect.getsourcefile(one) or "").relative_to(SOURCE)
+        lines, start = inspect.getsourcelines(plain)
+        path = Path(inspect.getsourcefile(plain) or "").relative_to(SOURCE)
     except (TypeError, ValueError):
         return []
     if isinstance(one, ModuleType):

@@ -164,7 +164,7 @@ reveal_type(plan)
 def mypy(folder: Path, program: str) -> subprocess.CompletedProcess[str]:
     """A user's program, checked against the types of the installed wheel alone."""
     (folder / "program.py").write_text(program)
-    words = ["-m", "mypy", "--strict", "--config-file", os.devnull, "--python-executable", str(PYTHON), "program.py"]
+    words = ["-m", "mypy", "--strict", "--config-file=", "--python-executable", str(PYTHON), "program.py"]
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")}
     return subprocess.run([sys.executable, *words], cwd=folder, env=clean, capture_output=True, text=True)
 
