@@ -63,11 +63,8 @@ def check_changelog(text: str, version: str) -> None:
     _, waiting = sections.pop("Unreleased", (None, ""))
     newest = next(iter(sections), None)
     if newest != version:
-        found = f"is of {newest}" if newest else "is not there"
-        raise ReleaseError(
-            f"the newest section of CHANGELOG.md {found}, not of {version}; "
-            f"put `## [{version}] - YYYY-MM-DD` below `## [Unreleased]` and commit"
-        )
+        found = f"the newest section of CHANGELOG.md is {newest}, not" if newest else "CHANGELOG.md has no section for"
+        raise ReleaseError(f"{found} {version}; put `## [{version}] - YYYY-MM-DD` below `## [Unreleased]` and commit")
     date, body = sections[version]
     if date is None or not body:
         raise ReleaseError(f"section {version} of CHANGELOG.md has no {'text' if date else 'date'}; write it")
@@ -81,7 +78,7 @@ def release(root: Path, *words: str, run: Callable[..., None] = run) -> str:
     Raises:
         ReleaseError: something is not as it must be, or a step fails. Nothing is tagged then.
     """
-    [version] = words or [""]
+    version = " ".join(words)
     check(root, version)
     run(root, "make", "lint", "test-wheel")  # which builds what is in dist/
     files = sorted(root.glob("dist/*"))

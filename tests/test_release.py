@@ -121,7 +121,7 @@ def test_another_version_in_the_code(project):
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("[1.2.3]", "[1.2.1]", r"is of 1\.2\.1, not of 1\.2\.3"),
+        ("[1.2.3]", "[1.2.1]", r"is 1\.2\.1, not 1\.2\.3; put"),
         (" - 2026-01-02", "", "has no date"),
         ("### Added\n\n- all", "", "has no text"),
         ("## [Unreleased]\n", "## [Unreleased]\n\n- later\n", r"under \[Unreleased\]"),
