@@ -22,6 +22,7 @@ import torch
 import vllm
 from vllm.distributed import cleanup_dist_env_and_memory
 
+import gpu_kernels
 from lookless.serving.counters import ensure_folder, read, read_steps
 from prompts import Prompt
 
@@ -114,6 +115,7 @@ def _counts() -> dict[str, dict[str, int]]:
 
 def main() -> None:
     jobs, results = json.loads(Path(sys.argv[1]).read_text()), []
+    gpu_kernels.install()  # for jobs that ask for a GPU's backend
     for job in jobs:
         results.append(answered(job))
         gc.collect()
