@@ -135,7 +135,7 @@ def test_layers_without_the_plan_are_found():
     [
         (
             {"keep": Keep(0.5, rank="random")},
-            r"layer 2 .* has keep: .* all layers share a request's slots",
+            r"layer 2 .* has keep: .* would have to choose its tokens before the rest",
         ),
         ({"visible": Skip()}, r"has visible: .* read by whole blocks"),
         ({"visible": Sink(), "attention": Skip()}, r"has visible: .* read by whole blocks"),

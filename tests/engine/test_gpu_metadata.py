@@ -12,12 +12,16 @@ import pytest
 import torch
 import vllm
 from torch.nn import functional as F
+from vllm.config import CompilationConfig, CompilationMode, CUDAGraphMode
 from vllm.forward_context import ForwardContext
 from vllm.v1.attention.backends import flash_attn, triton_attn
 from vllm.v1.attention.ops import triton_unified_attention
 
 import gpu_kernels
 from helpers.steps import STEPS, flat
+from lookless import Keep, Plan, Skip
+from lookless.serving.hooks import use_piecewise_graphs
+from lookless.serving.layers import Operators
 from lookless.serving.metadata import ReorderedStep
 
 gpu_kernels.install()
@@ -119,7 +123,7 @@ def test_each_row_reads_its_own_keys(step, backend, queries, window):
     batch = Batch(step, backend, window)
     given = ForwardContext({}, {NAME: batch.metadata}, {NAME: batch.slots})
     planned = ReorderedStep.of(torch.from_numpy(batch.visual), len(batch.query), given, NAME)
-    context = planned.context([(SimpleNamespace(layer_name=NAME), queries)])
+    context = planned.context([(SimpleNamespace(layer_name=NAME), Operators(queries, "all"))])
     metadata, rows = context.attn_metadata[NAME], planned.split.rows
     assert sorted(rows.tolist()) == list(range(len(batch.query)))
     layer = SimpleNamespace(**{f"_{name}_scale": torch.ones(1) for name in "qkv"})
@@ -132,6 +136,28 @@ def test_each_row_reads_its_own_keys(step, backend, queries, window):
         batch.impl.forward(layer, batch.query[asking], *moved, batch.cache, metadata, out)
     for row, got in zip(asking.tolist(), out, strict=True):
         torch.testing.assert_close(got, batch.attended(row, window))
+
+
+@pytest.mark.parametrize(
+    ("mode", "apart", "split", "given", "expected"),
+    [
+        (CompilationMode.VLLM_COMPILE, False, "both", "FULL_AND_PIECEWISE", "PIECEWISE"),
+        (CompilationMode.VLLM_COMPILE, False, "both", "FULL_DECODE_ONLY", "PIECEWISE"),
+        (CompilationMode.VLLM_COMPILE, False, "both", "NONE", "NONE"),
+        (CompilationMode.VLLM_COMPILE, False, "attention", "FULL", "PIECEWISE"),
+        (CompilationMode.VLLM_COMPILE, True, "both", "FULL", "PIECEWISE"),
+        (CompilationMode.VLLM_COMPILE, True, "attention", "PIECEWISE", "NONE"),
+        (CompilationMode.VLLM_COMPILE, False, "nothing", "FULL", "NONE"),
+        (CompilationMode.NONE, False, "both", "FULL", "NONE"),
+    ],
+)
+def test_graphs_that_would_hold_what_a_plan_changes(mode, apart, split, given, expected):
+    attention = list(CompilationConfig._attention_ops)
+    cache = ["vllm::unified_kv_cache_update", "vllm::unified_mla_kv_cache_update"]
+    operators = {"both": attention + cache, "attention": attention, "nothing": []}[split]
+    config = CompilationConfig(mode=mode, cudagraph_mode=CUDAGraphMode[given], splitting_ops=operators)
+    use_piecewise_graphs(config, Plan.full(4).at([2], **({"keep": Keep(0)} if apart else {"ffn": Skip()})))
+    assert config.cudagraph_mode.name == expected
 
 
 def _signature(function):

@@ -206,10 +206,11 @@ def check_layer(layer: Any, index: int, operators: Operators) -> None:
             f"a lookless plan does not know the attention backend {backend}: set --attention-backend to one of "
             f"{', '.join(BACKENDS)}."
         )
-    if operators.keys == "text" and layer.self_attn.attn.sliding_window is not None:
+    window = layer.self_attn.attn.sliding_window
+    if operators.keys == "text" and window is not None:
         raise ServingError(
-            f"layer {index} attends through a window of {layer.self_attn.attn.sliding_window} tokens, which a plan that "
-            f"leaves its visual keys out would widen: leave keep and visible Full there."
+            f"layer {index} attends through a window of {window} tokens, which a plan that leaves its visual keys out "
+            f"would widen: leave keep and visible Full there."
         )
 
 

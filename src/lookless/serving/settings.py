@@ -17,7 +17,7 @@ KEY = "lookless"
 VERSION = "0.32."
 #: keep, visible, decode: what a paged cache cannot do, and why
 REASONS = {
-    "keep": "all layers share a request's slots, which a choice of some tokens leaves with gaps",
+    "keep": "a chunk of a prompt would have to choose its tokens before the rest of it is known",
     "visible": "a paged cache is read by whole blocks, which hold visual and text keys side by side",
     "decode": "a paged cache holds every token",
 }
@@ -212,6 +212,7 @@ def check_layers(plan: Plan, geometry: Geometry) -> None:
 def check_engine(plan: Plan, geometry: Geometry, vllm_config: Any) -> None:
     """Raises: ServingError: with this set-up of the engine the plan would run wrong, or is not known to run."""
     import vllm
+    from vllm import envs
 
     experts = any(geometry.experts_of(layer) is not None for layer in range(geometry.layers))
 
@@ -223,6 +224,8 @@ def check_engine(plan: Plan, geometry: Geometry, vllm_config: Any) -> None:
         "pipeline parallelism: later stages do not know which tokens are visual": parallel.pipeline_parallel_size > 1,
         "decode context parallelism": getattr(parallel, "decode_context_parallel_size", 1) > 1,
         "prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+        "breakable CUDA graphs, which replay a step without calling the model (VLLM_USE_BREAKABLE_CUDAGRAPH=0 turns "
+        "them off)": envs.VLLM_USE_BREAKABLE_CUDAGRAPH,
         "dual batch overlap": bool(getattr(parallel, "enable_dbo", False)),
         "speculative decoding: the draft model does not know the plan": vllm_config.speculative_config is not None,
         "a KV transfer between engines": vllm_config.kv_transfer_config is not None,
