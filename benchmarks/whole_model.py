@@ -1,16 +1,19 @@
 """All 32 layers of LLaVA-1.5-7B under the papers' plans, and how the figures of a few layers compare with them.
 
-``python benchmarks/whole_model.py`` takes 14 GiB of memory and half an hour on two cores. Weights are random. Each
-group of a round times stock and some plans in turn, on the whole decoder and on its first layers alone, and is stored
-in benchmarks/runs as soon as it is timed, so a run can end after ``--minutes`` and the next one goes on.
+``python benchmarks/whole_model.py`` takes 14 GiB of memory and, on two cores with AVX-512, half an hour. Weights are
+random. A CPU without bfloat16 instructions needs ``--dtype float32``, and where the weights of all layers do not fit
+then, ``--distinct 8``: four layers each have the same ones, which are read from memory for each of them all the same.
+Stock and plans run in turn, each on the first layers alone and on the whole decoder. Every timing is stored in
+benchmarks/runs when it is made, so a run can end after ``--minutes`` and the next one goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +40,20 @@ BEGIN = "<!-- what follows is written by benchmarks/whole_model.py -->"
 END = "<!-- end of what benchmarks/whole_model.py writes -->"
 MODEL, TEXT, FEW = "LLaVA-1.5-7B", 66, 4
 LIVE = "nothing but liveness"
-#: plans timed together with one timing of the stock model
-GROUPS = (
-    (LIVE, "v-skip", "operator-skipping", "redundancylens", "alvts"),
-    ("shortv", "vtw", "fastv", "visipruner"),
+NAMES = (
+    STOCK,
+    "v-skip",
+    "shortv",
+    "vtw",
+    "fastv",
+    "operator-skipping",
+    "redundancylens",
+    "visipruner",
+    LIVE,
+    "alvts",
 )
 ROUNDS = {576: 3, 2110: 2}
+PARTS = ("whole", "few")
 HEADS = (
     "",
     "prefill s",
@@ -55,9 +66,38 @@ HEADS = (
 )
 WHAT = (
     "Expected of 4 layers: the FLOPs kept of all 32, times what a FLOP of this plan costs over one of stock's in the "
-    "first four layers, which ran in the same rounds. VisiPruner decides prompt by prompt what remains, here by random "
+    "first four layers, which ran right before. VisiPruner decides prompt by prompt what remains, here by random "
     "weights: its FLOPs are those of the rows that ran."
 )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is timed.
+
+    Attributes:
+        layers: of the model.
+        distinct: of them, those with weights of their own.
+        dtype: of the weights.
+        rounds: by visual tokens of a prompt.
+    """
+
+    layers: int
+    distinct: int
+    dtype: torch.dtype
+    rounds: Mapping[int, int]
+
+    @property
+    def timings(self) -> list[tuple[int, int, str]]:
+        """Visual tokens, round and name of each, in order."""
+        return [(v, index, name) for v, rounds in self.rounds.items() for index in range(rounds) for name in NAMES]
+
+    @property
+    def weights(self) -> str:
+        """Whose weights layers have."""
+        if self.distinct == self.layers:
+            return "each layer with weights of its own"
+        return f"weights of {self.distinct} layers, read from memory again by those that share them"
 
 
 @dataclass(frozen=True)
@@ -85,16 +125,24 @@ class Case:
         return flops.prefill(self.geometry, visual=self.visual, text=TEXT, plan=plan, kept=1).total
 
 
-def make_whole(layers: int) -> DummyModel:
-    """The model, its weights one small random block again and again: drawing seven billion numbers takes minutes."""
+def make_whole(layers: int, distinct: int, dtype: torch.dtype) -> DummyModel:
+    """The model, its weights one small random block again and again: drawing seven billion numbers takes minutes.
+    Layers after the first ``distinct`` have the weights of earlier ones."""
     with no_init_weights():
-        made = make_dummy_model(shape_named(MODEL).cut(layers), dtype=torch.bfloat16)
-    block = (0.02 * torch.randn(1 << 22, generator=torch.Generator().manual_seed(0))).bfloat16()
+        made = make_dummy_model(shape_named(MODEL).cut(min(layers, distinct)), dtype=dtype)
+    block = (0.02 * torch.randn(1 << 22, generator=torch.Generator().manual_seed(0))).to(dtype)
     with torch.no_grad():
         for weight in made.model.parameters():
             if weight.dim() > 1:  # norms are ones
                 for part in weight.view(-1).split(len(block)):
                     part.copy_(block[: len(part)])
+    decoder = made.model.model.language_model
+    for index in range(distinct, layers):
+        known = decoder.layers[index % distinct]
+        layer = copy.deepcopy(known, {id(weight): weight for weight in known.parameters()})
+        layer.self_attn.layer_idx = index
+        decoder.layers.append(layer)
+    made.model.config.get_text_config().num_hidden_layers = layers
     return made
 
 
@@ -111,119 +159,126 @@ def first_layers(model: Any, count: int) -> Iterator[None]:
 
 
 @torch.no_grad()
-def timed(made: DummyModel, case: Case, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """Milliseconds of the layers, and FLOPs, of stock and of plans by name, one after the other."""
-    before = TEXT // 2
+def timed(made: DummyModel, case: Case, name: str) -> dict[str, float]:
+    """Milliseconds of the layers, and FLOPs, of a plan or of the stock model."""
+    before, plan = TEXT // 2, case.plan(name)
     inputs = made.inputs(visual=case.visual, before=before, after=TEXT - before, batch=1)
-    found = {}
     with first_layers(made.model, case.layers):
         clock = Clock.of_layers(made.model.model.language_model.layers)
-        for name in (STOCK, *names):
-            plan = case.plan(name)
-            with applied(made.model, plan), trace(made.model) as counted:
-                made.model(**inputs, use_cache=True, logits_to_keep=1)
-            rows = enumerate(counted.layers)
-            spent = case.flops(plan) or sum(flops.layer(case.geometry, index, **row) for index, row in rows)
-            found[name] = {"ms": clock.ms, "flops": spent}
-            print(f"{case.visual} visual tokens, {case.layers} layers, {name}: {clock.ms:.0f} ms", flush=True)
+        with applied(made.model, plan), trace(made.model) as counted:
+            made.model(**inputs, use_cache=True, logits_to_keep=1)
         clock.remove()
-    return found
+    rows = enumerate(counted.layers)
+    spent = case.flops(plan) or sum(flops.layer(case.geometry, index, **row) for index, row in rows)
+    print(f"{case.visual} visual tokens, {case.layers} layers, {name}: {clock.ms:.0f} ms", flush=True)
+    return {"ms": clock.ms, "flops": spent}
 
 
-def groups_of(folder: Path, visual: int, rounds: int) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """The file of each group of each round, and the plans in it."""
-    for index in range(rounds):
-        for number, names in enumerate(GROUPS):
-            yield folder / f"whole-{visual}-{index}-{number}.json", names
+def stored(folder: Path, visual: int, index: int, name: str) -> Path:
+    """Where one timing of one round is."""
+    return folder / f"whole-{visual}-{index}-{name.replace(' ', '-')}.json"
 
 
-def run(folder: Path, layers: int, visuals: list[int], rounds: int | None, minutes: float) -> None:
-    """Time the groups that are not stored, as many as begin within ``minutes``."""
+def run(folder: Path, settings: Settings, minutes: float) -> None:
+    """Make the timings that are not stored, as many as begin within ``minutes``."""
     started, made = time.monotonic(), None
-    for visual in visuals:
-        for path, names in groups_of(folder, visual, rounds or ROUNDS.get(visual, 1)):
-            if path.exists():
-                continue
-            if time.monotonic() - started > 60 * minutes:
-                return
-            if made is None:
-                made = make_whole(layers)
-                timed(made, Case(64, min(FEW, layers)), ())  # a warm-up
-            cases = {"few": Case(visual, min(FEW, layers)), "whole": Case(visual, layers)}
-            found = {which: timed(made, case, names) for which, case in cases.items()}
-            files.write_text(path, json.dumps(found, indent=1))
+    for visual, index, name in settings.timings:
+        path = stored(folder, visual, index, name)
+        if path.exists():
+            continue
+        if time.monotonic() - started > 60 * minutes:
+            return
+        if made is None:
+            made = make_whole(settings.layers, settings.distinct, settings.dtype)
+            timed(made, Case(64, min(FEW, settings.layers)), STOCK)  # a warm-up
+        cases = {"few": Case(visual, min(FEW, settings.layers)), "whole": Case(visual, settings.layers)}
+        found = {which: timed(made, case, name) for which, case in cases.items()}
+        files.write_text(path, json.dumps(found, indent=1))
 
 
 @dataclass(frozen=True)
 class Share:
-    """A plan's time and FLOPs as shares of the stock model's, and both: medians of the rounds."""
+    """A plan's time and FLOPs, also as shares of the stock model's; of times the medians of the rounds."""
 
     seconds: float
     tflops: float
     time: float
     flops: float
 
-
-def shares(found: list[dict[str, dict[str, float]]], name: str) -> Share:
-    """Of ``name``, from the groups that it was timed in."""
-    mine = [group for group in found if name in group]
-    return Share(
-        seconds=median(group[name]["ms"] for group in mine) / 1e3,
-        tflops=mine[0][name]["flops"] / 1e12,
-        time=median(group[name]["ms"] / group[STOCK]["ms"] for group in mine),
-        flops=mine[0][name]["flops"] / mine[0][STOCK]["flops"],
-    )
-
-
-def section(folder: Path, visual: int, rounds: int) -> str:
-    """A heading, a sentence and the table; empty if nothing was timed."""
-    stored = [json.loads(path.read_text()) for path, _ in groups_of(folder, visual, rounds) if path.exists()]
-    if not stored:
-        return ""
-    few, whole = ([group[which] for group in stored] for which in ("few", "whole"))
-    rows, off = [], []
-    for name in (STOCK, *(n for names in GROUPS for n in names)):
-        if not any(name in group for group in whole):
-            continue
-        one, cut = shares(whole, name), shares(few, name)
-        expected = one.flops * cut.time / cut.flops
-        if name != STOCK:
-            off.append(abs(expected - one.time))
-        saves = name != STOCK and one.flops < 1
-        rows.append(
-            (
-                name,
-                f"{one.seconds:.1f}",
-                f"{one.tflops:.3g} ({one.flops:.1%})",
-                f"{one.time:.1%}",
-                f"{(1 - one.time) / (1 - one.flops):.2f}" if saves else "-",
-                f"{expected:.1%}" if name != STOCK else "-",
-                f"{cut.flops:.1%}",
-                f"{cut.time:.1%}",
-            )
+    @classmethod
+    def of(cls, name: str, rounds: list[dict[str, dict[str, float]]]) -> Share:
+        """Of ``name`` in ``rounds``, each with what was timed by its name."""
+        mine, full = rounds[0][name]["flops"], rounds[0][STOCK]["flops"]
+        return cls(
+            seconds=median(each[name]["ms"] for each in rounds) / 1e3,
+            tflops=mine / 1e12,
+            time=median(each[name]["ms"] / each[STOCK]["ms"] for each in rounds),
+            flops=mine / full,
         )
-    count = {sum(name in group for group in whole) for names in GROUPS for name in names}
-    times = " to ".join(map(str, sorted({min(count), max(count)})))
+
+    def expected(self, few: Share) -> float:
+        """Time kept, if a FLOP cost as much over one of stock's as in ``few`` layers."""
+        return self.flops * few.time / few.flops
+
+
+def rounds_of(folder: Path, settings: Settings, visual: int) -> list[dict[str, dict[str, dict[str, float]]]]:
+    """What is stored of each round, by name."""
+    rounds: list[dict[str, dict[str, dict[str, float]]]] = []
+    for at, index, name in settings.timings:
+        path = stored(folder, at, index, name)
+        if at == visual and path.exists():
+            rounds += [{}] * (index + 1 - len(rounds))
+            rounds[index] = {**rounds[index], name: json.loads(path.read_text())}
+    return [each for each in rounds if STOCK in each]
+
+
+def section(folder: Path, settings: Settings, visual: int) -> str:
+    """A heading, sentences and the table; empty if nothing was timed."""
+    rounds = rounds_of(folder, settings, visual)
+    if not rounds:
+        return ""
+    rows, off = [], []
+    for name in NAMES:
+        mine = [each for each in rounds if name in each]
+        if not mine:
+            continue
+        whole, few = (Share.of(name, [{n: t[part] for n, t in each.items()} for each in mine]) for part in PARTS)
+        cells = [name, f"{whole.seconds:.1f}", f"{whole.tflops:.3g} ({whole.flops:.1%})", f"{whole.time:.1%}"]
+        cells.append("-" if name == STOCK else f"{(1 - whole.time) / (1 - whole.flops):.2f}")
+        cells.append("-" if name == STOCK else f"{whole.expected(few):.1%}")
+        rows.append((*cells, f"{few.flops:.1%}", f"{few.time:.1%}"))
+        if name != STOCK:
+            off.append(abs(whole.expected(few) - whole.time))
+    few_layers = min(FEW, settings.layers)
     about = (
-        f"bfloat16, {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}; each plan timed "
-        f"{times} times, in turn with stock. What four layers let expect is off by {100 * sum(off) / len(off):.1f} "
-        f"points of time kept on average and by {100 * max(off):.1f} at most."
+        f"{str(settings.dtype).removeprefix('torch.')}, {settings.weights}; {processor()}, {torch.get_num_threads()} "
+        f"threads, torch {torch.__version__}; {len(rounds)} round{'s' * (len(rounds) > 1)}, timed in turn."
     )
-    return "\n\n".join([f"### All 32 layers: {visual} visual and {TEXT} text tokens", about, markdown_table(HEADS, rows)])
+    if off:
+        about += (
+            f" What {few_layers} layers let expect is off by {100 * sum(off) / len(off):.1f} points of time kept on "
+            f"average and by {100 * max(off):.1f} at most."
+        )
+    title = f"### {MODEL}, {settings.layers} layers: {visual} visual and {TEXT} text tokens, batch 1"
+    return "\n\n".join([title, about, markdown_table(HEADS, rows)])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    whole = Geometry.preset(MODEL).layers
     parser.add_argument("--runs", type=Path, default=ROOT / "benchmarks" / "runs")
     parser.add_argument("--visual", type=int, action="append", help="tokens of a prompt; 576 and 2110 if not given")
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--minutes", type=float, default=1e9, help="no group begins later than that")
-    parser.add_argument("--layers", type=int, default=Geometry.preset(MODEL).layers, help="fewer, to try the script")
+    parser.add_argument("--rounds", type=int, help="3 of 576 visual tokens and 2 of 2110 if not given")
+    parser.add_argument("--minutes", type=float, default=1e9, help="no timing begins later than that")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--layers", type=int, default=whole, help="fewer, to try the script")
+    parser.add_argument("--distinct", type=int, default=whole, help="layers with weights of their own")
     parser.add_argument("--page", type=Path, default=PAGE)
     given = parser.parse_args()
-    visuals = given.visual or [*ROUNDS]
-    run(given.runs, given.layers, visuals, given.rounds, given.minutes)
-    found = [section(given.runs, visual, given.rounds or ROUNDS.get(visual, 1)) for visual in visuals]
+    lengths = {v: given.rounds or ROUNDS.get(v, 1) for v in given.visual or ROUNDS}
+    settings = Settings(given.layers, min(given.layers, given.distinct), getattr(torch, given.dtype), lengths)
+    run(given.runs, settings, given.minutes)
+    found = [section(given.runs, settings, visual) for visual in lengths]
     if any(found):
         before = given.page.read_text() if given.page.exists() else ""
         files.write_text(given.page, spliced(before, BEGIN, END, wrapped("\n\n".join([WHAT, *filter(None, found)]))))
