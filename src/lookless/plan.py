@@ -356,9 +356,7 @@ class Plan(BaseModel):
     def from_pretrained(cls, where: str | Path, *, revision: str | None = None) -> Plan:
         """The plan in a folder, in a JSON file, or in a repository of the hub; with the numbers that lie beside it.
 
-        Args:
-            where: the folder, the file, or the repository's ``owner/name``.
-            revision: branch, tag or commit of the repository.
+        ``where`` is the path or ``owner/name``, and ``revision`` a branch, tag or commit of the repository.
 
         Raises:
             PlanError: there is none, it has an unknown key, a newer library wrote it, or its numbers are not there or
@@ -380,10 +378,7 @@ class Plan(BaseModel):
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Upload the plan to ``repo_id`` and return the commit's address.
 
-        Args:
-            repo_id: ``owner/name``; made where it is not there.
-            private: whether a repository that is made is for its owner alone.
-            token: one that may write; by default that of ``hf auth login``.
+        A repository that is not there is made, ``private`` or not. ``token`` may write; by default it is the user's.
         """
         from huggingface_hub import HfApi
 
