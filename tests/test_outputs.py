@@ -220,7 +220,10 @@ def test_a_full_disk_leaves_the_old_result_or_none(here, monkeypatch):
     before = (here / "plan" / "lookless_plan.json").read_bytes()
     with monkeypatch.context() as disk:
         disk.setattr(os, "fsync", full)
-        assert "No space left on device" in fails(*preset, "plan")
+        told = fails(*preset, "plan")
+        assert "No space left on device" in told
+        assert str(here / "plan" / "lookless_plan.json") in told
+        assert "make room and start again, what is finished is kept" in told
         assert "No space left on device" in fails(*preset, "new")
     assert (here / "plan" / "lookless_plan.json").read_bytes() == before
     assert [*here.rglob(".*")] == []

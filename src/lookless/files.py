@@ -57,9 +57,11 @@ def write_bytes(path: Path, content: bytes) -> None:
         if mode is not None:
             os.chmod(partial, stat.S_IMODE(mode))
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as problem:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(partial)
+        if isinstance(problem, OSError) and problem.filename is None:  # of a full disk it says nothing but that
+            raise type(problem)(problem.errno, problem.strerror, str(path)) from problem
         raise
 
 
