@@ -8,6 +8,7 @@ import importlib
 import os
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -73,6 +74,9 @@ def test_it_runs(path, line, tmp_path, monkeypatch):
     prepare(monkeypatch)
     if path == ("report",):
         run_folder(Path("my-run"))
+    for there in words[words.index("--out") + 1 :][:1] if "--out" in words else ():
+        shutil.rmtree(there, ignore_errors=True)
+        Path(there).unlink(missing_ok=True)
     done = CliRunner().invoke(app, words, prog_name="lookless")
     assert done.exit_code == 0, done.output
     assert done.stdout.strip() or path == ("serve",)
