@@ -66,6 +66,25 @@ class Prefill:
         return self.visual / 1e12
 
 
+@dataclass(frozen=True)
+class Load:
+    """What one layer computes of one prompt, in the words of :func:`layer`, and FLOPs of maps beside it."""
+
+    query: float
+    key: float
+    ffn: float
+    pairs: float
+    probe: float
+    live: float
+    asked: float | None
+    maps: float
+
+    def flops(self, geometry: Geometry, index: int) -> float:
+        """Of layer ``index``."""
+        given = {name: value for name, value in vars(self).items() if name != "maps"}
+        return layer(geometry, index, **given) + self.maps
+
+
 def layer(
     geometry: Geometry,
     index: int = 0,
@@ -160,10 +179,10 @@ def prefill(
     )
 
 
-def _layers(
-    g: Geometry, plan: Plan, visual: float, text: float, before: float | None, kept: float | None
-) -> Iterator[float]:
-    """FLOPs of each layer under ``plan``."""
+def loads(
+    g: Geometry, plan: Plan, visual: float, text: float, before: float | None = None, kept: float | None = None
+) -> Iterator[Load]:
+    """What each layer computes of one prompt under ``plan``; the arguments are those of :func:`prefill`."""
     works = plan.works(kept=kept is not None)
     each = zip(works, plan.rows(visual, text, kept), plan.alive(visual), strict=True)
     for index, (work, rows, alive) in enumerate(each):
@@ -173,12 +192,25 @@ def _layers(
             probe = work.neurons.probes(alive)
         count = _Count(text, visual, alive, before, kept or 0, g.reach_of(index), index in g.both_ways)
         count_pairs = count.pairs if g.state_of(index) is None else count.scanned
-        pairs = sum(map(count_pairs, work.attention))
-        maps = sum(4 * alive * g.hidden * cell.inner for cell in work.affine)
-        rows = {"query": rows["query"], "key": rows["key"], "ffn": ffn, "live": text + alive}
-        # Rows that a rank scatters have their queries' neighbours anywhere: all are made.
-        asked = rows["key"] if any(part.query.choice for part in work.attention) else None
-        yield layer(g, index, **rows, pairs=pairs, probe=probe, asked=asked) + maps
+        yield Load(
+            query=rows["query"],
+            key=rows["key"],
+            ffn=ffn,
+            pairs=sum(map(count_pairs, work.attention)),
+            probe=probe,
+            live=text + alive,
+            # Rows that a rank scatters have their queries' neighbours anywhere: all are made.
+            asked=rows["key"] if any(part.query.choice for part in work.attention) else None,
+            maps=sum(4 * alive * g.hidden * cell.inner for cell in work.affine),
+        )
+
+
+def _layers(
+    g: Geometry, plan: Plan, visual: float, text: float, before: float | None, kept: float | None
+) -> Iterator[float]:
+    """FLOPs of each layer under ``plan``."""
+    for index, load in enumerate(loads(g, plan, visual, text, before, kept)):
+        yield load.flops(g, index)
 
 
 def _experts(g: Geometry, plan: Plan, visual: float, text: float, kept: float | None) -> float:
