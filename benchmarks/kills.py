@@ -45,8 +45,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *("--plan", "../plan", "--out", "answers.json"),
     ),
     "certify": (
-        *("certify", "reference", "--data", "reference:chart", "--data", "reference:text", "--limit", "12"),
-        *("--batch", "2", "--plan", "../plan", "--plan", "../bold", "--retention", "0.6", "--out", "certificate.json"),
+        *("certify", "reference", "--data", "reference:chart", "--data", "reference:attribute", "--limit", "12"),
+        *("--batch", "2", "--plan", "../plan", "--plan", "../bold", "--retention", "0.5", "--out", "certificate.json"),
     ),
     "optimize": (
         *("optimize", "reference", "--data", "reference:chart", *SHORT, "--retention", "0.6", "--by", "flops"),

@@ -202,7 +202,7 @@ SAID = r"logits that are not finite \(NaN or infinite\) for .*'what is \d+\?'"
         "refit MODEL DATA --plan plan --out out",
         "optimize MODEL DATA SIZES --flops 0.6 --no-fitted --out out",
         "optimize MODEL DATA SIZES --flops 0.6 --out out",
-        "search MODEL DATA SIZES --flops 0.9 --method dop --out out",
+        "search MODEL DATA --samples 2 --tuning 2 --selection 2 --certification 4 --flops 0.9 --method dop --out out",
         "table MODEL DATA TINY --method fastv --step answers --work work --out out",
         "experiment v-skip-masks MODEL DATA TINY --seeds 2 --out out",
         "experiment visipruner-lens MODEL DATA TINY --seeds 2 --out out",

@@ -239,6 +239,7 @@ INSIDE = {
     ],
     "cli": [
         "common",
+        "outputs",
         "plan",
         "refit",
         "route",
