@@ -104,7 +104,7 @@ def test_plans_are_joined_and_priced_together(tmp_path):
 
 def test_every_method_is_a_command(tmp_path):
     """Knobs come from the signature; what is left out is the paper's, at the same relative depth."""
-    at = ("--out", tmp_path / "p")
+    at = ("--out", tmp_path / "p", "--overwrite")
     made = run("plan", "pyramiddrop", "--geometry", "reference", "--keep", "0.6,0.3,0.1", *at)
     assert made.exit_code == 0, made.output
     assert "0.3 by instruction_attention" in made.output
@@ -132,7 +132,7 @@ def test_scores_find_their_method(tmp_path):
     for name in ("visual_information_gain", "ffn_effect", "freeze_effect"):
         paths[name] = tmp_path / f"{name}.json"
         Scores(name=name, per_sample=((0.1, 0.2, 0.3, 0.4),), geometry=geometry).save(paths[name])
-    at = ("--out", tmp_path / "p")
+    at = ("--out", tmp_path / "p", "--overwrite")
     given = [word for path in paths.values() for word in ("--scores", path)]
     assert run("plan", "operator-skipping", *reversed_pairs(given), "--save", 0.3, *at).exit_code == 0
     made = Plan.from_pretrained(tmp_path / "p").provenance
@@ -176,7 +176,7 @@ def test_a_folder_is_a_geometry(tmp_path):
     assert run("plan", "fastv", "--geometry", shipped.MODEL, "--out", tmp_path / "p").exit_code == 0
     (tmp_path / "config.json").write_text('{"model_type": "mystery"}')
     assert "cannot be read as a configuration" in fails(
-        "plan", "fastv", "--geometry", tmp_path, "--out", tmp_path / "p"
+        "plan", "fastv", "--geometry", tmp_path, "--out", tmp_path / "new"
     )
 
 
