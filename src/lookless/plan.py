@@ -124,7 +124,7 @@ class Plan(BaseModel):
 
     @classmethod
     def full(cls, model: Geometry | int) -> Plan:
-        """The plan that changes nothing, for an architecture or for a number of layers."""
+        """The plan that changes nothing, for ``model``: an architecture or a number of layers."""
         if isinstance(model, Geometry):
             return cls(layers=(LayerPlan(),) * model.layers, geometry=model)
         return cls(layers=(LayerPlan(),) * model)
@@ -356,6 +356,10 @@ class Plan(BaseModel):
     def from_pretrained(cls, where: str | Path, *, revision: str | None = None) -> Plan:
         """The plan in a folder, in a JSON file, or in a repository of the hub; with the numbers that lie beside it.
 
+        Args:
+            where: the folder, the file, or the repository's ``owner/name``.
+            revision: branch, tag or commit of the repository.
+
         Raises:
             PlanError: there is none, it has an unknown key, a newer library wrote it, or its numbers are not there or
                 not those that were saved.
@@ -374,7 +378,13 @@ class Plan(BaseModel):
         return plan.bound(read(files.download(repo, WEIGHTS_NAME, revision, PlanError) if repo else beside))
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Upload the plan to ``repo_id`` and return the commit's address. Needs a write token."""
+        """Upload the plan to ``repo_id`` and return the commit's address.
+
+        Args:
+            repo_id: ``owner/name``; made where it is not there.
+            private: whether a repository that is made is for its owner alone.
+            token: one that may write; by default that of ``hf auth login``.
+        """
         from huggingface_hub import HfApi
 
         api = HfApi(token=token)

@@ -245,7 +245,10 @@ class Applied:
             features.lookless_scores = scores
 
     def begin(self, given: Mapping[str, Any], kept: int | Tensor) -> ForwardPass | None:
-        """The pass of a call of the inner model with the arguments ``given``; None where it runs as the stock model."""
+        """The pass of a call of the inner model with the arguments ``given``; None where it runs as the stock model.
+
+        ``kept`` says whose logits the call wants, as ``logits_to_keep`` of transformers.
+        """
         prompts = prompts_of(self.located, given, kept)
         if prompts is None or max(prompts.counts) < self.break_even:
             return None
