@@ -98,13 +98,13 @@ def without_idle_ranks(rows: Sequence[LayerPlan]) -> tuple[LayerPlan, ...]:
     """The rows of a plan, without ranks that choose nothing, or among nothing."""
     found, gone = [], False
     for row in rows:
-        idle: dict[str, Cell] = {"keep": Full()} if gone and not row.keep.withdraws else {}
+        idle: dict[str, Cell] = {"keep": Full()} if gone and not (row.keep.is_full or row.keep.withdraws) else {}
         gone = gone or row.keep.withdraws
         for column in ("attention", "ffn", "visible", "decode"):
             cell = getattr(row, column)
-            if cell.skips or (gone and cell.ranks_by):
+            if type(cell) is not Skip and (cell.skips or (gone and cell.ranks_by)):
                 idle[column] = Skip()
-        found.append(row.model_copy(update=idle))
+        found.append(row.model_copy(update=idle) if idle else row)
     return tuple(found)
 
 

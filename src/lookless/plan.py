@@ -35,7 +35,7 @@ from . import files
 from .cells import Cell, Skip
 from .errors import PlanError, PlanMismatchError
 from .geometry import Geometry
-from .layer_plan import COLUMNS, KEPT, TEXT, LayerPlan, LayerWork, RowSet
+from .layer_plan import COLUMNS, KEPT, LayerPlan, LayerWork
 from .limits import check_cells
 from .liveness import Read, liveness, without_idle_ranks
 from .ranks import RANKS
@@ -237,11 +237,12 @@ class Plan(BaseModel):
         withdrawal, and of a run of layers at the end in which text attends to no visual key. A rank is dead work where
         all visual tokens are withdrawn, or none is wanted.
         """
-        return Plan(**{**dict(self), "layers": tuple(read.row for read in self._read(TEXT))})
+        return Plan(**{**dict(self), "layers": tuple(read.row for read in self.reads())})
 
-    def _read(self, last: RowSet) -> tuple[Read, ...]:
+    def reads(self) -> tuple[Read, ...]:
+        """What anyone reads of each layer in a call that returns the logits of some text rows alone."""
         owners = None if self.geometry is None else self.geometry.owners
-        return liveness(without_idle_ranks(self.layers), last, owners=owners)
+        return liveness(without_idle_ranks(self.layers), KEPT, owners=owners)
 
     def works(self, *, kept: bool = False) -> tuple[LayerWork, ...]:
         """What each layer computes under this plan, dead work included.
@@ -251,7 +252,7 @@ class Plan(BaseModel):
         """
         if not kept or self.is_full:
             return tuple(row.work for row in self.layers)
-        return tuple(read.work for read in self.live()._read(KEPT))
+        return tuple(read.work for read in self.reads())
 
     @property
     def as_run(self) -> Plan:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from functools import cache
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 ATTENTION, DELTA, CONVOLUTION = "self_attn", "linear_attn", "conv"
 
@@ -40,9 +41,11 @@ def added_by(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def argument_names(layer: Any) -> tuple[str, ...]:
-    """What a layer is called with behind its hidden states: one that adds embeddings of its own gets them so."""
-    return tuple(inspect.signature(type(layer).forward).parameters)[2:]
+@cache
+def argument_names(kind: type[nn.Module]) -> tuple[str, ...]:
+    """What a layer of this ``kind`` is called with behind its hidden states: one that adds embeddings of its own gets
+    them so."""
+    return tuple(inspect.signature(kind.forward).parameters)[2:]
 
 
 def call_stock(layer: Any, normed: Tensor, mask: Any, rotary: Any, cache: Any, **rest: Any) -> Tensor:
