@@ -129,7 +129,8 @@ def _at_most(rows: RowSet, words: Words) -> RowSet:
 def _either(one: RowSet, other: RowSet) -> RowSet:
     """Rows that are in one or the other; their visual tokens are all or none."""
     words = max(one.text, other.text, key=_ORDER.index)
-    return RowSet(words, "none" if one.visual == other.visual == "none" else "all")
+    before = any(rows.before for rows in (one, other) if rows.text != "none")
+    return RowSet(words, "none" if one.visual == other.visual == "none" else "all", before or words == "none")
 
 
 def _whole(rows: RowSet) -> RowSet:

@@ -12,8 +12,9 @@ is not code inside a model, it is data::
     4       none      full        full         is dropped from here on (VTW)
 
 Two more columns, ``visible`` and ``decode``, say whether text attends to its keys and values in a layer, and whether
-they are cached for the answer. Text tokens always take part in everything. A :class:`Plan` is that table and where it
-came from. It is frozen, has no torch in it, prints as a table, and saves as sorted, versioned JSON::
+they are cached for the answer. Text tokens take part in everything, but for what the last column, ``before``, freezes:
+text before the image. A :class:`Plan` is that table and where it came from. It is frozen, has no torch in it, prints as
+a table, and saves as sorted, versioned JSON::
 
     plan = Plan.full(geometry).at([7, 8, 9], attention=Skip())
     plan.save_pretrained("my_plan")
@@ -214,6 +215,12 @@ class Plan(BaseModel):
         return tuple(i for i, row in enumerate(self.layers) if getattr(row, column) == Skip())
 
     @property
+    def frozen(self) -> tuple[int, ...]:
+        """The layers in which visual tokens run neither operator: ``plan.at(plan.frozen, before=Skip())`` freezes text
+        before the image there, too."""
+        return tuple(i for i, row in enumerate(self.layers) if row.attention.skips and row.ffn.skips)
+
+    @property
     def is_static(self) -> bool:
         """Whether the number of rows is known before the prompt is seen; a :class:`~lookless.Filter` decides it prompt
         by prompt."""
@@ -226,7 +233,12 @@ class Plan(BaseModel):
         They can where no visual token's part depends on the text after it: skipping, windows, neurons and withdrawal,
         and ranks that do not read the question. (A prefix that ends between two images is another matter: ranks and
         probes go over all visual tokens of a prompt.)
+
+        Under a plan that freezes text before the image they cannot: a cache also shares that text alone, with prompts
+        that hold no image, in which it is not frozen.
         """
+        if any(not row.before.is_full for row in self.layers):
+            return False
         return not any(RANKS[rank].question for row in self.layers for rank in row.ranks)
 
     def live(self) -> Plan:
@@ -260,12 +272,14 @@ class Plan(BaseModel):
         it is full, else :meth:`live`. Where those of some rows are, as in ``generate``, see :meth:`works`."""
         return self if self.is_full else self.live()
 
-    def rows(self, visual: float, text: float, kept: float | None = None) -> tuple[dict[str, float], ...]:
+    def rows(
+        self, visual: float, text: float, kept: float | None = None, *, before: float = 0
+    ) -> tuple[dict[str, float], ...]:
         """Per layer, how many tokens of a prompt are ``query``, ``key`` and ``ffn`` rows under this plan.
 
         The prices of :mod:`lookless.flops` are of these rows, and ``lookless.trace`` counts them. Means over prompts
         may be fractions. Given ``kept``, those that run in a call that returns the logits of so many of the text rows
-        (:meth:`works`).
+        (:meth:`works`). ``before`` of the text are before the image, and the kept ones are not.
 
             >>> from lookless import Plan
             >>> Plan.full(2).rows(visual=576, text=66)[-1]
@@ -277,7 +291,8 @@ class Plan(BaseModel):
             PlanError: the plan is not static.
         """
         each = zip(self.works(kept=kept is not None), self.alive(visual), strict=True)
-        return tuple(work.rows(text=text, visual=visual, alive=alive, kept=kept or 0) for work, alive in each)
+        lengths = {"text": text, "visual": visual, "kept": kept or 0, "before": before}
+        return tuple(work.rows(**lengths, alive=alive) for work, alive in each)
 
     def alive(self, visual: float) -> tuple[float, ...]:
         """Of each layer, how many of a prompt's ``visual`` tokens are alive in it.

@@ -53,6 +53,8 @@ def is_countable(plan: Plan, prompts: Prompts) -> bool:
     where the stock model may leave rows out of layers that share keys."""
     if prompts.block.shares_keys:
         return False
+    if prompts.kept is not None and any(map(len, prompts.split(prompts.kept)[0])):  # some may be frozen
+        return False
     return plan.is_static and prompts.is_plain_prefill and not prompts.past and not torch.compiler.is_compiling()
 
 
@@ -60,9 +62,10 @@ def predicted(plan: Plan, works: Sequence[LayerWork], located: Located, prompts:
     """Of each layer the rows of each operator that are known beforehand, all prompts of the call together."""
     total = [dict.fromkeys(OPERATORS, 0) for _ in works]
     kept = [0] * len(prompts.text) if prompts.kept is None else map(len, prompts.kept)
-    for visual, text, read in zip(prompts.counts, map(len, prompts.text), kept, strict=True):
+    lengths = (map(len, rows) for rows in (prompts.text, prompts.before))
+    for visual, text, before, read in zip(prompts.counts, *lengths, kept, strict=True):
         for layer, work, alive in zip(total, works, plan.alive(visual), strict=True):
-            rows = work.rows(text=text, visual=visual, alive=alive, kept=read)
+            rows = work.rows(text=text, visual=visual, alive=alive, kept=read, before=before)
             layer |= {operator: layer[operator] + int(rows[operator]) for operator in OPERATORS}
     for layer, module in zip(total, located.layers, strict=True):
         if is_convolution(module):  # of the rows that it may read it makes those that it brings to one

@@ -13,12 +13,12 @@ ATTENTION, DELTA, CONVOLUTION = "self_attn", "linear_attn", "conv"
 
 def is_delta(layer: Any) -> bool:
     """Whether the rows of ``layer`` are mixed by a gated delta rule, and not by attention."""
-    return hasattr(layer, DELTA)
+    return DELTA in layer._modules  # many times faster than asking for an attribute that is not there
 
 
 def is_convolution(layer: Any) -> bool:
     """Whether the rows of ``layer`` are mixed by a short convolution, and not by attention."""
-    return hasattr(layer, CONVOLUTION)
+    return CONVOLUTION in layer._modules
 
 
 def has_state(layer: Any) -> bool:
@@ -28,7 +28,7 @@ def has_state(layer: Any) -> bool:
 
 def mixer_name(layer: Any) -> str:
     """The name in ``layer`` of the module that mixes its rows."""
-    return DELTA if is_delta(layer) else CONVOLUTION if is_convolution(layer) else ATTENTION
+    return next((name for name in (DELTA, CONVOLUTION) if name in layer._modules), ATTENTION)
 
 
 def mixer_of(layer: Any) -> Any:
