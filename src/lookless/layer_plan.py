@@ -143,8 +143,8 @@ class LayerPlan(BaseModel):
         ffn: which of them pass the FFN, and how much of it.
         visible: whether text attends to their keys and values.
         decode: which of those keys and values stay cached for the answer.
-        before: what text before the prompt's first visual token does. It never sees an image, and it runs both operators
-            or, under Skip, neither: its hidden states pass through, and its keys and values are made and read.
+        before: what text before the prompt's first visual token does: it runs both operators or, under Skip, neither.
+            Then its hidden states pass through, and its keys and values are made and read.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -123,7 +123,8 @@ def _keys_read(work: LayerWork, states: RowSet, is_gone: bool) -> RowSet:
 
 def _at_most(rows: RowSet, words: Words) -> RowSet:
     """``rows``, of whose text no more than ``words``."""
-    return rows._replace(text=min(rows.text, words, key=_ORDER.index))
+    fewer = min(rows.text, words, key=_ORDER.index)
+    return rows._replace(text=fewer, before=rows.before or fewer == "none")
 
 
 def _either(one: RowSet, other: RowSet) -> RowSet:

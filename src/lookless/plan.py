@@ -88,8 +88,7 @@ class Plan(BaseModel):
         provenance: how it was made.
 
     Raises:
-        PlanError: there are more or fewer rows than the geometry has layers, or a rank reads the layer before, and
-            there is none, or no visual keys are made in it.
+        PlanError: there is not one row for each layer of the geometry, or a rank reads what is not there.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -211,35 +210,29 @@ class Plan(BaseModel):
         return all(row.is_full for row in self.layers)
 
     def skipped(self, column: str) -> tuple[int, ...]:
-        """The layers whose ``column`` is :class:`Skip`."""
+        """Layers whose ``column`` is :class:`Skip`."""
         return tuple(i for i, row in enumerate(self.layers) if getattr(row, column) == Skip())
 
     @property
     def frozen(self) -> tuple[int, ...]:
-        """The layers in which visual tokens run neither operator: ``plan.at(plan.frozen, before=Skip())`` freezes text
-        before the image there, too."""
+        """The layers in which visual tokens run neither operator."""
         return tuple(i for i, row in enumerate(self.layers) if row.attention.skips and row.ffn.skips)
 
     @property
     def is_static(self) -> bool:
-        """Whether the number of rows is known before the prompt is seen; a :class:`~lookless.Filter` decides it prompt
-        by prompt."""
+        """Whether the number of rows is known before the prompt is seen: not under a :class:`~lookless.Filter`."""
         return all(cell.is_static for row in self.layers for cell in row.cells)
 
     @property
     def is_prefix_cache_safe(self) -> bool:
         """Whether keys and values of a prefix that holds all visual tokens can be reused before another question.
 
-        They can where no visual token's part depends on the text after it: skipping, windows, neurons and withdrawal,
-        and ranks that do not read the question. (A prefix that ends between two images is another matter: ranks and
-        probes go over all visual tokens of a prompt.)
-
-        Under a plan that freezes text before the image they cannot: a cache also shares that text alone, with prompts
-        that hold no image, in which it is not frozen.
+        They can where no visual token's part depends on the text after it: skipping, windows, neurons, withdrawal, and
+        ranks that do not read the question. (Not a prefix that ends between two images: ranks and probes go over all
+        of a prompt.) They cannot where text before the image is frozen, which prompts without one share, unfrozen.
         """
-        if any(not row.before.is_full for row in self.layers):
-            return False
-        return not any(RANKS[rank].question for row in self.layers for rank in row.ranks)
+        read = any(RANKS[rank].question for row in self.layers for rank in row.ranks)
+        return not read and all(row.before.is_full for row in self.layers)
 
     def live(self) -> Plan:
         """This plan without dead work; what is left gives text the same states, to the bit.
@@ -253,8 +246,7 @@ class Plan(BaseModel):
 
     def reads(self) -> tuple[Read, ...]:
         """What anyone reads of each layer in a call that returns the logits of some text rows alone."""
-        owners = None if self.geometry is None else self.geometry.owners
-        return liveness(without_idle_ranks(self.layers), KEPT, owners=owners)
+        return liveness(without_idle_ranks(self.layers), KEPT, owners=self.geometry and self.geometry.owners)
 
     def works(self, *, kept: bool = False) -> tuple[LayerWork, ...]:
         """What each layer computes under this plan, dead work included.
@@ -268,8 +260,7 @@ class Plan(BaseModel):
 
     @property
     def as_run(self) -> Plan:
-        """What the runtime computes under this plan where the logits of all text are wanted, and of no image: itself if
-        it is full, else :meth:`live`. Where those of some rows are, as in ``generate``, see :meth:`works`."""
+        """What runs where the logits of all text are wanted, of some rows :meth:`works`: itself if full, else live."""
         return self if self.is_full else self.live()
 
     def rows(
@@ -277,9 +268,8 @@ class Plan(BaseModel):
     ) -> tuple[dict[str, float], ...]:
         """Per layer, how many tokens of a prompt are ``query``, ``key`` and ``ffn`` rows under this plan.
 
-        The prices of :mod:`lookless.flops` are of these rows, and ``lookless.trace`` counts them. Means over prompts
-        may be fractions. Given ``kept``, those that run in a call that returns the logits of so many of the text rows
-        (:meth:`works`). ``before`` of the text are before the image, and the kept ones are not.
+        The prices of :mod:`lookless.flops` are of these rows; ``lookless.trace`` counts them. Means may be fractions.
+        ``kept``: those of a call that returns the logits of so many text rows behind the image. ``before`` are before.
 
             >>> from lookless import Plan
             >>> Plan.full(2).rows(visual=576, text=66)[-1]
@@ -291,8 +281,8 @@ class Plan(BaseModel):
             PlanError: the plan is not static.
         """
         each = zip(self.works(kept=kept is not None), self.alive(visual), strict=True)
-        lengths = {"text": text, "visual": visual, "kept": kept or 0, "before": before}
-        return tuple(work.rows(**lengths, alive=alive) for work, alive in each)
+        more = {"text": text, "visual": visual, "kept": kept or 0, "before": before}
+        return tuple(work.rows(alive=alive, **more) for work, alive in each)
 
     def alive(self, visual: float) -> tuple[float, ...]:
         """Of each layer, how many of a prompt's ``visual`` tokens are alive in it.
@@ -302,8 +292,7 @@ class Plan(BaseModel):
         """
         if not self.is_static:
             raise PlanError(
-                "this plan filters by what it sees in each prompt, so its rows are not known beforehand: count them "
-                "with lookless.trace."
+                "this plan filters by what it sees, so its rows are not known beforehand: count them with lookless.trace."
             )
         counts, alive = [], visual
         for row in self.layers:
@@ -349,16 +338,16 @@ class Plan(BaseModel):
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns worth showing: attention and ffn, and any other that is not full everywhere."""
-        shown = {"attention", "ffn"}
-        return tuple(c for c in COLUMNS if c in shown or any(not getattr(row, c).is_full for row in self.layers))
+        used = {"attention", "ffn", *(column for row in self.layers for column in row.planned)}
+        return tuple(column for column in COLUMNS if column in used)
 
     def to_json(self) -> str:
         """Sorted, versioned JSON; equal plans give equal bytes."""
         return files.dump(self)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write ``folder/lookless_plan.json`` whole or not at all, and return its path. The numbers of fitted cells go
-        to ``folder/lookless_plan.safetensors``, written before it."""
+        """Write ``folder/lookless_plan.json`` whole or not at all, and return its path; before it, to
+        ``lookless_plan.safetensors``, the numbers of fitted cells."""
         for name, content in self._files().items():
             files.write_bytes(Path(folder) / name, content)
         return Path(folder) / FILE_NAME

@@ -96,8 +96,8 @@ class Prompts:
 
     @property
     def before(self) -> tuple[Tensor, ...]:
-        """Of each prompt, its text rows before the first visual token that it came with; of a prompt without one, and of
-        later turns, none."""
+        """Of each prompt, its text rows before the first visual token that it came with; none of a prompt without one,
+        and of later turns."""
         before: tuple[Tensor, ...] = self.once("before", lambda: self.split(self.text)[0])
         return before
 

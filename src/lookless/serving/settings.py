@@ -20,7 +20,7 @@ REASONS = {
     "keep": "removing tokens breaks the paged cache, whose slots are the prompt's positions",
     "visible": "a paged cache is read by whole blocks, which hold visual and text keys side by side",
     "decode": "a paged cache holds every token",
-    "before": "the cache shares the keys of text before an image with prompts that hold none, in which it is not frozen",
+    "before": "the cache shares keys of text before an image with prompts that hold none, in which it is not frozen",
 }
 BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
 LOADERS = ("auto", "hf", "safetensors", "pt", "npcache", "dummy", "fastsafetensors", "mistral", "runai_streamer")
