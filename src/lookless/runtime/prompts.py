@@ -131,7 +131,8 @@ class Prompts:
 
     def reads_visual(self, kept: int | Tensor) -> bool:
         """Whether a visual row is among those whose logits are ``kept``, as in :func:`kept_rows`."""
-        return bool((self.visual & kept_rows(kept, self.visual.shape)).any())
+        rows = self.visual[:, -kept:] if isinstance(kept, int) else self.visual & kept_rows(kept, self.visual.shape)
+        return bool(rows.any())
 
     def read_only(self, kept: int | Tensor) -> None:
         """Of the last layer no states of text are read but of rows that are ``kept``, as in :func:`kept_rows`.
@@ -230,7 +231,9 @@ class Prompts:
 
     def is_complete(self, rows: Rows) -> bool:
         """Whether ``rows`` lack nothing but padding: then the cache is the stock model's."""
-        return all(len(r) == len(t) + c for r, t, c in zip(rows.prompts, self.text, self.counts, strict=True))
+        sizes = zip(rows.prompts, self.text, self.counts, strict=True)
+        complete: bool = self.once(("complete", rows), lambda: all(len(r) == len(t) + c for r, t, c in sizes))
+        return complete
 
     def sink_values(self, rows: Rows, value: Tensor) -> Tensor:
         """``value`` of ``rows`` with every visual token's replaced by the first visual one's of its prompt."""
