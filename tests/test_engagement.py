@@ -12,7 +12,7 @@ from helpers.cli import run
 from helpers.families import FAMILIES
 from helpers.models import LAYERS
 from helpers.plans import SKIP, STATIC
-from lookless import Filter, ModelError, Plan, Skip, apply, trace
+from lookless import Filter, ModelError, Plan, Skip, Top, apply, trace
 from lookless.liveness import liveness
 from lookless.runtime import layer as one_layer
 from lookless.runtime import patching
@@ -125,3 +125,16 @@ def test_a_plan_on_prompts_without_an_image_is_told(tmp_path, plan):
     done = run("generate", "reference", "--prompt", "why?", "--plan", plan, "--max-new-tokens", 1)
     assert "IdleWarning: the prompt has no image" in done.stderr
     assert "IdleWarning" not in run("generate", "reference", "--prompt", "why?", "--max-new-tokens", 1).stderr
+
+
+@pytest.mark.parametrize("case", ["one image", "two images"])
+@torch.no_grad()
+def test_keys_that_a_rank_reads_are_made_once(case):
+    family = FAMILIES["llava"]
+    model, arguments = family.build(), family.batch(case)
+    best = Top(0.5, rank="mutual_attention")
+    plan = Plan.full(LAYERS).at([2], attention=best, ffn=best)
+    with apply(model, plan), trace(model) as counted:
+        model(**arguments)
+    assert counted.layers[2]["key"] == counted.layers[1]["key"] == arguments["input_ids"].numel()
+    assert counted.layers[2]["ffn"] < counted.layers[1]["ffn"]

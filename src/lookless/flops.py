@@ -28,7 +28,7 @@ A map of rank r in place of an operator costs 4 d r for each living visual row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .errors import PlanError
@@ -64,6 +64,25 @@ class Prefill:
     @property
     def visual_tflops(self) -> float:
         return self.visual / 1e12
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one layer computes of one prompt, in the words of :func:`layer`, and FLOPs of maps beside it."""
+
+    query: float
+    key: float
+    ffn: float
+    pairs: float
+    probe: float
+    live: float
+    asked: float | None
+    maps: float
+
+    def flops(self, geometry: Geometry, index: int) -> float:
+        """Of layer ``index``."""
+        given = {name: value for name, value in vars(self).items() if name != "maps"}
+        return layer(geometry, index, **given) + self.maps
 
 
 def layer(
@@ -157,14 +176,14 @@ def prefill(
     return Prefill(
         total=sum(_layers(geometry, plan, visual, text, before, kept)),
         visual=sum(_layers(geometry, plan, visual, 0, None, None if kept is None else 0)),
-        experts=_experts(geometry, plan, visual, text, kept),
+        experts=_experts(geometry, plan.rows(visual, text, kept, before=before or 0)),
     )
 
 
-def _layers(
-    g: Geometry, plan: Plan, visual: float, text: float, before: float | None, kept: float | None
-) -> Iterator[float]:
-    """FLOPs of each layer under ``plan``."""
+def loads(
+    g: Geometry, plan: Plan, visual: float, text: float, before: float | None = None, kept: float | None = None
+) -> Iterator[Load]:
+    """What each layer computes of one prompt under ``plan``; the arguments are those of :func:`prefill`."""
     works = plan.works(kept=kept is not None)
     rows_of = plan.rows(visual, text, kept, before=before or 0)
     each = zip(works, rows_of, plan.alive(visual), strict=True)
@@ -175,17 +194,30 @@ def _layers(
             probe = work.neurons.probes(alive)
         count = _Count(text, visual, alive, before, kept or 0, g.reach_of(index), index in g.both_ways)
         count_pairs = count.pairs if g.state_of(index) is None else count.scanned
-        pairs = sum(map(count_pairs, work.attention))
-        maps = sum(4 * alive * g.hidden * cell.inner for cell in work.affine)
-        rows = {"query": rows["query"], "key": rows["key"], "ffn": ffn, "live": text + alive}
-        # Rows that a rank scatters have their queries' neighbours anywhere: all are made.
-        asked = rows["key"] if any(part.query.choice for part in work.attention) else None
-        yield layer(g, index, **rows, pairs=pairs, probe=probe, asked=asked) + maps
+        yield Load(
+            query=rows["query"],
+            key=rows["key"],
+            ffn=ffn,
+            pairs=sum(map(count_pairs, work.attention)),
+            probe=probe,
+            live=text + alive,
+            # Rows that a rank scatters have their queries' neighbours anywhere: all are made.
+            asked=rows["key"] if any(part.query.choice for part in work.attention) else None,
+            maps=sum(4 * alive * g.hidden * cell.inner for cell in work.affine),
+        )
 
 
-def _experts(g: Geometry, plan: Plan, visual: float, text: float, kept: float | None) -> float:
-    """As :attr:`Prefill.experts`."""
-    layers = ((g.experts_of(index), rows["ffn"]) for index, rows in enumerate(plan.rows(visual, text, kept)))
+def _layers(
+    g: Geometry, plan: Plan, visual: float, text: float, before: float | None, kept: float | None
+) -> Iterator[float]:
+    """FLOPs of each layer under ``plan``."""
+    for index, load in enumerate(loads(g, plan, visual, text, before, kept)):
+        yield load.flops(g, index)
+
+
+def _experts(g: Geometry, rows: Sequence[Mapping[str, float]]) -> float:
+    """As :attr:`Prefill.experts`, of the ``rows`` of each layer."""
+    layers = ((g.experts_of(index), mine["ffn"]) for index, mine in enumerate(rows))
     return sum(experts.read(ffn) for experts, ffn in layers if experts is not None)
 
 

@@ -371,6 +371,7 @@ PRESETS: dict[str, Geometry] = {
     "LLaVA-NeXT-13B": _row("llava_next", 40, 5120, 13824, 40, 40, 128),
     "Qwen2-VL-7B": _row("qwen2_vl", 28, 3584, 18944, 28, 4, 128),
     "Qwen2.5-VL-7B": _row("qwen2_5_vl", 28, 3584, 18944, 28, 4, 128),
+    "Qwen3-VL-2B": _row("qwen3_vl", 28, 2048, 6144, 16, 8, 128),
     "Qwen3-VL-8B": _row("qwen3_vl", 36, 4096, 12288, 32, 8, 128),
     "Qwen3-VL-30B-A3B": _row("qwen3_vl_moe", 48, 2048, 768, 32, 4, 128).model_copy(
         update={"experts": Experts(count=128, used=8, intermediate=768)}

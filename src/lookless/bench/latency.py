@@ -2,8 +2,10 @@
 
 A few dozen plans are timed in turn with the stock model, on prompts of the data's own lengths. A linear model of what a
 layer computes is fitted to their times, with terms that are not negative: projections, scores, FFN, and constants for
-a layer, for gathering rows, for a window, neurons or a rank, and for a plan. It prices any plan without running it, as
-a sum over layers. What that is worth is measured on mixed plans that were not fitted, and stored beside it.
+a layer, for gathering rows, for a window, neurons or a rank, and for a plan. What few rows pay for the reading of
+weights is in the constants: text passes every layer under any plan, so no plan spares it. The table prices any plan
+without running it, as a sum over layers. What that is worth is measured on mixed plans that were not fitted, and stored
+beside it.
 """
 
 from __future__ import annotations

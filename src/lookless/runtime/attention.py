@@ -91,11 +91,12 @@ def _prefill(part: AttentionPart, prompts: Prompts, record: LayerRecord, query: 
 
     def calls() -> list[Call]:
         if window is not None:
-            return window_calls(query_rows, key_rows, prompts.visual, window.blocks, window.size, reach)
-        if reach is not None:
-            return [call.added(query.dtype) for call in sliding_calls(query_rows, key_rows, reach)]
-        scattered = part.query.choice is not None
-        return [call.added(query.dtype) for call in causal_calls(query_rows, key_rows, scattered=scattered)]
+            found = window_calls(query_rows, key_rows, prompts.visual, window.blocks, window.size, reach)
+        elif reach is not None:
+            found = sliding_calls(query_rows, key_rows, reach)
+        else:
+            found = causal_calls(query_rows, key_rows, scattered=part.query.choice is not None)
+        return [call.added(query.dtype) for call in found]
 
     inner = prompts.within(key_rows, record.rows)
     made = prompts.once(("calls", query_rows, key_rows, window, reach, query.dtype), calls)

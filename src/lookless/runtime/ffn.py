@@ -12,7 +12,7 @@ from ..cells import Neurons
 from ..errors import ModelError
 from ..layer_plan import VISUAL, LayerWork
 from .affine import affine_of_visual
-from .inplace import activation, gated, gated_ffn, is_mixture, matrices, norm_into, projections, rms_norm
+from .inplace import Buffers, activation, gated, gated_ffn, is_mixture, matrices, may_write, norm_into, projections
 from .prompts import Prompts
 from .rows import Rows
 
@@ -26,7 +26,8 @@ def run_ffn(layer: Any, work: LayerWork, prompts: Prompts, x: Tensor, *, owns_x:
         outputs.append((inner, whole_ffn(layer, prompts, inner.gather(x))))
     if work.neurons is not None and prompts.rows(VISUAL).count:
         inner = prompts.within(prompts.rows(VISUAL), live)
-        normed, after = rms_norm(getattr(layer, prompts.block.before_ffn), inner.gather(x)), prompts.block.of_ffn(layer)
+        normed = norm_into(getattr(layer, prompts.block.before_ffn), inner.gather(x), prompts.buffers)
+        after = prompts.block.of_ffn(layer)
         made = _neurons(prompts.block.ffn_of(layer), normed, work.neurons, prompts)
         outputs.append((inner, made if after is None else after(made)))
     if work.ffn_affine is not None and prompts.rows(VISUAL).count:
@@ -63,18 +64,28 @@ def _neurons(mlp: Any, h: Tensor, cell: Neurons, prompts: Prompts) -> Tensor:
     for b, mine in enumerate(prompts.alive):
         start = sum(map(len, prompts.alive[:b])) if rows.packed else 0
         own = h[:, start : start + len(mine)] if rows.packed else h[b : b + 1]
-        updates.append(_own_neurons(mlp, cell, own) if len(mine) else own)
+        updates.append(_own_neurons(mlp, cell, own, prompts.buffers) if len(mine) else own)
     return torch.cat(updates, dim=1 if rows.packed else 0)
 
 
-def _own_neurons(mlp: Any, cell: Neurons, h: Tensor) -> Tensor:
+def _own_neurons(mlp: Any, cell: Neurons, h: Tensor, buffers: Buffers) -> Tensor:
     count = h.shape[1]
     probes = torch.linspace(0, count - 1, int(cell.probes(count))).round().long()
     magnitude = gated(mlp, h[:, probes]).abs().float().mean((0, 1))
     chosen = magnitude.topk(cell.channels(magnitude.numel())).indices.sort().values
 
-    def part(weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(h, weight[chosen], None if bias is None else bias[chosen])
+    def inner(weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(h, _chosen(weight, 0, chosen, buffers), None if bias is None else bias[chosen])
 
     gate, up, (down, bias) = matrices(mlp)
-    return F.linear(activation(mlp)(part(*gate)) * part(*up), down[:, chosen], bias)
+    made = activation(mlp)(inner(*gate)) * inner(*up)
+    return F.linear(made, _chosen(down, 1, chosen, buffers), bias)
+
+
+def _chosen(weight: Tensor, dim: int, chosen: Tensor, buffers: Buffers) -> Tensor:
+    """The ``chosen`` rows or columns of ``weight``, until the next are. Into memory at hand it takes 3 ms and 18 for
+    2,202 rows and columns of 4096 x 11008 in bfloat16, and into new pages ten times that: more than is spared."""
+    if not may_write(weight):
+        return weight.index_select(dim, chosen)
+    shape = (len(chosen), weight.shape[1]) if dim == 0 else (weight.shape[0], len(chosen))
+    return torch.index_select(weight, dim, chosen, out=buffers.take("chosen", shape, weight))

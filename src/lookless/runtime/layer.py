@@ -43,11 +43,13 @@ def run_layer(
     position_embeddings: Rotary,
     past_key_values: Any = None,
     wants_record: bool = False,
+    made: LayerRecord | None = None,
     **rest: Any,
 ) -> tuple[Tensor, LayerRecord | None]:
     """``layer`` on ``x [batch, sequence, hidden]``, its ``work`` and no more; and a record if one is wanted.
 
-    The other arguments are those that transformers gives a decoder layer.
+    ``made`` has the keys of ``x`` that a rank has read: for the same rows they are not made again. The other arguments
+    are those that transformers gives a decoder layer.
     """
     block = prompts.block
     if not wants_record and _is_stock(layer, work, prompts, x, past_key_values):
@@ -64,6 +66,8 @@ def run_layer(
     if block.shares_keys and block.borrows(layer):
         shared = rest.get("shared_kv_states")
         record = borrow_keys(layer, prompts, h, x, shared, mask=attention_mask, rotary=position_embeddings)
+    elif made is not None and key_rows.same_as(made.rows):
+        record = replace(made, rows=key_rows)
     else:
         gathered = prompts.within(key_rows, live).gather(h)
         call = {"mask": attention_mask, "rotary": position_embeddings, "cache": past_key_values}

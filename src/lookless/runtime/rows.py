@@ -60,6 +60,11 @@ class Rows:
         """Every row of every prompt: what is gathered is the tensor itself."""
         return not self.packed and len(self.prompts[0]) == self.length
 
+    def same_as(self, other: Rows) -> bool:
+        """Whether compact tensors of both hold the same rows in the same order."""
+        pairs = zip(self.prompts, other.prompts, strict=True)
+        return self.packed == other.packed and all(torch.equal(mine, theirs) for mine, theirs in pairs)
+
     @cached_property
     def is_view(self) -> bool:
         """What is gathered shares the memory it is gathered from."""

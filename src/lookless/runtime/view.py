@@ -150,8 +150,8 @@ class View:
             key, value = torch.cat((past.keys[self.b], key), dim=1), torch.cat((past.values[self.b], value), dim=1)
             positions = torch.cat((past.positions[self.b], positions))
         query = self.query(rows)
-        groups = query.shape[0] // key.shape[0]
-        scores = query.float() @ key.repeat_interleave(groups, dim=0).float().transpose(1, 2)
+        together = query.unflatten(0, (key.shape[0], -1)).flatten(1, 2)  # heads that share keys: each is read once
+        scores = (together.float() @ key.float().transpose(1, 2)).reshape(*query.shape[:2], -1)
         scores = scores * record.module.scaling
         mask = record.mask if record.mask is None or len(record.mask) == 1 else record.mask[self.b, None]
         allowed = attention_mask(mask, positions[None], rows[None], self.prompts.past, record.reach)[0]
