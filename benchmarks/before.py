@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-from lookless import Loaded, Plan, Samples, Skip, calibrate, evaluate, files, load_data, load_model
+from lookless import Loaded, Plan, Samples, Scores, Skip, calibrate, evaluate, files, load_data, load_model
 from lookless.flops import prefill
 from lookless.machine import processor
 from lookless.markdown import markdown_table, spliced, wrapped
@@ -41,10 +41,9 @@ def lengths(loaded: Loaded, samples: Samples) -> dict[str, float]:
     return {name: fmean(each) for name, each in zip(("visual", "text", "before"), zip(*told, strict=True), strict=True)}
 
 
-def table(loaded: Loaded, train: Samples, test: Samples) -> str:
-    """Plans that freeze visual tokens, and text before the image too."""
+def table(loaded: Loaded, scores: Scores, test: Samples) -> str:
+    """Plans that freeze visual tokens in the layers of the lowest ``scores``, and text before the image too."""
     told = lengths(loaded, test)
-    scores = calibrate(loaded, train, measure="freeze_effect", progress=False)
     full, objective = Plan.full(scores.geometry), Objective(loaded, test, position="answer", progress=False)
     stock = evaluate(loaded, test, progress=False)
     dense, rows = [answer.dense for answer in stock.answers], []
@@ -56,7 +55,7 @@ def table(loaded: Loaded, train: Samples, test: Samples) -> str:
             figures = (kept.fidelity, kept.retention)
             shares = [f"{100 * each.value:.1f}" if each is not None else "-" for each in figures]
             price = prefill(scores.geometry, **told, plan=plan, kept=1).total / whole
-            rows.append([count, name, f"{objective(plan):.4f}", *shares, f"{100 * price:.1f}"])
+            rows.append([str(count), name, f"{objective(plan):.4f}", *shares, f"{100 * price:.1f}"])
             print(rows[-1], flush=True)
     heads = ["layers", "frozen", "KL, nats", "same answers, %", "retention, %", "FLOPs, %"]
     lead = (
@@ -75,13 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     train = load_data("reference", split="calibration", limit=chosen.fit)
     test = load_data("reference", split="test", limit=chosen.test)
     loaded = load_model(chosen.model)
+    scores = calibrate(loaded, train, measure="freeze_effect", progress=False)
     parts = [
         f"`{chosen.model}`, all ten tasks; layers scored on {chosen.fit} questions, tested on {chosen.test} others. "
         f"{processor()}.",
         "### Prompts as they are",
-        table(loaded, train, test),
+        table(loaded, scores, test),
         f'### After the system prompt "{SYSTEM.strip()}"',
-        table(with_system(loaded, SYSTEM), train, test),
+        table(with_system(loaded, SYSTEM), scores, test),
     ]
     page = PAGE.read_text(encoding="utf-8")
     files.write_text(PAGE, spliced(page, BEGIN, END, wrapped("\n\n".join(parts))))

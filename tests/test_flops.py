@@ -282,7 +282,9 @@ def test_formula_and_rows_are_what_is_counted_of_random_plans():
         counted = counted_in_decoder(counter)
         expected = prefill(geometry_of(model), visual=VISUAL, text=before + after, before=before, plan=plan, kept=1)
         assert counted == expected.total, f"plan {number}\n{plan}"
-        assert tuple(traced.layers) == plan.rows(VISUAL, before + after, kept=1), f"plan {number}\n{plan}"
+        assert tuple(traced.layers) == plan.rows(VISUAL, before + after, kept=1, before=before), (
+            f"plan {number}\n{plan}"
+        )
 
 
 def test_what_liveness_alone_keeps():

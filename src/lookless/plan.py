@@ -292,7 +292,7 @@ class Plan(BaseModel):
         """
         if not self.is_static:
             raise PlanError(
-                "this plan filters by what it sees, so its rows are not known before: count them with lookless.trace."
+                "this plan filters by what it sees, so rows are not known beforehand: count them with lookless.trace."
             )
         counts, alive = [], visual
         for row in self.layers:
