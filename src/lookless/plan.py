@@ -47,6 +47,7 @@ from .weights import Weights, pack, read
 SCHEMA_VERSION = 4
 FILE_NAME = "lookless_plan.json"
 WEIGHTS_NAME = "lookless_plan.safetensors"
+Counts = tuple[dict[str, float], ...]  # of each layer, rows by operator
 
 
 class Provenance(BaseModel):
@@ -246,7 +247,8 @@ class Plan(BaseModel):
 
     def reads(self) -> tuple[Read, ...]:
         """What anyone reads of each layer in a call that returns the logits of some text rows alone."""
-        return liveness(without_idle_ranks(self.layers), KEPT, owners=self.geometry and self.geometry.owners)
+        owners = None if self.geometry is None else self.geometry.owners
+        return liveness(without_idle_ranks(self.layers), KEPT, owners=owners)
 
     def works(self, *, kept: bool = False) -> tuple[LayerWork, ...]:
         """What each layer computes under this plan, dead work included.
@@ -263,9 +265,7 @@ class Plan(BaseModel):
         """What runs where the logits of all text are wanted, of some rows :meth:`works`: itself if full, else live."""
         return self if self.is_full else self.live()
 
-    def rows(
-        self, visual: float, text: float, kept: float | None = None, *, before: float = 0
-    ) -> tuple[dict[str, float], ...]:
+    def rows(self, visual: float, text: float, kept: float | None = None, *, before: float = 0) -> Counts:
         """Per layer, how many tokens of a prompt are ``query``, ``key`` and ``ffn`` rows under this plan.
 
         The prices of :mod:`lookless.flops` are of these rows; ``lookless.trace`` counts them. Means may be fractions.

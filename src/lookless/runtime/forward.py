@@ -96,7 +96,7 @@ class ForwardPass:
         if stock is not None and may_be_stock and self.prompts.is_untouched and is_small(x):
             return stock(x, **arguments)
         made, self._made = self._made, None
-        wanted = {"wants_record": step.wants_record, "made": made}
+        wanted: dict[str, Any] = {"wants_record": step.wants_record, "made": made}
         del made  # a second reference would hold it while the FFN runs
         x, self._record = run_layer(layer, step.work, self.prompts, x, **wanted, **arguments)
         if self.prompts.chosen:

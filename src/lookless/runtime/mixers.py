@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 ATTENTION, DELTA, CONVOLUTION = "self_attn", "linear_attn", "conv"
 
@@ -41,11 +42,14 @@ def added_by(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
+def argument_names(layer: Any) -> tuple[str, ...]:
+    """What a layer is called with behind its hidden states: one that adds embeddings of its own gets them so."""
+    return _parameters(type(layer).forward)[2:]
+
+
 @cache
-def argument_names(kind: type[nn.Module]) -> tuple[str, ...]:
-    """What a layer of this ``kind`` is called with behind its hidden states: one that adds embeddings of its own gets
-    them so."""
-    return tuple(inspect.signature(kind.forward).parameters)[2:]
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)
 
 
 def call_stock(layer: Any, normed: Tensor, mask: Any, rotary: Any, cache: Any, **rest: Any) -> Tensor:

@@ -120,7 +120,7 @@ class _PlannedForward(Replaced):
         self.index = index
         self.has_window = handle.plan.layers[index].work.window is not None
         self.lender = handle.geometry.shares_keys_of(index)
-        self.names = argument_names(type(layer))
+        self.names = argument_names(layer)
 
     def planned(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if args:
