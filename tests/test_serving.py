@@ -140,6 +140,10 @@ def test_layers_without_the_plan_are_found():
         ({"visible": Skip()}, r"has visible: .* read by whole blocks"),
         ({"visible": Sink(), "attention": Skip()}, r"has visible: .* read by whole blocks"),
         ({"decode": Skip()}, r"has decode: .* holds every token"),
+        (
+            {"before": Skip()},
+            r"has before: skip, .* shares keys of text before an image with",
+        ),
         ({"attention": Window(4)}, r"has attention: .* Full, Skip, Mean and Linear alone"),
     ],
     ids=str,

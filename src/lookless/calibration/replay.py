@@ -198,7 +198,7 @@ def run_from(model: nn.Module, located: Located, full: FullRun, layer: int, plan
         layer -= 1
     x, _ = full.inputs[layer]
     prompts = full.prompts()
-    steps = steps_of(plan.live() if prompts.end_in_text else plan)
+    steps = steps_of((plan.live() if prompts.end_in_text else plan).layers)
     running = ForwardPass(steps, prompts, list(full.tower), embedded=full.inputs[0][0])
     layers = zip(located.layers, full.inputs, full.added, strict=True)
     for index, (module, (_, arguments), added) in list(enumerate(layers))[layer:]:
