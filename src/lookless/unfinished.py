@@ -46,6 +46,10 @@ class Unfinished:
         """Of a job whose results are to be in the folder ``out``."""
         return cls(out.resolve() / "unfinished")
 
+    def below(self, name: str) -> Unfinished:
+        """Of another job of the same result: in a folder of its own."""
+        return replace(self, folder=self.folder / name)
+
     def of(self, part: str, *made_from: object) -> Unfinished:
         """Of one part of the job, whose results depend on ``made_from``."""
         key = hashlib.sha256(repr((self.key, part, *made_from)).encode()).hexdigest()[:16]
@@ -67,13 +71,22 @@ class Unfinished:
                 continue
         return found, seconds
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether an item is finished."""
+        return any(self._items())
+
     def remove(self) -> None:
         """At the end, when the result is written. What is not ours in the folder stays."""
-        for path in self.folder.glob("*.json"):
-            if OURS.fullmatch(path.name):
-                path.unlink(missing_ok=True)
-        with suppress(OSError):
-            self.folder.rmdir()
+        for path in self._items():
+            path.unlink(missing_ok=True)
+        for folder in (*self.folder.glob("*/"), self.folder):
+            with suppress(OSError):
+                folder.rmdir()
+
+    def _items(self) -> list[Path]:
+        found = (*self.folder.glob("*.json"), *self.folder.glob("*/*.json"))
+        return [path for path in found if OURS.fullmatch(path.name)]
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{self.part}.{index}.json"

@@ -47,7 +47,7 @@ class Checkpoint:
 
     Attributes:
         build: model and processor, the same each time.
-        image: what stands for an image in a prompt.
+        image, video: what stands for an image in a prompt, and for a video; None where the family takes no videos.
         sizes: width and height of a plain image and of a wide one.
     """
 
@@ -55,6 +55,7 @@ class Checkpoint:
     build: Callable[[Any], tuple[Any, Any]]
     image: str = "<image>"
     sizes: tuple[tuple[int, int], tuple[int, int]] = ((_SIDE, _SIDE), (2 * _SIDE, _SIDE))
+    video: str | None = None
 
     def save(self, folder: Path) -> Path:
         torch.manual_seed(0)
@@ -115,12 +116,12 @@ def seen(model: Any) -> Any:
 
 
 def as_published(folder: Path) -> Path:
-    """Weights as in published checkpoints: vLLM looks for CLIP's below ``vision_model``, and takes experts' to be of
-    inputs times outputs."""
+    """Weights as in published checkpoints: vLLM looks for CLIP's and SigLIP's below ``vision_model``, and takes
+    experts' to be of inputs times outputs."""
     path = folder / "model.safetensors"
     weights = load_file(path)
     tower = "vision_tower."
-    if any(f"{tower}pre_layrnorm." in name for name in weights):
+    if any(f"{tower}embeddings.patch_embedding." in name for name in weights):
         weights = {name.replace(tower, f"{tower}vision_model."): weight for name, weight in weights.items()}
     weights = {name: w.mT.contiguous() if ".mlp.experts." in name else w for name, w in weights.items()}
     save_file(weights, path, metadata={"format": "pt"})
@@ -177,6 +178,31 @@ def _llava_next(words: Any) -> tuple[Any, Any]:
         chat_template=words.chat_template,
     )
     return hf.LlavaNextForConditionalGeneration(config), processor
+
+
+def _llava_onevision(words: Any) -> tuple[Any, Any]:
+    """As LLaVA-NeXT, with SigLIP; of a video 4 visual tokens a frame, and a newline."""
+    pinpoints = [[_SIDE, _SIDE], [_SIDE, 2 * _SIDE]]
+    config = hf.LlavaOnevisionConfig(
+        vision_config=hf.SiglipVisionConfig(**_TOWER, image_size=_SIDE, patch_size=_PATCH).to_dict(),
+        text_config=hf.Qwen2Config(**_TEXT).to_dict(),
+        image_token_index=IMAGE,
+        video_token_index=VIDEO,
+        image_grid_pinpoints=pinpoints,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=False,
+    )
+    size = {"height": _SIDE, "width": _SIDE}
+    processor = hf.LlavaOnevisionProcessor(
+        image_processor=hf.LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=pinpoints),
+        tokenizer=words,
+        video_processor=hf.LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=(_SIDE // _PATCH) ** 2,
+        vision_feature_select_strategy="full",
+        chat_template=words.chat_template,
+    )
+    return hf.LlavaOnevisionForConditionalGeneration(config), processor
 
 
 def _rope(*section: int, **more: Any) -> dict[str, Any]:
@@ -285,16 +311,24 @@ def _internvl(words: Any) -> tuple[Any, Any]:
     return hf.InternVLForConditionalGeneration(config), processor
 
 
-_QWEN = "<start><image><end>"
+_QWEN = "<start><image><end>", "<start><video><end>"
+
+
+def _of_qwen(name: str, build: Any, *sizes: tuple[int, int]) -> Checkpoint:
+    image, video = _QWEN
+    return Checkpoint(name, build, image, sizes, video)
+
+
 _ALL = [
     Checkpoint("llava", _llava),
     Checkpoint("llava_next", _llava_next),
-    Checkpoint("qwen2_vl", _qwen2, _QWEN, ((84, 112), (140, 84))),
-    Checkpoint("qwen2_5_vl", _qwen2_5, _QWEN, ((84, 112), (140, 84))),
-    Checkpoint("qwen3_vl", _qwen3, _QWEN, ((96, 128), (160, 96))),
-    Checkpoint("qwen3_vl_moe", _qwen3_moe, _QWEN, ((96, 128), (160, 96))),
-    Checkpoint("internvl", _internvl),
+    Checkpoint("llava_onevision", _llava_onevision, video="<video>"),
+    _of_qwen("qwen2_vl", _qwen2, (84, 112), (140, 84)),
+    _of_qwen("qwen2_5_vl", _qwen2_5, (84, 112), (140, 84)),
+    _of_qwen("qwen3_vl", _qwen3, (96, 128), (160, 96)),
+    _of_qwen("qwen3_vl_moe", _qwen3_moe, (96, 128), (160, 96)),
+    Checkpoint("internvl", _internvl, video="<video>"),
 ]
 #: Its gated delta rule runs on a CPU in bfloat16 alone.
-QWEN3_5 = Checkpoint("qwen3_5", _qwen3_5, _QWEN, ((96, 128), (160, 96)))
+QWEN3_5 = _of_qwen("qwen3_5", _qwen3_5, (96, 128), (160, 96))
 CHECKPOINTS: dict[str, Checkpoint] = {checkpoint.name: checkpoint for checkpoint in _ALL}

@@ -3,11 +3,11 @@
 Usage: ``engine.py JOB.json ANSWERS.pt``. A job is a list of engines::
 
     {"options": {...of vllm.LLM...}, "rounds": [[[text, images], ...], ...], "tokens": 4, "words": [...],
-     "version": null or what vLLM is to call itself}
+     "version": null or what vLLM is to call itself, "variables": {...} of the environment}
 
 Of each engine there is either ``error``, what it said when it refused to start, or ``rounds`` of answers, ``counts`` of
-rows and of ``steps`` of the plug-in, the ``rows`` that were seen at the modules themselves, and the ``hash`` that finds
-compiled graphs again.
+rows and of ``steps`` of the plug-in, the ``rows`` that were seen at the modules themselves, the ``hash`` that finds
+compiled graphs again, and the attention ``backend``.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import vllm
+from vllm.config import get_layers_from_vllm_config
 from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.model_executor.layers.attention import Attention
 
+import gpu_kernels
 from lookless.serving.counters import ensure_folder, read, read_steps
 from prompts import Prompt
 
@@ -34,7 +38,7 @@ OPTIONS = {
     "max_num_batched_tokens": 512,
     "block_size": 32,
     "enable_prefix_caching": False,
-    "limit_mm_per_prompt": {"image": 2, "video": 0},
+    "limit_mm_per_prompt": {"image": 2, "video": 1},
     "kv_cache_memory_bytes": 2**26,
     "max_logprobs": -1,
     "disable_log_stats": False,
@@ -43,14 +47,14 @@ OPTIONS = {
 
 
 def answered(job: dict[str, Any]) -> dict[str, Any]:
-    true_version = vllm.__version__
-    vllm.__version__ = job["version"] or true_version
-    try:
-        llm = vllm.LLM(**{**OPTIONS, **job["options"]})
-    except Exception as problem:
-        return {"error": str(problem)}
-    finally:
-        vllm.__version__ = true_version
+    with (
+        mock.patch.object(vllm, "__version__", job["version"] or vllm.__version__),
+        mock.patch.dict("os.environ", job["variables"]),
+    ):
+        try:
+            llm = vllm.LLM(**{**OPTIONS, **job["options"]})
+        except Exception as problem:
+            return {"error": str(problem)}
     sampling = vllm.SamplingParams(
         temperature=0, max_tokens=job["tokens"], ignore_eos=True, logprobs=-1, allowed_token_ids=job["words"]
     )
@@ -58,15 +62,20 @@ def answered(job: dict[str, Any]) -> dict[str, Any]:
     rounds = [[_told(out) for out in llm.generate(_asked(prompts), sampling)] for prompts in job["rounds"]]
     counts = {o: {k: n - before[o][k] for k, n in kinds.items()} for o, kinds in _counts().items()}
     steps = {how: count - steps[how] for how, count in read_steps(ensure_folder()).items()}
-    key = llm.llm_engine.vllm_config.compute_hash()
-    return {"rounds": rounds, "counts": counts, "steps": steps, "rows": rows, "hash": key}
+    config = llm.llm_engine.vllm_config
+    backend = {each.attn_backend.get_name() for each in get_layers_from_vllm_config(config, Attention).values()}
+    seen = {"counts": counts, "steps": steps, "rows": rows, "hash": config.compute_hash(), "backend": " ".join(backend)}
+    return {"rounds": rounds, **seen}
 
 
 def _asked(prompts: list[list[Any]]) -> list[dict[str, Any]]:
-    asked = [Prompt(*prompt) for prompt in prompts]
-    return [
-        {"prompt": p.text, "multi_modal_data": {"image": p.pictures}} if p.images else {"prompt": p.text} for p in asked
-    ]
+    return [_seen(Prompt(*prompt)) for prompt in prompts]
+
+
+def _seen(prompt: Prompt) -> dict[str, Any]:
+    shown = {"image": prompt.pictures, "video": prompt.films}
+    data = {kind: items for kind, items in shown.items() if items}
+    return {"prompt": prompt.text, **({"multi_modal_data": data} if data else {})}
 
 
 def _told(out: Any) -> dict[str, Any]:
@@ -114,6 +123,7 @@ def _counts() -> dict[str, dict[str, int]]:
 
 def main() -> None:
     jobs, results = json.loads(Path(sys.argv[1]).read_text()), []
+    gpu_kernels.install()  # for jobs that ask for a GPU's backend
     for job in jobs:
         results.append(answered(job))
         gc.collect()

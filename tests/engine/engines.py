@@ -15,8 +15,8 @@ import numpy as np
 import psutil
 import torch
 
-from checkpoints import WORDS
-from lookless import Plan, Skip
+from checkpoints import IMAGE, VIDEO, WORDS
+from lookless import Keep, Plan, Skip
 from lookless.fitted import Linear, Mean
 from lookless.weights import Weights
 from prompts import Prompt
@@ -34,6 +34,12 @@ _HERE = Path(__file__).parent
 def mixed_plan(geometry: Any) -> Plan:
     """FFN alone, attention alone, both, and a layer in between that is whole."""
     return Plan.full(geometry).at([0, 3], ffn=Skip()).at([1, 3], attention=Skip())
+
+
+def withdrawn_plan(geometry: Any) -> Plan:
+    """One layer's visual keys go unread, and two layers on there are none; before and between them other cells."""
+    blind = Plan.full(geometry).at([0], ffn=Skip()).at([1], visible=Skip(), attention=Skip())
+    return blind.at([2], attention=Skip()).at([3], keep=Keep(0))
 
 
 def linear(hidden: int, rank: int, *, seed: int = 0) -> Linear:
@@ -68,6 +74,7 @@ def job(
     *,
     words: list[int] = WORDS,
     version: str | None = None,
+    variables: dict[str, str] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """One engine that may answer with ``words``; ``options`` are those of ``vllm.LLM``."""
@@ -79,6 +86,7 @@ def job(
         "tokens": TOKENS,
         "words": words,
         "version": version,
+        "variables": variables or {},
     }
 
 
@@ -155,10 +163,16 @@ def gap(answers: dict[str, Any], asked: list[list[Prompt]], reference: Any, plan
     for prompts, told in zip(asked, answers["rounds"], strict=True):
         for prompt, answer in zip(prompts, told, strict=True):
             ids, logprobs = reference.logprobs(prompt, answer["tokens"], plan)
-            assert ids == answer["prompt"], "vLLM's processor and that of transformers disagree"
+            assert shown(ids) == shown(answer["prompt"]), "vLLM's processor and that of transformers disagree"
             worst = max(worst, (logprobs - answer["logprobs"]).abs().max().item())
     print(f"largest difference from transformers {worst:.1e}")  # seen with pytest -rP
     return worst
+
+
+def shown(ids: list[int]) -> list[int]:
+    """``ids`` with one for all visual tokens: for InternVL's frames vLLM takes those of videos, and transformers those
+    of images."""
+    return [IMAGE if each == VIDEO else each for each in ids]
 
 
 def apart(some: dict[str, Any], others: dict[str, Any]) -> list[list[float]]:

@@ -34,7 +34,17 @@ class Reference:
         self.geometry = lookless.Geometry.from_config(self.model.config)
 
     def inputs(self, prompt: Prompt) -> dict[str, Any]:
-        return dict(self.processor(text=[prompt.text], images=prompt.pictures or None, return_tensors="pt"))
+        films = prompt.films
+        videos = {"videos": [frames for frames, _ in films], "video_metadata": [known for _, known in films]}
+        videos["do_sample_frames"] = False
+        return dict(
+            self.processor(
+                text=[prompt.text],
+                images=prompt.pictures or None,
+                return_tensors="pt",
+                **(videos if films else {}),
+            )
+        )
 
     @torch.no_grad()
     def logprobs(self, prompt: Prompt, tokens: list[int], plan: lookless.Plan | None) -> tuple[list[int], torch.Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from checkpoints import CHECKPOINTS, IMAGE, LAYERS
-from engines import CLOSE, SEEN, apart, gap, job, mixed_plan, run
+from engines import CLOSE, SEEN, apart, gap, job, mixed_plan, run, shown
 from lookless import Plan, Skip
 from prompts import Prompt, rounds
 from stock import Reference
@@ -60,7 +60,7 @@ def test_chunks_and_cached_prefixes(ran):
 def test_a_plan_that_does_nothing_would_be_seen(ran):
     (differences,) = apart(ran.planned, ran.stock)
     for prompt, difference in zip(ran.asked[0], differences, strict=True):
-        if prompt.images:
+        if prompt.images or prompt.videos:
             assert difference > SEEN, prompt.text
         else:
             assert difference <= CLOSE, prompt.text
@@ -69,7 +69,7 @@ def test_a_plan_that_does_nothing_would_be_seen(ran):
 def test_rows_are_not_computed(ran):
     """At the modules themselves. How far the last layers are spared, besides, depends on how prompts are batched."""
     answers = ran.planned["rounds"][0]
-    visual = sum(answer["prompt"].count(IMAGE) for answer in answers)
+    visual = sum(shown(answer["prompt"]).count(IMAGE) for answer in answers)
     # The last token is said and not read.
     tokens = sum(len(answer["prompt"]) + len(answer["tokens"]) - 1 for answer in answers)
     for operator, computed in ran.planned["rows"].items():

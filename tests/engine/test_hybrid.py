@@ -10,7 +10,7 @@ import re
 import pytest
 
 from checkpoints import IMAGE, LAYERS, QWEN3_5
-from engines import CLOSE, apart, gap, job, mixed_plan, run
+from engines import CLOSE, apart, gap, job, mixed_plan, run, shown
 from lookless import Plan, Skip
 from lookless.serving.counters import COMPILED
 from prompts import rounds
@@ -51,7 +51,7 @@ def test_what_transformers_says(made, tmp_path):
     moved = max(apart(planned, stock)[0])
     print(f"rounding moves log-probabilities by {rounding:.2f}, the plan by {moved:.2f}")
     assert moved > ROUNDING * rounding
-    visual = sum(answer["prompt"].count(IMAGE) for answer in planned["rounds"][0])
+    visual = sum(shown(answer["prompt"]).count(IMAGE) for answer in planned["rounds"][0])
     skipped = {operator: counts["skipped"] for operator, counts in planned["counts"].items()}
     assert skipped["attention"] == 2 * visual
     assert skipped["ffn"] >= 2 * visual

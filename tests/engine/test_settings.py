@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from checkpoints import CHECKPOINTS, IMAGE, LAYERS
-from engines import CLOSE, SEEN, apart, gap, job, mixed_plan, run
+from engines import CLOSE, SEEN, apart, gap, job, mixed_plan, run, shown
 from lookless import Keep, Plan, Skip
 from lookless.reference import NAMES, question
 from lookless.serving.counters import COMPILED, FEW
@@ -55,7 +55,7 @@ def test_requests_that_are_put_off(llava, tmp_path):
     small = job(folder / "model", asked[:1], folder / "plan", num_gpu_blocks_override=12, max_model_len=256)
     (answers,) = run(tmp_path, [{**small, "tokens": 40}])
     assert gap(answers, asked[:1], reference, plan) <= CLOSE
-    visual = sum(answer["prompt"].count(IMAGE) for answer in answers["rounds"][0])
+    visual = sum(shown(answer["prompt"]).count(IMAGE) for answer in answers["rounds"][0])
     for counts in answers["counts"].values():
         assert sum(counts.values()) > visual * LAYERS, "nothing was computed twice"
 
@@ -145,6 +145,11 @@ REFUSED = {
     ),
     "offloaded": ({"cpu_offload_gb": 1}, r"cannot be served with weights offloaded to the CPU"),
     "fetched layer by layer": ({"offload_group_size": 2}, r"cannot be served with weights offloaded to the CPU"),
+    "another backend": ({"attention_backend": "FLEX_ATTENTION"}, r"does not know the attention backend FLEX_ATTENTION"),
+    "graphs that replay the model": (
+        {"variables": {"VLLM_USE_BREAKABLE_CUDAGRAPH": "1"}},
+        r"cannot be served with breakable CUDA graphs",
+    ),
     "another vLLM": ({"version": "0.33.1"}, r"vLLM 0\.33\.1; the plug-in is written for 0\.32\."),
     "tokens are dropped": ({"plan": "keep"}, r"layer 2 of the plan has keep: .*"),
     "another architecture": ({"plan": "other"}, r"the plan has 7 layers and the model has 5"),

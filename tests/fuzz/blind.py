@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mutations import mutated, scrambled
 from seeds import SEEDS
-from targets import READERS, is_read
+from targets import READERS, trial
 
 
 def inputs(seeds: list[bytes], count: int, seed: int) -> Iterator[bytes]:
@@ -29,10 +29,10 @@ def inputs(seeds: list[bytes], count: int, seed: int) -> Iterator[bytes]:
 
 def run(name: str, count: int, seed: int, folder: Path) -> int:
     """How many files the reader ``name`` reads, of those that are kept and ``count`` more; ``folder`` is for them."""
-    file, reader = READERS[name]
     corpus = sorted((Path(__file__).parent / "corpus" / name).glob("*"))
     seeds = [SEEDS[name](), *(path.read_bytes() for path in corpus)]
-    return sum(is_read(reader, folder / file, content) for content in inputs(seeds, count, seed))
+    with trial(name, folder) as is_read:
+        return sum(is_read(content) for content in inputs(seeds, count, seed))
 
 
 def main() -> None:

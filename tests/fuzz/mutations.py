@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from functools import lru_cache
 from typing import Any
 
 STRANGE = (
@@ -14,16 +15,28 @@ STRANGE = (
 
 def mutated(content: bytes, rng: random.Random) -> bytes | None:
     """One of the lines of ``content`` as other JSON, or ``content`` as a whole; None where it is none."""
-    lines = [content] if content.lstrip()[:1] == b"{" and b"\n{" not in content else content.split(b"\n")
+    lines = _lines(content)
     place = rng.randrange(len(lines))
-    try:
-        data = json.loads(lines[place])
-    except (ValueError, RecursionError):
+    data, is_json = _parsed(lines[place])
+    if not is_json:
         return None
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         data = _changed(data, rng)
-    lines[place] = json.dumps(data).encode()
-    return b"\n".join(lines)
+    return b"\n".join((*lines[:place], json.dumps(data).encode(), *lines[place + 1 :]))
+
+
+@lru_cache(maxsize=1024)
+def _lines(content: bytes) -> tuple[bytes, ...]:
+    return (content,) if content.lstrip()[:1] == b"{" and b"\n{" not in content else tuple(content.split(b"\n"))
+
+
+@lru_cache(maxsize=1024)
+def _parsed(line: bytes) -> tuple[Any, bool]:
+    """What ``line`` holds, which nobody changes, and whether it is JSON."""
+    try:
+        return json.loads(line), True
+    except (ValueError, RecursionError):
+        return None, False
 
 
 def _changed(data: Any, rng: random.Random) -> Any:

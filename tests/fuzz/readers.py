@@ -22,7 +22,7 @@ from mutations import mutated
 
 with atheris.instrument_imports(include=["lookless"]):
     from seeds import SEEDS
-    from targets import READERS, is_read
+    from targets import READERS, trial
 
 CORPUS = Path(__file__).parent / "corpus"
 
@@ -34,11 +34,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=0, help="at most; 0: as long as it takes")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    name, reader = READERS[given.reader]
-    path = Path(tempfile.mkdtemp()) / name
-
-    def one(content: bytes) -> None:
-        is_read(reader, path, content)
 
     def mutate(content: bytes, most: int, seed: int) -> bytes:
         rng = random.Random(seed)
@@ -48,6 +43,12 @@ def main() -> None:
     corpus = CORPUS / given.reader
     corpus.mkdir(parents=True, exist_ok=True)
     (corpus / "seed").write_bytes(SEEDS[given.reader]())
+    started = trial(given.reader, Path(tempfile.mkdtemp()))
+    is_read = started.__enter__()  # to the end of the process: atheris does not come back
+
+    def one(content: bytes) -> None:
+        is_read(content)
+
     limits = [f"-runs={given.inputs}", f"-max_total_time={given.seconds}", "-max_len=8192", "-timeout=20"]
     atheris.Setup([sys.argv[0], *limits, "-print_final_stats=1", str(corpus)], one, custom_mutator=mutate)
     atheris.Fuzz()

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
+import lookless.data.sources
+import lookless.files
 from lookless import Plan, Scores
 from lookless.answers import Answer
 from lookless.certification.logged import read_logged
@@ -36,16 +42,41 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
 }
 
 
-def is_read(reader: Callable[[Path], object], path: Path, content: bytes) -> bool:
-    """Whether ``content`` is read, and not refused.
+#: Readers that do not ask :mod:`lookless.files` for a file's bytes. The others are given them from memory.
+FROM_DISK = {"image", "fitted"}
 
-    Raises: whatever is no error of ours, or says nothing.
+
+@contextmanager
+def trial(name: str, folder: Path) -> Iterator[Callable[[bytes], bool]]:
+    """Says of any bytes whether the reader ``name`` reads them, as its file in ``folder``, or refuses them.
+
+    It raises whatever is no error of ours, or says nothing.
     """
-    path.write_bytes(content)
-    try:
-        reader(path)
-    except LooklessError as refused:
-        if not str(refused).strip():
-            raise ValueError("an error without a sentence") from refused
-        return False
-    return True
+    file, reader = READERS[name]
+    path = folder / file
+    given = b""
+    path.write_bytes(given)  # it is there for who looks
+
+    def held(asked: Path) -> bytes:
+        if asked != path:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(asked))
+        return given
+
+    def is_read(content: bytes) -> bool:
+        nonlocal given
+        given = content
+        if name in FROM_DISK:
+            path.write_bytes(content)
+        try:
+            reader(path)
+        except LooklessError as refused:
+            if not str(refused).strip():
+                raise ValueError("an error without a sentence") from refused
+            return False
+        return True
+
+    if name in FROM_DISK:
+        yield is_read
+        return
+    with patch.object(lookless.files, "read_bytes", held), patch.object(lookless.data.sources, "read_bytes", held):
+        yield is_read

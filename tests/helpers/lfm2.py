@@ -22,10 +22,10 @@ _TEXT = {
 }
 
 
-def _build(attention: str = "sdpa") -> Any:
+def _build(attention: str = "sdpa", *, bias: bool = False) -> Any:
     torch.manual_seed(0)
     config = Lfm2VlConfig(
-        text_config=_TEXT,
+        text_config=_TEXT | {"conv_bias": bias},
         vision_config=Siglip2VisionConfig(**_VISION, num_patches=49, vision_use_head=False).to_dict(),
         image_token_id=IMAGE,
         projector_hidden_size=64,

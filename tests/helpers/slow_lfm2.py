@@ -12,7 +12,7 @@ def read_rows(module, h):
     first, gate, value = module.in_proj(h).tensor_split(3, dim=-1)
     kernel, size = module.conv.weight[:, 0], module.conv_kernel_size
     for t in range(len(h)):
-        summed = 0
+        summed = 0 if module.conv.bias is None else module.conv.bias
         for back in range(min(size, t + 1)):
             summed = summed + kernel[:, size - 1 - back] * first[t - back] * value[t - back]
         out[t] = module.out_proj(gate[t] * summed)

@@ -28,8 +28,8 @@ from .common import (
     print_json,
     print_whole,
     spread,
-    writable,
 )
+from .outputs import Overwrite, new_files
 
 if TYPE_CHECKING:
     from ..bench.prefill import Whole
@@ -175,6 +175,7 @@ def bench(
     image_size: ImageSize = None,
     vllm: Vllm = "",
     out_dir: OutDir = None,
+    overwrite: Overwrite = False,
     device: Device = "cpu",
     dtype: FloatType = "bfloat16",
     as_json: Json = False,
@@ -188,7 +189,7 @@ def bench(
     Under traffic: lookless bench reference --engine vllm --plan my-plan --concurrency 1 --concurrency 16
     """
     if out_dir is not None:
-        writable(out_dir, folder=True)
+        new_files(out_dir, ["traffic.json" if engine == "vllm" else "bench.json"], overwrite)
     choice = _Choice(model, geometry, layers, plan_dirs or (), methods or (), dtype)
     prompts = _Prompts(data, options.reading)
     _check_options(choice, visual=visual, text=None if engine == "vllm" else text, prompts=prompts)

@@ -23,8 +23,8 @@ from .common import (
     print_json,
     print_whole,
     spread,
-    writable,
 )
+from .outputs import Overwrite, new_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ..loading import Loaded
     from ..optimize.folder import Run
     from ..plan import Plan
+    from ..unfinished import Unfinished
 
 #: Exit code of a promise that was tested, and could not be given.
 NOTHING_CERTIFIED = 1
@@ -76,6 +77,7 @@ def certify(
     out_path: Annotated[Path | None, typer.Option("--out", help="JSON file for the certificate.")] = None,
     batch: Annotated[int, typer.Option(help="Batch size.", min=1)] = 25,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 32,
+    overwrite: Overwrite = False,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -93,12 +95,14 @@ def certify(
     from ..loading import load_model
     from ..optimize.folder import Run
     from ..plan import Plan
+    from ..unfinished import Unfinished
 
     if loss is not None:
         loss_named(loss)
     reading = options.reading
     if out_path is not None:
-        writable(out_path, folder=False)
+        new_file(out_path, overwrite)
+    kept = None if out_path is None else Unfinished.beside(out_path)
     if (Path(model) / "run.json").is_file():
         _only_a_run(plan_dirs, data)
         if str(reading):
@@ -121,7 +125,7 @@ def certify(
         tasks = [_questions(name, list(plans.values()), limit, reading) for name in data or ()]
         loaded = load_model(model, dtype=dtype, device=device, revision=revision)
         tasks = [asked_of(loaded, samples, reading) for samples in tasks]
-        chain = _tried(loaded, plans, tasks, batch, max_new_tokens)
+        chain = _tried(loaded, plans, tasks, kept, batch=batch, max_new_tokens=max_new_tokens)
     how: dict[str, Any] = {
         "confidence": 0.95 if confidence is None else confidence,
         "loss": loss or "lost",
@@ -131,7 +135,11 @@ def certify(
         found = bound(next(chain), **how)
     else:
         found = test(chain, level=_level(retention), length=length, **how)
-    _report(found, out_path, as_json)
+    if out_path is not None:
+        found.save(out_path)
+    if kept is not None:
+        kept.remove()
+    _report(found, as_json)
 
 
 def _only_a_run(plan_dirs: list[str] | None, data: list[str] | None) -> None:
@@ -186,9 +194,10 @@ def _questions(data: str, plans: list[Plan], limit: int | None, reading: Reading
 
 
 def _tried(
-    loaded: Loaded, plans: dict[str, Plan], tasks: list[Samples], batch: int, max_new_tokens: int
+    loaded: Loaded, plans: dict[str, Plan], tasks: list[Samples], kept: Unfinished | None, **settings: Any
 ) -> Iterator[Tried]:
-    """The answers under each plan, when they are wanted; the dense model's are of the first."""
+    """The answers under each plan, when they are wanted; the dense model's are of the first. Those of a run that was
+    killed are in ``kept``."""
     from ..certification import Tried
     from ..evaluation import evaluate
     from ..runtime.families import geometry_of
@@ -196,10 +205,11 @@ def _tried(
     for plan in plans.values():
         plan.check(geometry_of(loaded.model))
     dense: list[list[str] | None] = [None] * len(tasks)
-    for name, plan in plans.items():
+    for number, (name, plan) in enumerate(plans.items()):
+        places = [None if kept is None else kept.below(f"{task}-{number}") for task in range(len(tasks))]
         found = [
-            evaluate(loaded, samples, plan, batch=batch, max_new_tokens=max_new_tokens, dense=known)
-            for samples, known in zip(tasks, dense, strict=True)
+            evaluate(loaded, samples, plan, dense=known, kept=place, **settings)
+            for samples, known, place in zip(tasks, dense, places, strict=True)
         ]
         dense = [[answer.dense for answer in one.answers] for one in found]
         yield Tried(name, found)
@@ -222,9 +232,7 @@ def _points(folder: Path, run: Run) -> tuple[list[Tried], int]:
     return tried, len(points)
 
 
-def _report(found: Certificate, path: Path | None, as_json: bool) -> None:
-    if path is not None:
-        found.save(path)
+def _report(found: Certificate, as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:

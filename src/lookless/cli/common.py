@@ -10,10 +10,10 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from inspect import Parameter, Signature
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 import typer
@@ -142,11 +142,25 @@ class ScoredDataOptions(DataOptions):
         return super().reading.model_copy(update={"metric": self.metric})
 
 
+#: What the command holds.
+_held: ContextVar[ExitStack] = ContextVar("held")
+
+
+def until_the_end(held: AbstractContextManager[None]) -> None:
+    """Enter ``held``, and leave it when the command ends."""
+    _held.get().enter_context(held)
+
+
 @contextmanager
 def reporting() -> Iterator[None]:
     """One sentence on standard error and exit code 2 for every error of :mod:`lookless.errors`."""
     try:
-        yield
+        with ExitStack() as held:
+            before = _held.set(held)
+            try:
+                yield
+            finally:
+                _held.reset(before)
     except LooklessError as error:
         _exit(str(error))
     except BrokenPipeError:  # the reader has closed the pipe: what is left in the buffer goes nowhere
@@ -250,13 +264,6 @@ def asked_of(loaded: Loaded, samples: Samples, reading: Reading) -> Samples:
     fit = loaded.fitting(samples) if reading.skip_bad else samples
     warn_of_skipped(fit.bad)
     return fit
-
-
-def writable(path: Path, *, folder: bool) -> Path:
-    """As :func:`lookless.files.check_out`."""
-    from ..files import check_out
-
-    return check_out(path, folder=folder)
 
 
 def _version(asked: bool) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import PlanError
-from .common import Device, Dtype, ScoredDataOptions, app, one_sentence, out, spread, writable
+from .common import Device, Dtype, ScoredDataOptions, app, one_sentence, out, spread
+from .outputs import edited_file, run_folder
 
 if TYPE_CHECKING:
     from ..comparison.results import Results
@@ -83,11 +84,11 @@ def table(
     from ..loading import load_model
 
     settings_of(budget or [], time or [])
-    figure = writable(out_path.parent / "images" / f"{out_path.stem}.png", folder=False)
-    writable(out_path, folder=False)
+    figure = edited_file(out_path.parent / "images" / f"{out_path.stem}.png")
+    edited_file(out_path)
     names = models or reference.NAMES
     plans = _plans([*names], plan_dirs or ())
-    folders = {model: writable(work / model.replace("/", "-"), folder=True) for model in names}
+    folders = {model: run_folder(work / model.replace("/", "-")) for model in names}
     settings: dict[str, Any] = {
         "budgets": budget or [0.6],
         "times": time or [],

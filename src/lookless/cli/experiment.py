@@ -22,8 +22,8 @@ from .common import (
     print_json,
     print_whole,
     spread,
-    writable,
 )
+from .outputs import Overwrite, run_folder
 
 if TYPE_CHECKING:
     from ..experiments.definition import Experiment
@@ -59,6 +59,7 @@ def experiment(
     seeds: Annotated[int, typer.Option(help="Calibrations on other samples, and random draws.", min=2)] = 3,
     batch: Annotated[int, typer.Option(help="Questions answered at a time.", min=1)] = 25,
     out_dir: OutPath = Path("lookless-experiments"),
+    overwrite: Overwrite = False,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -75,20 +76,23 @@ def experiment(
     from ..errors import DataError
     from ..experiments.lab import Sizes
     from ..experiments.registry import chosen
-    from ..experiments.run import lab_of, telling
+    from ..experiments.run import check_reports, lab_of, telling
+    from ..experiments.store import plain
     from ..loading import load_model
 
     if name is None:
         _list(as_json)
         return
     wanted = chosen(name)
-    writable(out_dir, folder=True)
+    run_folder(out_dir / plain(model))
     if not data and model not in reference.SHIPPED:
         raise DataError(f"on what data is {model} to answer? Give --data FILE.jsonl, once for each task.")
     tasks = data or [f"reference:{task}" for task in reference.tasks_of(model)]
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
     with telling() as told:
         lab = lab_of(loaded, tasks, out_dir, Sizes(questions, samples, seeds, batch), told, options.reading)
+        if not overwrite:
+            check_reports(wanted, lab)
         reports = _run(wanted, lab)
     if as_json:
         print_json({report.experiment: report.model_dump(mode="json") for report in reports})

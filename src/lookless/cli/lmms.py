@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .common import Data, ScoredDataOptions, app, one_sentence, out, spread, writable
+from .common import Data, ScoredDataOptions, app, one_sentence, out, spread
+from .outputs import Overwrite, new_files
 
 
 @app.command()
@@ -23,6 +24,7 @@ def lmms(
         typer.Option("--plan", help="Leave out lines that this plan was calibrated on, as `lookless eval` does."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 32,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write data as tasks of lmms-eval, which then asks what `lookless eval` asks.
 
@@ -30,10 +32,10 @@ def lmms(
     """
     from ..answers import scored_by
     from ..data import warn_of_skipped
-    from ..lmms.export import parts, write_task
+    from ..lmms.export import parts, task_name, write_task
     from ..plan import Plan
 
-    writable(out_dir, folder=True)
+    new_files(out_dir, [f"{task_name(name)}.yaml" for _, name in parts(data)], overwrite)
     seen = () if plan_dir is None else Plan.from_pretrained(plan_dir).provenance.sample_hashes or ()
     reading = options.reading
     chosen = [(scored_by(reading.load(where, limit=limit, without=seen)), name) for where, name in parts(data)]

@@ -28,8 +28,8 @@ from .common import (
     print_json,
     print_whole,
     spread,
-    writable,
 )
+from .outputs import Overwrite, new_file, new_files
 
 if TYPE_CHECKING:
     from ..data import Sample, Samples
@@ -72,6 +72,7 @@ def demo(
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for plans, scores, figures and demo.json.")] = Path(
         "lookless-demo"
     ),
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Calibrate, plan, apply and measure on the shipped reference model, task by task. About two minutes.
@@ -80,7 +81,7 @@ def demo(
     """
     from .. import demo as demonstration
 
-    writable(out_dir, folder=True)
+    new_files(out_dir, ["demo.json"], overwrite)
     with err.status("starting") as status:
         result = demonstration.run_demo(out_dir, log=status.update if err.is_terminal else err.print)
     if as_json:
@@ -114,6 +115,7 @@ def calibrate(
     position: Position = "last",
     measure: Measure = None,
     lowest: Screen = None,
+    overwrite: Overwrite = False,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -134,8 +136,11 @@ def calibrate(
     from ..unfinished import Unfinished
 
     measures = list(dict.fromkeys(measure or ["visual_information_gain"]))
-    writable(out_path, folder=len(measures) > 1)
     _check_calibration(measures, position, lowest)  # before the model is loaded
+    if len(measures) > 1:
+        new_files(out_path, [f"{name}.json" for name in measures], overwrite)
+    else:
+        new_file(out_path, overwrite)
     reading = options.reading
     chosen = reading.load(data, split="calibration", limit=samples, seed=seed)
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
@@ -217,6 +222,7 @@ def evaluate(
     ] = False,
     batch: Annotated[int, typer.Option(help="Batch size.", min=1)] = 25,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 32,
+    overwrite: Overwrite = False,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -236,7 +242,7 @@ def evaluate(
 
     reading = options.reading
     if out_path is not None:
-        writable(out_path, folder=False)
+        new_file(out_path, overwrite)
     plan = None if plan_dir is None else _plan_or_set(plan_dir)
     seen = () if plan is None or include_seen else plan.provenance.sample_hashes or ()
     chosen = scored_by(reading.load(data, limit=limit, without=seen))

@@ -13,7 +13,8 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import PlanError
-from .common import OPEN, Json, app, one_sentence, out, print_json, print_whole, reporting, writable
+from .common import OPEN, Json, app, one_sentence, out, print_json, print_whole, reporting
+from .outputs import PLAN_FILES, Overwrite, edited_file, new_files
 
 if TYPE_CHECKING:
     from ..geometry import Geometry
@@ -55,6 +56,7 @@ app.add_typer(plans, name="plan")
 def plan_preset(
     name: Annotated[str, typer.Argument(help="Such as operator-skipping/Qwen3-VL-8B/20; a wrong name lists all.")],
     out_dir: Annotated[Path, typer.Option("--out", help=OUT)],
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """A ready plan: the layers that the authors published for their model.
@@ -63,7 +65,7 @@ def plan_preset(
     """
     from ..methods import preset
 
-    writable(out_dir, folder=True)
+    new_files(out_dir, PLAN_FILES, overwrite)
     plan = preset(name)
     plan.save_pretrained(out_dir)
     _show(plan, as_json)
@@ -76,6 +78,7 @@ def plan_join(
         list[str], typer.Argument(metavar="PLAN_DIR PLAN_DIR ...", help="Plans' folders, JSON files, or hub ids.")
     ],
     out_dir: Annotated[Path, typer.Option("--out", help=OUT)],
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Several plans at once: every cell that one of them sets. No two may set the same cell.
@@ -84,7 +87,7 @@ def plan_join(
     """
     from ..plan import Plan
 
-    writable(out_dir, folder=True)
+    new_files(out_dir, PLAN_FILES, overwrite)
     if len(plan_dirs) < 2:
         raise PlanError(f"{plan_dirs[0]} is one plan, and joining takes two or more: name another.")
     plan = functools.reduce(operator.or_, map(Plan.from_pretrained, plan_dirs))
@@ -122,6 +125,7 @@ def _options(method: Method) -> Iterator[Parameter]:
     for name, knob in method.knobs.items():
         option = f"--{name.replace('_', '-')}"
         yield _option(name, str | None, option, None, metavar=knob.form, help=_knob_help(method, knob))
+    yield Parameter("overwrite", Parameter.KEYWORD_ONLY, default=False, annotation=Overwrite)
     yield Parameter("as_json", Parameter.KEYWORD_ONLY, default=False, annotation=Json)
 
 
@@ -159,6 +163,7 @@ def _make(
     *,
     out_dir: Path,
     geometry: str | None,
+    overwrite: bool,
     as_json: bool,
     scores: Sequence[Path] | None = None,
     any_measure: bool = False,
@@ -167,7 +172,7 @@ def _make(
     """Make, save and print the plan; ``typed`` and ``rest`` are its knobs."""
     from ..scores import Scores
 
-    writable(out_dir, folder=True)
+    new_files(out_dir, PLAN_FILES, overwrite)
     knobs = parsed_knobs(method, {name: text for name, text in typed.items() if text is not None}, rest)
     given = [Scores.load(path) for path in scores or ()]
     shape = _geometry(method, geometry, given)
@@ -229,7 +234,7 @@ def list_methods(
 
     methods = all_methods()
     if out_path is not None:
-        writable(out_path, folder=False)
+        edited_file(out_path)
         before = out_path.read_text(encoding="utf-8") if out_path.is_file() else ""
         files.write_text(out_path, terminal.methods_document(before, methods))
     if as_json:

@@ -23,8 +23,8 @@ from .common import (
     print_json,
     print_whole,
     spread,
-    writable,
 )
+from .outputs import PLAN_FILES, Overwrite, new_files
 
 RANK = 8
 
@@ -47,6 +47,7 @@ def refit(
         int, typer.Option(help="Number of samples; from a file, drawn at random from each task.", min=1)
     ] = 40,
     seed: Annotated[int | None, typer.Option(help="Seed of that draw (default 0).")] = None,
+    overwrite: Overwrite = False,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -64,7 +65,7 @@ def refit(
 
     if cell == "mean" and rank is not None:
         raise PlanError(f"--cell mean is a constant and has no rank, and --rank is {rank}: leave one of them out.")
-    writable(out_dir, folder=True)
+    new_files(out_dir, PLAN_FILES, overwrite)
     plan = Plan.from_pretrained(plan_dir)
     reading = options.reading
     chosen = reading.load(data, split="calibration", limit=samples, seed=seed)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import LooklessError
-from .common import DataOptions, Device, Dtype, app, err, one_sentence, out, spread, writable
+from .common import DataOptions, Device, Dtype, app, err, one_sentence, out, spread
+from .outputs import Overwrite, edited_file, new_file
 
 if TYPE_CHECKING:
     from ..pages.material import Material
@@ -56,6 +57,7 @@ def report(
     data: Where = None,
     samples: Samples = None,
     model: ModelName = None,
+    overwrite: Overwrite = False,
     device: Device = "cpu",
     dtype: Dtype = "auto",
 ) -> None:
@@ -73,7 +75,7 @@ def report(
 
     reading = options.reading
     material = read(what, data or (), reading if str(reading) else None)
-    path = writable(page or _default(what), folder=False)
+    path = new_file(page, overwrite) if page is not None else edited_file(_default(what))
     if samples is not None:
         material = _measured(material, what[0], samples, model, device, dtype)
     write_page(material, path)

@@ -24,8 +24,8 @@ from .common import (
     print_json,
     print_whole,
     spread,
-    writable,
 )
+from .outputs import PLAN_FILES, Overwrite, new_files
 
 if TYPE_CHECKING:
     from ..routing import PlanSet
@@ -51,6 +51,7 @@ def route(
     doubt: Annotated[
         float, typer.Option(help="The share of prompts of these tasks that may fall back, between 0 and 1.")
     ] = 0.05,
+    overwrite: Overwrite = False,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -64,7 +65,7 @@ def route(
     from ..plan import Plan
     from ..routing import PlanSet
 
-    writable(out_dir, folder=True)
+    new_files(out_dir, PLAN_FILES, overwrite)
     folders, sources = _pairs(plans, "--plan"), _pairs(data, "--data")
     if unpaired := sorted(folders.keys() ^ sources.keys()):
         raise PlanError(f"{unpaired[0]!r} has {'no --data' if unpaired[0] in folders else 'no --plan'}: give both.")

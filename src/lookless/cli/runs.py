@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import LooklessError
-from .common import Device, Dtype, Model, Revision, err, writable
+from .common import Device, Dtype, Model, Revision, err
+from .outputs import run_folder
 
 if TYPE_CHECKING:
     from ..data import Reading
@@ -128,7 +129,7 @@ class RunOptions:
 
         if self.engine not in ("transformers", "vllm"):
             raise LooklessError(f"engine {self.engine!r} is not one of transformers, vllm.")
-        writable(self.out_dir, folder=True)
+        run_folder(self.out_dir)
         tasks = sum(len(reference.tasks_of(self.model)) if one == "reference" else 1 for one in self.data)
         parts = split(self.model, self.data, self._sizes(tasks, target, confidence), seed=self.seed, reading=reading)
         loaded = load_model(self.model, dtype=self.dtype, device=self.device, revision=self.revision)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from rich.console import Console
 
 from .. import files
 from ..data import AS_IS, Reading
+from ..errors import LooklessError
 from ..figures import save_figure
 from ..loading import Loaded
 from .definition import Experiment
@@ -37,18 +38,12 @@ def run_experiment(experiment: Experiment, lab: Lab) -> Report:
     same bytes.
     """
     found = experiment.run(lab)
-    sizes = lab.sizes
     report = Report(
         experiment=experiment.name,
         title=experiment.title,
         paper=experiment.paper,
         model=lab.loaded.name,
-        settings={
-            "tasks": " ".join(lab.short.values()),
-            "questions": sizes.questions,
-            "samples": sizes.samples,
-            "seeds": sizes.seeds,
-        },
+        settings=_settings(lab),
         tables=found.tables,
         findings=found.findings,
     )
@@ -57,6 +52,28 @@ def run_experiment(experiment: Experiment, lab: Lab) -> Report:
     files.write_text(name.with_suffix(".json"), files.dump(report))
     files.write_text(name.with_suffix(".md"), report.markdown(f"{experiment.name}.png"))
     return report
+
+
+def check_reports(names: Iterable[str], lab: Lab) -> None:
+    """Raises: LooklessError: the folder has a report of one of the experiments with other tasks or sizes, which this
+    one's would replace; or one that cannot be read."""
+    for name in names:
+        path = lab.folder / f"{name}.json"
+        if not path.exists():
+            continue
+        there, now = files.load(path, Report, LooklessError, 1).settings, _settings(lab)
+        if there != now:
+            key = next(key for key in now if there.get(key) != now[key])
+            raise LooklessError(
+                f"{path} is a report with {key} {there.get(key)}, and this one is with {now[key]}: give --overwrite to "
+                f"replace it, or another folder. What is measured is kept either way."
+            )
+
+
+def _settings(lab: Lab) -> dict[str, str | int]:
+    sizes = lab.sizes
+    tasks = " ".join(lab.short.values())
+    return {"tasks": tasks, "questions": sizes.questions, "samples": sizes.samples, "seeds": sizes.seeds}
 
 
 @contextmanager

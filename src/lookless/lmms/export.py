@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from PIL import Image
 from .. import reference
 from ..data import ImageFile, Sample, Samples
 from ..errors import DataError
-from ..files import write_text
+from ..files import write_bytes, write_text
 from ..metrics import metric_named
 from .names import PREFIX
 from .task import answer, images, question, score
@@ -118,9 +119,10 @@ def _paths(sample: Sample, folder: Path, number: int) -> list[str]:
             found.append(str(image.path.resolve()))
             continue
         path = folder / f"{number}-{which}.png"
+        drawn = io.BytesIO()
+        (image if isinstance(image, Image.Image) else image.open()).save(drawn, "PNG")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (image if isinstance(image, Image.Image) else image.open()).save(path)
+            write_bytes(path, drawn.getvalue())
         except OSError as problem:
             raise DataError(f"{path} cannot be written ({problem.strerror}).") from problem
         found.append(str(path))

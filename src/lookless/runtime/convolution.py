@@ -37,6 +37,7 @@ def run_convolution(
     """
     module, live, kept = record.module, prompts.live, prompts.rows(work.cached)
     _check_here(module)
+    _check_padding(module, prompts)
     held = earlier_layer(cache, module.layer_idx)
     before = None if held is None else held.conv_states[0]
     asked = asked_rows(work, prompts, module.conv_kernel_size)
@@ -71,6 +72,16 @@ def _check_here(module: Any) -> None:
         raise ModelError(
             f"layer {module.layer_idx} has a short convolution whose weights are offloaded, and a plan uses them where "
             f"they lie: load the model without offloading."
+        )
+
+
+def _check_padding(module: Any, prompts: Prompts) -> None:
+    """Raises: ModelError: stock's padding would leak into a prompt, and a plan leaves padding out."""
+    if prompts.is_padded and module.in_proj.bias is not None:
+        raise ModelError(
+            f"layer {module.layer_idx} has a short convolution with a bias, so that stock's answer to a padded prompt "
+            f"is not its answer to the prompt alone, and a plan leaves padding out: give prompts of one length, or one "
+            f"at a time."
         )
 
 

@@ -41,6 +41,7 @@ class CompiledSteps:
 
     def __init__(self, decoder: Any, running: Running, vllm_config: Any) -> None:
         self.decoder, self.running = decoder, running
+        self._signature = inspect.signature(decoder.forward)
         config = vllm_config.compilation_config
         reasons = {CompilationMode.NONE: EAGER, CompilationMode.DYNAMO_TRACE_ONCE: None}
         self.why_not: str | None = reasons.get(config.mode, PIECES)
@@ -72,7 +73,7 @@ class CompiledSteps:
 
     def named(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Arguments of the decoder's forward by name."""
-        return inspect.signature(self.decoder.forward).bind(*args, **kwargs).arguments
+        return self._signature.bind(*args, **kwargs).arguments
 
     def run(self, split: Split, inputs: dict[str, Any]) -> tuple[Tensor, str]:
         """The decoder's output for reordered ``inputs``, and how it was made, of the names of steps."""

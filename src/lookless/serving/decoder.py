@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from vllm.forward_context import ForwardContext, get_forward_context, override_forward_context
 
@@ -14,10 +15,10 @@ from ..errors import ModelError, ServingError
 from .affine import AffineMap
 from .compiled import CompiledSteps, reordered
 from .counters import OPERATORS, Counter, ensure_folder
-from .layers import Operators, PlannedLayer, Running, check_layer, split_projection
+from .layers import WITHDRAWN, Operators, PlannedLayer, Running, check_layer, split_projection
 from .metadata import ReorderedStep
-from .settings import Settings, live_rows
-from .steps import Order, check_ran
+from .settings import Settings, keeps_text_apart, live_rows, withdrawn_from
+from .steps import Order, VisualPast, check_ran
 
 
 def install_plan(model: nn.Module, settings: Settings, vllm_config: Any) -> None:
@@ -36,20 +37,23 @@ def install_plan(model: nn.Module, settings: Settings, vllm_config: Any) -> None
     for index, (layer, planned, live) in enumerate(
         zip(layers, whole.layers, live_rows(whole, vllm_config), strict=True)
     ):
-        check_layer(layer, index)
-        operators.append(Operators.of(planned, live, is_flat=hasattr(layer, "linear_attn")))
-        if operators[-1].attention != "all":
+        alive = index < withdrawn_from(whole)
+        own = Operators.of(planned, live, is_flat=hasattr(layer, "linear_attn")) if alive else WITHDRAWN
+        operators.append(own)
+        check_layer(layer, index, own)
+        if own.attention != "all" and own.keys == "all":
             split_projection(layer)
         _mix_in(layer, PlannedLayer)
-        layer.lookless_operators = operators[-1]
+        layer.lookless_operators = own
         object.__setattr__(layer, "lookless_running", running)
         for operator in OPERATORS:
-            cell = getattr(planned, operator).affine
+            cell = getattr(planned, operator).affine if alive else None
             made = None if cell is None else AffineMap(cell, vllm_config.model_config.dtype)
             layer.add_module(f"lookless_{operator}", made)
     is_first = vllm_config.parallel_config.rank % vllm_config.parallel_config.tensor_parallel_size == 0
     counter = Counter(ensure_folder()) if is_first else None
-    state = _State(layers, operators, running, counter, CompiledSteps(decoder, running, vllm_config))
+    past = VisualPast() if keeps_text_apart(whole) else None
+    state = _State(layers, operators, running, counter, CompiledSteps(decoder, running, vllm_config), past)
     for module, part in ((model, PlannedModel), (decoder, PlannedDecoder)):
         _mix_in(module, part)
         object.__setattr__(module, "lookless", state)
@@ -76,11 +80,12 @@ class _State:
     """What a planned model keeps between the embedding of a step's tokens and its decoder.
 
     Attributes:
-        attention: the attention of each layer that has keys, and which rows query in it.
+        attention: the attention of each layer that has keys, and which rows run in it.
         operators: which rows run the operators of each layer.
         running: what the layers look at.
         counter: where rows are counted; None in all but one worker of a tensor-parallel group.
         compiled: runs steps that a graph can run.
+        past: visual tokens of requests, where the cache of some layer holds text alone; None elsewhere.
         visual: which tokens of the coming step are visual, ``[tokens]``; None if none is.
     """
 
@@ -91,20 +96,31 @@ class _State:
         running: Running,
         counter: Counter | None,
         compiled: CompiledSteps,
+        past: VisualPast | None,
     ) -> None:
         pairs = zip(layers, operators, strict=True)
-        self.attention = [(each.self_attn.attn, o.attention) for each, o in pairs if hasattr(each, "self_attn")]
+        self.attention = [(each.self_attn.attn, o) for each, o in pairs if hasattr(each, "self_attn")]
         self.operators, self.running, self.counter, self.compiled = operators, running, counter, compiled
+        self.past = past
         self.visual: Tensor | None = None
 
     def run(self, visual: Tensor, context: ForwardContext, inputs: dict[str, Any]) -> Tensor:
         """The decoder's output ``[tokens, hidden]`` for ``inputs``, computed in another order."""
-        step = ReorderedStep.of(visual, context, self.attention[0][0].layer_name)
+        step = self._step(visual, inputs, context)
         with override_forward_context(step.context(self.attention)):
             out, how = self.compiled.run(step.split, reordered(inputs, step.split.rows))
         check_ran(self.running.ran, len(self.operators))
         self._count(step.order, how)
         return out[step.split.places]
+
+    def text_context(self, context: ForwardContext, inputs: dict[str, Any]) -> ForwardContext:
+        """The context of a step without visual tokens, which runs vLLM's own forward."""
+        nothing = torch.zeros(inputs["positions"].shape[-1], dtype=torch.bool)
+        return self._step(nothing, inputs, context).text_context(self.attention) or context
+
+    def _step(self, visual: Tensor, inputs: dict[str, Any], context: ForwardContext) -> ReorderedStep:
+        rows = inputs["positions"].shape[-1]
+        return ReorderedStep.of(visual, rows, context, self.attention[0][0].layer_name, self.past)
 
     def _count(self, order: Order, how: str) -> None:
         """Count a step, and its visual rows by operator and by what became of them."""
@@ -140,6 +156,10 @@ class PlannedDecoder:
         visual, state.visual = state.visual, None
         if not context.attn_metadata:
             state.compiled.warm_up(*args, **kwargs)
-        if visual is None or not context.attn_metadata:
+        if not context.attn_metadata or (visual is None and state.past is None):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
-        return state.run(visual, context, state.compiled.named(*args, **kwargs))
+        inputs = state.compiled.named(*args, **kwargs)
+        if visual is not None:
+            return state.run(visual, context, inputs)
+        with override_forward_context(state.text_context(context, inputs)):
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]

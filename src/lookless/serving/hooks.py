@@ -14,8 +14,9 @@ import inspect
 from typing import Any
 
 from ..errors import ServingError
+from ..plan import Plan
 from .counters import Collector, ensure_folder
-from .settings import Settings, check_request, resolve
+from .settings import Settings, check_request, keeps_text_apart, resolve
 
 _MARK = "_lookless"
 
@@ -41,7 +42,7 @@ def _after_config(stock: Any) -> Any:
         settings = resolve(self)
         if settings is not None:
             check_internals()
-            _use_piecewise_graphs(self)
+            use_piecewise_graphs(self.compilation_config, settings.plan)
             _export_counts()
 
     setattr(__post_init__, _MARK, True)
@@ -86,15 +87,27 @@ def _after_request(stock: Any) -> Any:
     return process_inputs
 
 
-def _use_piecewise_graphs(vllm_config: Any) -> None:
-    """Full CUDA graphs replay a step without calling the model, which then cannot know which rows are visual."""
-    from vllm.config import CUDAGraphMode
+def use_piecewise_graphs(config: Any, plan: Plan) -> None:
+    """Full CUDA graphs replay a step without calling the model, which then cannot know which rows are visual.
+
+    Args:
+        config: vLLM's ``CompilationConfig``. Its graphs become those of the pieces between attentions, or none where
+            the pieces would hold an attention, or what they write to the cache under a plan that has places of its own
+            there.
+        plan: the engine's.
+    """
+    from vllm.config import CompilationMode, CUDAGraphMode
     from vllm.logger import init_logger
 
-    compilation = vllm_config.compilation_config
-    if compilation.cudagraph_mode is not None and compilation.cudagraph_mode.has_full_cudagraphs():
-        compilation.cudagraph_mode = CUDAGraphMode.PIECEWISE
-        init_logger(__name__).info("lookless: full CUDA graphs cannot skip visual rows; using piecewise ones.")
+    if not config.cudagraph_mode:
+        return
+    are_pieces = config.mode == CompilationMode.VLLM_COMPILE and config.splitting_ops_contain_attention()
+    if keeps_text_apart(plan):
+        are_pieces = are_pieces and config.splitting_ops_contain_kv_cache_update()
+    wanted = CUDAGraphMode.PIECEWISE if are_pieces else CUDAGraphMode.NONE
+    if config.cudagraph_mode != wanted:
+        init_logger(__name__).info("lookless: full CUDA graphs cannot skip visual rows; using %s ones.", wanted.name)
+        config.cudagraph_mode = wanted
 
 
 @functools.cache

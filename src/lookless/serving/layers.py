@@ -14,7 +14,7 @@ from ..errors import ServingError
 from ..layer_plan import LayerPlan
 from .affine import AffineMap
 from .projections import SplitProjection
-from .settings import BACKENDS
+from .settings import BACKENDS, is_blind
 
 #: Parts of a layer that are called one by one, or looked for.
 PARTS = ("mlp", "input_layernorm", "post_attention_layernorm")
@@ -52,16 +52,26 @@ class Running:
 @dataclass(frozen=True)
 class Operators:
     """Which rows run the operators of a layer: "all"; "text"; or "read", text and what is answered from, where visual
-    rows are asked for and nothing but an answer reads them."""
+    rows are asked for and nothing but an answer reads them.
+
+    Attributes:
+        keys: "all" or "text", whose keys and values are made and cached.
+    """
 
     attention: str
     ffn: str
+    keys: str = "all"
 
     @classmethod
     def of(cls, planned: LayerPlan, live: LayerPlan, *, is_flat: bool) -> Operators:
         """For a layer's row as given and without dead work; ``is_flat`` for one whose attention runs all rows."""
         attention, ffn = (_rows(getattr(planned, o), getattr(live, o)) for o in ("attention", "ffn"))
-        return cls("all" if is_flat else attention, ffn)
+        keys = "text" if is_blind(planned) else "all"
+        return cls("all" if is_flat else attention, ffn, keys)
+
+
+#: Of a layer whose visual tokens are withdrawn.
+WITHDRAWN = Operators("text", "text", "text")
 
 
 def _rows(planned: Any, live: Any) -> str:
@@ -103,6 +113,10 @@ class PlannedLayer:
         text = split.text.shape[0]
         if is_flat:
             update = layer.linear_attn(hidden_states=normed[split.places])[split.rows]
+        elif operators.keys == "text":
+            update = layer.self_attn(positions=positions[..., :text], hidden_states=normed[:text]) if text else x[:0]
+            if layer.lookless_attention is not None:
+                update = torch.cat((update, layer.lookless_attention(normed[text:])))
         elif operators.attention == "all":
             update = layer.self_attn(positions=positions, hidden_states=normed)
         else:
@@ -170,8 +184,9 @@ def _rotated(attention: Any, norm: str, positions: Tensor, x: Tensor) -> Tensor:
     return rotated.view(x.shape)
 
 
-def check_layer(layer: Any, index: int) -> None:
-    """Raises: ServingError: a layer lacks a part or has one that is not known here, or its backend is not known."""
+def check_layer(layer: Any, index: int, operators: Operators) -> None:
+    """Raises: ServingError: a layer lacks a part or has one that is not known here, or its backend is not known, or
+    cannot do what is planned."""
     is_flat = hasattr(layer, "linear_attn")
     parts = PARTS if is_flat else (*PARTS, *(f"self_attn.{part}" for part in ATTENTION_PARTS))
     for part in parts:
@@ -190,6 +205,12 @@ def check_layer(layer: Any, index: int) -> None:
         raise ServingError(
             f"a lookless plan does not know the attention backend {backend}: set --attention-backend to one of "
             f"{', '.join(BACKENDS)}."
+        )
+    window = layer.self_attn.attn.sliding_window
+    if operators.keys == "text" and window is not None:
+        raise ServingError(
+            f"layer {index} attends through a window of {window} tokens, which a plan that leaves its visual keys out "
+            f"would widen: leave keep and visible Full there."
         )
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from vllm.forward_context import ForwardContext
 
-from .layers import Split
-from .steps import Numbers, Order, Runs, runs_of, text_first
+from .layers import Operators, Split
+from .steps import Numbers, Order, Runs, VisualPast, runs_of, text_alone, text_first
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +24,7 @@ class ReorderedStep:
         split: the same on the device.
         given: the engine's context of the step, for rows in the order of the batch.
         starts, lengths: of its requests: see :func:`~lookless.serving.steps.runs_of`.
+        past: how many visual tokens each of them has before the step; None where no layer asks.
     """
 
     order: Order
@@ -31,34 +32,60 @@ class ReorderedStep:
     given: ForwardContext
     starts: Numbers
     lengths: Numbers
+    past: Numbers | None
 
     @classmethod
-    def of(cls, visual: Tensor, given: ForwardContext, layer: str) -> ReorderedStep:
-        """The step in which ``visual [rows]`` are; the requests are known from the metadata of ``layer``."""
+    def of(
+        cls, visual: Tensor, rows: int, given: ForwardContext, layer: str, past: VisualPast | None = None
+    ) -> ReorderedStep:
+        """The step of so many ``rows``, of which the ``visual [tokens]`` are and those behind them are padding; the
+        requests are known from the metadata of ``layer``, and ``past`` has what came before."""
         metadata = given.attn_metadata[layer]  # type: ignore[call-overload, index]
         starts, lengths = (
             getattr(metadata, name).cpu().numpy().astype(np.int64) for name in ("query_start_loc", "seq_lens")
         )
         starts = starts[: len(lengths) + 1]
-        order = text_first(visual.cpu().numpy(), starts)
+        mask = np.pad(visual.cpu().numpy(), (0, rows - len(visual)))
+        order = text_first(mask, starts)
+        blocks = None if past is None else metadata.block_table[: len(lengths), 0].cpu().numpy()
+        before = None if past is None or blocks is None else past.before(blocks, mask, starts, lengths)
         device = metadata.query_start_loc.device
-        rows, places = (torch.from_numpy(numbers).to(device) for numbers in (order.rows, order.places))
-        return cls(order, Split(rows[: order.text], rows[: order.read], rows, places), given, starts, lengths)
+        moved, places = (torch.from_numpy(numbers).to(device) for numbers in (order.rows, order.places))
+        split = Split(moved[: order.text], moved[: order.read], moved, places)
+        return cls(order, split, given, starts, lengths, before)
 
-    def context(self, attention: Iterable[tuple[Any, str]]) -> ForwardContext:
+    def context(self, attention: Iterable[tuple[Any, Operators]]) -> ForwardContext:
         """The context in which the rows are in this order; ``attention`` has vLLM's ``Attention`` of each layer with
-        keys, and which rows query in it. What layers share is made once."""
+        keys, and which rows run in it. What layers share is made once."""
         metadata, slots = dict(self.given.attn_metadata), dict(self.given.slot_mapping)  # type: ignore[arg-type]
-        made: dict[tuple[int, str], Any] = {}
-        for each, queries in attention:
+        made: dict[tuple[int, str, str], Any] = {}
+        for each, operators in attention:
             name = each.layer_name
             old, old_slots = metadata[name], slots[name]
-            if (key := (id(old_slots), "")) not in made:
-                made[key] = old_slots[self.split.rows[: len(old_slots)]]
-            slots[name] = made[key]
-            if (key := (id(old), queries)) not in made:
-                made[key] = metadata_of(old, self._runs(queries), slots[name], each)
-            metadata[name] = made[key]
+            if (key := (id(old), operators.attention, operators.keys)) not in made:
+                made[key] = self._made(old, old_slots, each, operators)
+            metadata[name], slots[name] = made[key]
+        return self._replaced(metadata, slots)
+
+    def _made(self, old: Any, slots: Tensor, attention: Any, operators: Operators) -> tuple[Any, Tensor]:
+        """Metadata and slots of a layer."""
+        if operators.keys == "text":
+            runs, slots = self._text_alone(old, attention.kv_cache.shape[2])
+        else:
+            runs, slots = self._runs(operators.attention), slots[self.split.rows[: len(slots)]]
+        return metadata_of(old, runs, slots, attention), slots
+
+    def _text_alone(self, metadata: Any, size: int) -> tuple[Runs, Tensor]:
+        """Runs, and slots of text rows, where the cache, of blocks of this ``size``, holds text alone."""
+        assert self.past is not None
+        rows, table = self.order.rows[: self.order.text], metadata.block_table
+        runs, places = text_alone(rows, self.starts, self.lengths, self.past)
+        request = np.repeat(runs.request, np.diff(runs.starts))
+        numbers = (torch.from_numpy(x).to(table.device) for x in (request, places // size, places % size))
+        request_, block, inner = numbers
+        return runs, table[request_, block].long() * size + inner
+
+    def _replaced(self, metadata: dict[str, Any], slots: dict[str, Tensor]) -> ForwardContext:
         return replace(
             self.given,
             attn_metadata=metadata,
@@ -66,6 +93,25 @@ class ReorderedStep:
             is_padding=None,  # of rows in the order of the batch; without it a mixture routes padding like a token
             all_moe_layers=None,  # a list from which each mixture takes its name, in a step in which all of them run
         )
+
+    def text_context(self, attention: Iterable[tuple[Any, Operators]]) -> ForwardContext | None:
+        """The context of a step without visual tokens, in the order of the batch, for layers whose cache holds text
+        alone; None where all have what the engine takes them to have."""
+        assert self.past is not None
+        if not self.past.any():
+            return None
+        metadata, slots = dict(self.given.attn_metadata), dict(self.given.slot_mapping)  # type: ignore[arg-type]
+        made: dict[int, Any] = {}
+        for each, operators in attention:
+            if operators.keys != "text":
+                continue
+            name = each.layer_name
+            old, old_slots = metadata[name], slots[name]
+            if id(old) not in made:
+                new, own = self._made(old, old_slots, each, operators)
+                made[id(old)] = new, torch.cat((own, old_slots[self.order.tokens :]))
+            metadata[name], slots[name] = made[id(old)]
+        return replace(self.given, attn_metadata=metadata, slot_mapping=slots)
 
     def _runs(self, queries: str) -> Runs:
         count = {"text": self.order.text, "read": self.order.read, "all": self.order.tokens}[queries]
@@ -97,12 +143,11 @@ def metadata_of(whole: Any, runs: Runs, slots: Tensor | None, attention: Any) ->
         "seq_lens": lengths,
         "block_table": whole.block_table[torch.from_numpy(runs.request).to(device)].contiguous(),
         "slot_mapping": slots,
-        # What some backends schedule ahead, for the requests as they were.
-        "scheduler_metadata": None,
-        "prefix_scheduler_metadata": None,
-        "use_cascade": False,
+        "scheduler_metadata": None,  # what a backend schedules ahead, for the requests as they were
     }
     known = {field.name for field in fields(whole)}
+    if "seq_threshold_3D" in known:  # of TRITON_ATTN: sequences of one query for which there is scratch memory
+        changed["seq_threshold_3D"] = min(whole.seq_threshold_3D, len(whole.softmax_segm_max))
     made = replace(whole, **{name: value for name, value in changed.items() if name in known})
     if type(whole).__name__ == "CPUAttentionMetadata":
         made.scheduler_metadata = _cpu_schedule(made, attention)

@@ -17,7 +17,7 @@ KEY = "lookless"
 VERSION = "0.32."
 #: keep, visible, decode: what a paged cache cannot do, and why
 REASONS = {
-    "keep": "removing tokens breaks the paged cache, whose slots are the prompt's positions",
+    "keep": "a chunk of a prompt would have to choose its tokens before the rest of it is known",
     "visible": "a paged cache is read by whole blocks, which hold visual and text keys side by side",
     "decode": "a paged cache holds every token",
 }
@@ -138,9 +138,9 @@ def _path(entry: Any, where: str) -> str:
 
 def check_plan(plan: Plan) -> None:
     """Raises: PlanError: an engine cannot run some cell, or not in its column."""
-    for index, row in enumerate(plan.layers):
+    for index, row in enumerate(plan.layers[: withdrawn_from(plan)]):
         for column, reason in REASONS.items():
-            if not getattr(row, column).is_full:
+            if not getattr(row, column).is_full and not (column == "visible" and is_blind(row)):
                 raise PlanError(
                     f"layer {index} of the plan has {column}: {getattr(row, column)}, and vLLM cannot serve that: "
                     f"{reason}. Use a plan that skips attention or FFN."
@@ -151,6 +151,22 @@ def check_plan(plan: Plan) -> None:
                     f"layer {index} of the plan has {column}: {getattr(row, column)}, and vLLM serves Full, Skip, Mean "
                     f"and Linear alone: use one of these, or run the plan in transformers."
                 )
+
+
+def withdrawn_from(plan: Plan) -> int:
+    """The first layer that no visual token reaches; as many as there are layers where they reach all."""
+    layers = plan.layers
+    return next((index for index, row in enumerate(layers) if row.keep.withdraws), len(layers))
+
+
+def is_blind(row: LayerPlan) -> bool:
+    """Whether nobody reads the visual keys of a layer that visual tokens reach."""
+    return row.visible.visual == "none" and row.attention.visual == "none"
+
+
+def keeps_text_apart(plan: Plan) -> bool:
+    """Whether the cache of some layer holds text alone."""
+    return withdrawn_from(plan) < len(plan.layers) or any(map(is_blind, plan.layers))
 
 
 def check_request(request: Any) -> None:
@@ -166,11 +182,11 @@ def check_request(request: Any) -> None:
 def live_rows(plan: Plan, vllm_config: Any) -> tuple[LayerPlan, ...]:
     """The rows of ``plan`` without dead work.
 
-    With adapters or quantised weights the attention stays as planned, dead or not: where it runs on some rows alone its
-    projection is split, and vLLM would leave an adapter of the whole projection out without a word.
+    With quantised weights the attention stays as planned, dead or not: where it runs on some rows alone its projection
+    is split, which a quantised one cannot be.
     """
     live = plan.live().layers
-    if not vllm_config.lora_config and vllm_config.quant_config is None:
+    if vllm_config.quant_config is None:
         return live
     pairs = zip(live, plan.layers, strict=True)
     return tuple(row.model_copy(update={"attention": planned.attention}) for row, planned in pairs)
@@ -178,6 +194,12 @@ def live_rows(plan: Plan, vllm_config: Any) -> tuple[LayerPlan, ...]:
 
 def check_layers(plan: Plan, geometry: Geometry) -> None:
     """Raises: PlanError: a layer's kernel in vLLM cannot run a cell that the plan has for it."""
+    if keeps_text_apart(plan) and any(geometry.delta_of(layer) is not None for layer in range(geometry.layers)):
+        raise PlanError(
+            f"the plan leaves visual keys out of some layers, and {geometry.model_type} has gated delta rules, whose "
+            f"kernel in vLLM writes and reads the state for all rows at once: leave keep and visible Full, or run the "
+            f"plan in transformers."
+        )
     for index, row in enumerate(plan.layers):
         if row.attention.visual == "none" and geometry.delta_of(index) is not None:
             raise PlanError(
@@ -190,6 +212,7 @@ def check_layers(plan: Plan, geometry: Geometry) -> None:
 def check_engine(plan: Plan, geometry: Geometry, vllm_config: Any) -> None:
     """Raises: ServingError: with this set-up of the engine the plan would run wrong, or is not known to run."""
     import vllm
+    from vllm import envs
 
     experts = any(geometry.experts_of(layer) is not None for layer in range(geometry.layers))
 
@@ -201,6 +224,8 @@ def check_engine(plan: Plan, geometry: Geometry, vllm_config: Any) -> None:
         "pipeline parallelism: later stages do not know which tokens are visual": parallel.pipeline_parallel_size > 1,
         "decode context parallelism": getattr(parallel, "decode_context_parallel_size", 1) > 1,
         "prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+        "breakable CUDA graphs, which replay a step without calling the model (VLLM_USE_BREAKABLE_CUDAGRAPH=0 turns "
+        "them off)": envs.VLLM_USE_BREAKABLE_CUDAGRAPH,
         "dual batch overlap": bool(getattr(parallel, "enable_dbo", False)),
         "speculative decoding: the draft model does not know the plan": vllm_config.speculative_config is not None,
         "a KV transfer between engines": vllm_config.kv_transfer_config is not None,
@@ -210,7 +235,11 @@ def check_engine(plan: Plan, geometry: Geometry, vllm_config: Any) -> None:
         or offload.prefetch.offload_group_size > 0,
         "the Transformers modelling backend": vllm_config.model_config.model_impl in ("transformers", "terratorch"),
         "an eight-bit cache of keys and values": str(vllm_config.cache_config.cache_dtype).startswith(("fp8", "int8")),
-        "LoRA adapters together with a plan that skips attention": skips_attention and bool(vllm_config.lora_config),
+        "LoRA adapters, which are found by a row's place in the batch": not plan.is_full
+        and bool(vllm_config.lora_config),
+        "prefix caching, together with a plan under which some layers keep text alone, not in the place that a prefix "
+        "has (--no-enable-prefix-caching turns it off)": keeps_text_apart(plan)
+        and bool(vllm_config.cache_config.enable_prefix_caching),
         "quantised weights together with a plan that skips attention": skips_attention
         and vllm_config.quant_config is not None,
         "experts spread over ranks, which exchange rows that a plan leaves out": experts

@@ -92,6 +92,65 @@ def runs_of(rows: Numbers, starts: Numbers, lengths: Numbers) -> Runs:
     return Runs(request[begin], np.append(begin, len(rows)), lengths[request[begin]] - after)
 
 
+def text_alone(rows: Numbers, starts: Numbers, lengths: Numbers, visual: Numbers) -> tuple[Runs, Numbers]:
+    """Text rows in a cache that holds the text of each request alone, without gaps.
+
+    Args:
+        rows, starts, lengths: of text rows, as for :func:`runs_of`.
+        visual: how many visual tokens each request has before the step, ``[requests]``.
+
+    Returns:
+        the rows as virtual requests, one for each request that has some; and the place of each row in its request's
+        cache, ``[rows]``.
+    """
+    request = np.searchsorted(starts, rows, side="right") - 1
+    counts = np.bincount(request, minlength=len(lengths))
+    past = lengths - np.diff(starts) - visual
+    some = np.flatnonzero(counts)
+    begin = np.concatenate(([0], np.cumsum(counts)))
+    places = past[request] + np.arange(len(rows)) - begin[request]
+    return Runs(some, np.append(begin[some], len(rows)), (past + counts)[some]), places
+
+
+class VisualPast:
+    """How many visual tokens of each request are behind it.
+
+    A request is known by its first block, which is its own where no prefix is shared, and it starts at its first token,
+    also where it was put off.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[int, int]] = {}
+
+    def before(self, blocks: Numbers, visual: NDArray[np.bool_], starts: Numbers, lengths: Numbers) -> Numbers:
+        """Of a step, ``[requests]``; it is remembered then.
+
+        Args:
+            blocks: the first block of each request, ``[requests]``.
+            visual, starts, lengths: of the step, as for :func:`text_first` and :func:`runs_of`.
+
+        Raises:
+            ServingError: a request goes on where it was not left.
+        """
+        before = np.zeros_like(lengths)
+        scheduled = np.diff(starts)
+        for index, (block, count, length) in enumerate(
+            zip(blocks.tolist(), scheduled.tolist(), lengths.tolist(), strict=True)
+        ):
+            if not count:
+                continue
+            if past := length - count:
+                tokens, before[index] = self._seen.get(block, (0, 0))
+                if tokens != past:
+                    raise ServingError(
+                        f"a request goes on behind {past} tokens, of which {tokens} were seen: a plan that withdraws "
+                        f"visual tokens does not know this way of scheduling."
+                    )
+            new = int(visual[starts[index] : starts[index + 1]].sum())
+            self._seen[block] = (length, int(before[index]) + new)
+        return before
+
+
 def check_ran(ran: int, layers: int) -> None:
     """Raises: ServingError: in a step with visual tokens not each of so many ``layers`` ran under the plan."""
     if ran != layers:
