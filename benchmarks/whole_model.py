@@ -238,23 +238,25 @@ def rounds_of(folder: Path, settings: Settings, visual: int, part: str) -> list[
 
 
 def section(folder: Path, settings: Settings, visual: int) -> str:
-    """A heading, sentences and the table; empty if not all was timed once."""
+    """A heading, sentences and the table; empty if nothing was timed."""
     found = {part: rounds_of(folder, settings, visual, part) for part in (WHOLE, FEW_LAYERS)}
     rounds = found[WHOLE]
-    if not all(found.values()):
-        return ""
     rows, off = [], []
     for name in NAMES:
-        parts = [[each for each in found[part] if name in each] for part in (WHOLE, FEW_LAYERS)]
-        if not all(parts):
+        whole, few = (
+            Share.of(name, mine) if (mine := [each for each in found[part] if name in each]) else None
+            for part in (WHOLE, FEW_LAYERS)
+        )
+        if whole is None:
             continue
-        whole, few = (Share.of(name, mine) for mine in parts)
         cells = [name, f"{whole.seconds:.1f}", f"{whole.tflops:.3g} ({whole.flops:.1%})", f"{whole.time:.1%}"]
         cells.append("-" if name == STOCK else f"{(1 - whole.time) / (1 - whole.flops):.2f}")
-        cells.append("-" if name == STOCK else f"{whole.expected(few):.1%}")
-        rows.append((*cells, f"{few.flops:.1%}", f"{few.time:.1%}"))
-        if name != STOCK:
-            off.append(abs(whole.expected(few) - whole.time))
+        if few is not None:
+            cells += ["-" if name == STOCK else f"{whole.expected(few):.1%}", f"{few.flops:.1%}", f"{few.time:.1%}"]
+            off += [abs(whole.expected(few) - whole.time)] * (name != STOCK)
+        rows.append((*cells, *["-"] * (len(HEADS) - len(cells))))
+    if not rows:
+        return ""
     few_layers = min(FEW, settings.layers)
     about = (
         f"{str(settings.dtype).removeprefix('torch.')}, {settings.weights}; {processor()}, {torch.get_num_threads()} "
