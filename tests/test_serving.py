@@ -251,6 +251,16 @@ def test_serve_is_vllms_command(plan, installed):
     shutil.rmtree(shipped.parent)
 
 
+def test_serve_shares_no_prefixes_under_a_plan_that_cannot(tmp_path, installed):
+    """Unless it is asked to: the engine then says why not."""
+    Plan.full(4).at([2], keep=Keep(0)).save_pretrained(tmp_path)
+    off, on = "--no-enable-prefix-caching", "--enable-prefix-caching"
+    assert command("some/model", str(tmp_path), ["--seed", "3"])[5:8] == ["--seed", "3", off]
+    for word in (off, on):
+        words = command("some/model", str(tmp_path), [word])
+        assert [each for each in words if each in (off, on)] == [word]
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
