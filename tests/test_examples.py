@@ -47,6 +47,7 @@ def test_it_runs(path, line, tmp_path, monkeypatch):
     user.folder(monkeypatch)
     if path == ("report",):
         run_folder(Path("my-run"))
+    user.without_results([shlex.split(line)])
     done = user.run(shlex.split(line))
     assert done.exit_code == 0, done.output
     assert done.stdout.strip() or path == ("serve",)

@@ -6,7 +6,10 @@ import functools
 import json
 import os
 import shlex
+import shutil
 import sys
+from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -72,6 +75,15 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lookless.serving.launch.find_spec", lambda name: name)
     monkeypatch.setattr("lookless.bench.traffic.command_for", lambda *words: [*fake, *command_for(*words)[3:]])
     monkeypatch.setattr("os.execv", lambda *_: None)
+
+
+def without_results(commands: Iterable[list[str]]) -> None:
+    """Takes away what one of these commands will write: a result that is there is not replaced unasked."""
+    for words in commands:
+        for option, value in pairwise(words):
+            where = Path(value)
+            if option == "--out" and where.exists():
+                shutil.rmtree(where) if where.is_dir() else where.unlink()
 
 
 def models() -> None:
