@@ -41,6 +41,8 @@ NOT_RUN = {
     "lookless experiment redundancy-": "as for operator-",
     "lookless experiment v-skip-": "as for operator-",
     "lookless experiment visipruner-": "as for operator-",
+    "lookless report RUN_DIR --samples": "it needs the model of a whole run; tests/test_pages_of_models.py makes one",
+    "lookless table reference --dtype": "an hour; tests/test_table.py writes such a page",
     "make": "it builds an environment; that the target is there is checked",
     "mkdir": "it reads another commit",
     "pip install": "it changes the environment; that the extra is there is checked",
@@ -145,6 +147,8 @@ def script(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(argparse.ArgumentParser, "parse_args", parse)
         patched.setattr(sys, "argv", words[2:] if words[1] == "-m" else words[1:])
+        if words[1] != "-m":
+            patched.syspath_prepend(str((ROOT / words[1]).parent))
         with pytest.raises(ParsedError):
             start(name, run_name="__main__")
 

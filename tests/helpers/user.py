@@ -42,7 +42,13 @@ SHORTER = {
 }
 SMALL = Geometry(model_type="llava", layers=32, hidden=64, intermediate=96, heads=4, kv_heads=4, head_dim=16)
 SKIPS = ("my-plan", "mild", "bold", "chart-plan", "text-plan", "plan-for-all", "PLAN_DIR", "lookless-demo/chart/plan")
-MODELS = ("my-model", "MODEL")
+#: Any model is one whose tower takes images of any size.
+MODELS = {
+    "my-model": "reference",
+    "FOLDER": "reference",
+    "MODEL": "reference-qwen3-vl",
+    "my-hybrid": "reference-qwen3-5",
+}
 
 
 def run(words: list[str]) -> Result:
@@ -87,10 +93,8 @@ def without_results(commands: Iterable[list[str]]) -> None:
 
 
 def models() -> None:
-    for name in MODELS:
-        Path(name).symlink_to(reference.NAMES["reference"], target_is_directory=True)
-    Path("my-hybrid").symlink_to(reference.SHIPPED["reference-qwen3-5"], target_is_directory=True)
-    Path("FOLDER").symlink_to(reference.NAMES["reference"], target_is_directory=True)
+    for name, shipped in MODELS.items():
+        Path(name).symlink_to(reference.SHIPPED[shipped], target_is_directory=True)
 
 
 def questions(lines: int = 40) -> None:
