@@ -374,6 +374,8 @@ class Plan(BaseModel):
             check_one_plan(path)
             path = path / FILE_NAME
         elif not path.exists() and not path.suffix and len(path.parts) == 2 and not path.is_absolute():
+            if path.parent.is_dir():  # a hub that is asked for a misspelt folder takes half a minute to say no
+                raise PlanError(f"no plan at '{where}': {path.parent} is a folder here, and has no {path.name} in it.")
             repo = str(where)
             path = files.download(repo, FILE_NAME, revision, PlanError)
         plan = files.load(path, cls, PlanError, SCHEMA_VERSION)
