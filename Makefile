@@ -15,7 +15,7 @@ SHIM := tests/helpers/cpu_torchvision.py
 .PHONY: demo test test-vllm test-lmms test-oldest test-wheel quick lint format docs train lock audit release clean
 
 demo: $(VENV)/.installed ## calibrate, plan, apply and measure on the shipped reference model
-	$(BIN)/lookless demo --out lookless-demo
+	$(BIN)/lookless demo --out lookless-demo --overwrite
 
 test: lint $(VENV)/.installed-dev ## ruff, mypy and every test but those of test-vllm and test-lmms
 	$(BIN)/python -m pytest $(PARALLEL)
@@ -29,10 +29,15 @@ test-lmms: $(LMMS)/.installed ## the plug-in inside lmms-eval on a CPU: an envir
 test-oldest: $(OLDEST)/.installed ## the tests closest to transformers, with the oldest versions that pyproject.toml allows
 	$(OLDEST)/bin/python -m pytest -m "not long" $(addprefix tests/test_,$(addsuffix .py,$(CLOSEST)))
 
+# torch comes first, in the build that the index at hand prefers, as one for a CPU; among hashes pip prefers PyPI's.
 test-wheel: $(VENV)/.installed-dev ## sdist and wheel, installed by hash into an empty environment; PYTHON=python3.12 for another Python
 	rm -rf dist $(WHEEL)
 	$(BIN)/python -m build --no-isolation
 	$(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python -m pip download --quiet --no-deps --constraint constraints.txt --dest $(WHEEL)/torch torch
+	$(WHEEL)/bin/python -m pip hash $(WHEEL)/torch/*.whl | grep --quiet --fixed-strings --file - locks/runtime.txt \
+		|| { echo "make test-wheel: locks/runtime.txt does not know the build of torch that this index prefers" >&2; exit 1; }
+	$(WHEEL)/bin/python $(PIP_INSTALL) --no-deps $(WHEEL)/torch/*.whl
 	$(WHEEL)/bin/python $(PIP_INSTALL) --require-hashes --no-deps --requirement locks/runtime.txt
 	$(WHEEL)/bin/python -m pip check >/dev/null \
 		|| $(WHEEL)/bin/python $(PIP_INSTALL) --require-hashes --no-deps --requirement locks/cuda.txt

@@ -1,1 +1,1 @@
-"""What a release is made of: lock files (``python -m release.locks``) and the release itself (``python -m release``)."""
+"""What a release is made of: lock files (``python -m release.locks``), and its steps (``python -m release``)."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from .steps import Refused, release
+from .steps import ReleaseError, release
 
 try:
     print(release(Path.cwd(), *sys.argv[1:]))
-except Refused as problem:
+except ReleaseError as problem:
     print(f"No release: {problem}", file=sys.stderr)
     sys.exit(2)

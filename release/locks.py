@@ -29,7 +29,7 @@ EXTRAS = ("data", "dev", "docs", "release")
 _CUDA = re.compile(r"(nvidia|cuda)-|triton==")
 
 HEADS = {
-    "runtime": "# What lookless needs, by hash. pip install --require-hashes --no-deps --requirement locks/runtime.txt\n"
+    "runtime": "# What lookless needs, by hash: pip install --require-hashes --no-deps -r locks/runtime.txt\n"
     "# A build of torch for CUDA needs locks/cuda.txt, too.\n",
     "cuda": "# What torch needs on Linux where its build is for CUDA; a build for a CPU needs nothing of it.\n",
     "dev": "# What tests, site and release need beside locks/runtime.txt, for Python 3.11.5 and later.\n",

@@ -17,7 +17,7 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+((a|b|rc)\d+)?")
 _SECTION = re.compile(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", re.MULTILINE)
 
 
-class Refused(Exception):
+class ReleaseError(Exception):
     """What is not as a release needs it, and what to do."""
 
 
@@ -27,26 +27,26 @@ def said(root: Path, *words: str) -> str:
 
 
 def run(root: Path, *words: str) -> None:
-    """Raises: Refused: the command fails."""
+    """Raises: ReleaseError: the command fails."""
     if subprocess.run(words, cwd=root).returncode:
-        raise Refused(f"`{' '.join(words)}` failed; what it printed is above")
+        raise ReleaseError(f"`{' '.join(words)}` failed; what it printed is above")
 
 
 def check(root: Path, version: str) -> None:
     """That ``root`` is what is to be released as ``version``.
 
     Raises:
-        Refused: it is not.
+        ReleaseError: it is not.
     """
     if not _VERSION.fullmatch(version):
-        raise Refused(f"{version!r} is no version; write `make release VERSION=1.2.3`")
+        raise ReleaseError(f"{version!r} is no version; write `make release VERSION=1.2.3`")
     if changed := said(root, "status", "--porcelain"):
-        raise Refused(f"files are not committed: {', '.join(line[3:] for line in changed.splitlines()[:5])}")
+        raise ReleaseError(f"files are not committed: {', '.join(line[3:] for line in changed.splitlines()[:5])}")
     if said(root, "tag", "--list", f"v{version}"):
-        raise Refused(f"the tag v{version} is there already; choose the next version")
+        raise ReleaseError(f"the tag v{version} is there already; choose the next version")
     [written] = re.findall(r'^__version__ = "(.+)"$', (root / "src/lookless/version.py").read_text(), re.MULTILINE)
     if written != version:
-        raise Refused(f"src/lookless/version.py says {written} and VERSION is {version}; change one of them and commit")
+        raise ReleaseError(f"src/lookless/version.py says {written} and VERSION is {version}; change one and commit")
     check_changelog((root / "CHANGELOG.md").read_text(), version)
 
 
@@ -54,7 +54,7 @@ def check_changelog(text: str, version: str) -> None:
     """That the newest dated section is that of ``version``, and nothing waits for a later one.
 
     Raises:
-        Refused: it is not, or something waits.
+        ReleaseError: it is not, or something waits.
     """
     parts = _SECTION.split(text)[1:]
     sections = {
@@ -63,31 +63,28 @@ def check_changelog(text: str, version: str) -> None:
     _, waiting = sections.pop("Unreleased", (None, ""))
     newest = next(iter(sections), None)
     if newest != version:
-        found = f"is of {newest}" if newest else "is not there"
-        raise Refused(
-            f"the newest section of CHANGELOG.md {found}, not of {version}; "
-            f"put `## [{version}] - YYYY-MM-DD` below `## [Unreleased]` and commit"
-        )
+        found = f"the newest section of CHANGELOG.md is {newest}, not" if newest else "CHANGELOG.md has no section for"
+        raise ReleaseError(f"{found} {version}; put `## [{version}] - YYYY-MM-DD` below `## [Unreleased]` and commit")
     date, body = sections[version]
     if date is None or not body:
-        raise Refused(f"section {version} of CHANGELOG.md has no {'text' if date else 'date'}; write it and commit")
+        raise ReleaseError(f"section {version} of CHANGELOG.md has no {'text' if date else 'date'}; write it")
     if waiting:
-        raise Refused(f"CHANGELOG.md has changes under [Unreleased]; move them to {version} and commit")
+        raise ReleaseError(f"CHANGELOG.md has changes under [Unreleased]; move them to {version} and commit")
 
 
 def release(root: Path, *words: str, run: Callable[..., None] = run) -> str:
     """Check, build, test and tag ``root``; what is left to do, in words. ``words`` is the version.
 
     Raises:
-        Refused: something is not as it must be, or a step fails. Nothing is tagged then.
+        ReleaseError: something is not as it must be, or a step fails. Nothing is tagged then.
     """
-    [version] = words or [""]
+    version = " ".join(words)
     check(root, version)
     run(root, "make", "lint", "test-wheel")  # which builds what is in dist/
     files = sorted(root.glob("dist/*"))
     run(root, sys.executable, "-m", "twine", "check", "--strict", *map(str, files))
     if {path.name for path in files} != {f"lookless-{version}.tar.gz", f"lookless-{version}-py3-none-any.whl"}:
-        raise Refused(f"dist/ has {', '.join(path.name for path in files) or 'nothing'}, and not {version} alone")
+        raise ReleaseError(f"dist/ has {', '.join(path.name for path in files) or 'nothing'}, and not {version} alone")
     run(root, "git", "tag", "--annotate", f"v{version}", "--message", f"lookless {version}")
     sums = "\n".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(root)}" for path in files)
     return (

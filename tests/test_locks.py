@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from importlib import metadata
 
 import pytest
+import tomllib
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from helpers.documents import ROOT, text
+from helpers.documents import text
 from release import locks
 from release.locks import CONSTRAINTS, EXTRAS, LOCKS, TORCH_CPU, constraints, entries, with_cpu_builds
 
@@ -123,4 +123,3 @@ def test_a_lock_is_written_of_what_uv_finds(monkeypatch, tmp_path):
     ]
     assert [python for python, _ in calls] == ["3.10", "3.11.5"]
     assert all(options[-1] == "--upgrade" for _, options in calls)
-    assert ROOT != tmp_path

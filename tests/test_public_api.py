@@ -11,6 +11,10 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
+from helpers.documented import functions, missing
+
 PACKAGES = ("lookless", "lookless.data", "lookless.search", "lookless.bench", "lookless.certification")
 PACKAGES += ("lookless.routing", "lookless.fitted", "lookless.errors")
 HEAD = """# Public names
@@ -53,6 +57,41 @@ def test_every_public_name_is_listed_and_says_what_it_is():
         for name in names(package):
             assert what(package, name), f"{package}.{name} has no docstring"
     assert (Path(__file__).parents[1] / "docs" / "api.md").read_text() == page()
+
+
+PUBLIC = {
+    f"{function.__module__}.{function.__qualname__}": function
+    for package in PACKAGES
+    for name in names(package)
+    for _, function in functions(getattr(import_module(package), name), name)
+    if function.__module__.startswith("lookless")
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_function_documents_its_arguments_and_errors(name):
+    assert missing(PUBLIC[name]) == []
+
+
+def test_what_a_docstring_leaves_out_is_found():
+    def told(samples, plan):
+        """Of ``samples`` under ``plan``.
+
+        Raises:
+            ValueError: there are none.
+        """
+        raise ValueError("none")
+
+    def untold(samples, plan):
+        """Of all samples.
+
+        Raises:
+            TypeError: there are none.
+        """
+        raise ValueError("none")
+
+    assert missing(told) == []
+    assert missing(untold) == ["argument plan", "error ValueError"]
 
 
 def test_errors_are_a_tree():

@@ -9,9 +9,22 @@ import pytest
 
 from helpers.documents import text
 from lookless.version import __version__
-from release.steps import Refused, check, check_changelog, release, run, said
+from release.steps import ReleaseError, check, check_changelog, release, run, said
 
-CHANGELOG = "# Changelog\n\n## [Unreleased]\n\n## [1.2.3] - 2026-01-02\n\n### Added\n\n- all\n\n## [1.2.2] - 2025-01-02\n\n- a\n"
+CHANGELOG = """# Changelog
+
+## [Unreleased]
+
+## [1.2.3] - 2026-01-02
+
+### Added
+
+- all
+
+## [1.2.2] - 2025-01-02
+
+- a
+"""
 
 
 @pytest.fixture
@@ -40,7 +53,7 @@ def builder(*files: str, fails: str = ""):
     def ran(root: Path, *words: str) -> None:
         commands.append(words)
         if fails and fails in words:
-            raise Refused(fails)
+            raise ReleaseError(fails)
         if words[0] == "make":
             (root / "dist").mkdir()
             for name in files:
@@ -71,44 +84,44 @@ def test_a_release_is_built_tested_and_tagged_and_stops_there(project):
 
 @pytest.mark.parametrize("fails", ["test-wheel", "twine"])
 def test_nothing_is_tagged_when_a_step_fails(project, fails):
-    with pytest.raises(Refused, match=fails):
+    with pytest.raises(ReleaseError, match=fails):
         release(project, "1.2.3", run=builder(*BOTH, fails=fails)[0])
     assert said(project, "tag", "--list") == ""
 
 
 def test_nothing_is_tagged_when_another_version_was_built(project):
-    with pytest.raises(Refused, match=r"dist/ has lookless-1\.2\.2\.tar\.gz"):
+    with pytest.raises(ReleaseError, match=r"dist/ has lookless-1\.2\.2\.tar\.gz"):
         release(project, "1.2.3", run=builder("lookless-1.2.2.tar.gz")[0])
     assert said(project, "tag", "--list") == ""
 
 
 @pytest.mark.parametrize("version", ["", "1.2", "v1.2.3", "1.2.3; true"])
 def test_no_version(project, version):
-    with pytest.raises(Refused, match="is no version; write `make release"):
+    with pytest.raises(ReleaseError, match="is no version; write `make release"):
         check(project, version)
 
 
 def test_a_file_that_is_not_committed(project):
     (project / "new.py").write_text("")
-    with pytest.raises(Refused, match=r"not committed: new\.py"):
+    with pytest.raises(ReleaseError, match=r"not committed: new\.py"):
         check(project, "1.2.3")
 
 
 def test_a_tag_that_is_there(project):
     said(project, "tag", "v1.2.3")
-    with pytest.raises(Refused, match=r"tag v1\.2\.3 is there already"):
+    with pytest.raises(ReleaseError, match=r"tag v1\.2\.3 is there already"):
         check(project, "1.2.3")
 
 
 def test_another_version_in_the_code(project):
-    with pytest.raises(Refused, match=r"says 1\.2\.3 and VERSION is 1\.2\.4"):
+    with pytest.raises(ReleaseError, match=r"says 1\.2\.3 and VERSION is 1\.2\.4"):
         check(project, "1.2.4")
 
 
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("[1.2.3]", "[1.2.1]", r"is of 1\.2\.1, not of 1\.2\.3"),
+        ("[1.2.3]", "[1.2.1]", r"is 1\.2\.1, not 1\.2\.3; put"),
         (" - 2026-01-02", "", "has no date"),
         ("### Added\n\n- all", "", "has no text"),
         ("## [Unreleased]\n", "## [Unreleased]\n\n- later\n", r"under \[Unreleased\]"),
@@ -116,7 +129,7 @@ def test_another_version_in_the_code(project):
 )
 def test_a_changelog_that_does_not_agree(old, new, says):
     check_changelog(CHANGELOG, "1.2.3")
-    with pytest.raises(Refused, match=says):
+    with pytest.raises(ReleaseError, match=says):
         check_changelog(CHANGELOG.replace(old, new, 1), "1.2.3")
 
 
@@ -124,5 +137,5 @@ def test_our_own_changelog_is_read():
     """It has no section yet, or one that a release would take."""
     ready = text("CHANGELOG.md").replace("## [Unreleased]\n", f"## [Unreleased]\n\n## [{__version__}] - 2026-01-02\n")
     check_changelog(ready, __version__)
-    with pytest.raises(Refused):
+    with pytest.raises(ReleaseError):
         check_changelog(text("CHANGELOG.md"), "99.0.0")

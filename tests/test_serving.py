@@ -140,6 +140,10 @@ def test_layers_without_the_plan_are_found():
         ({"visible": Skip()}, r"has visible: .* read by whole blocks"),
         ({"visible": Sink(), "attention": Skip()}, r"has visible: .* read by whole blocks"),
         ({"decode": Skip()}, r"has decode: .* holds every token"),
+        (
+            {"before": Skip()},
+            r"has before: skip, .* shares keys of text before an image with",
+        ),
         ({"attention": Window(4)}, r"has attention: .* Full, Skip, Mean and Linear alone"),
     ],
     ids=str,
@@ -245,6 +249,16 @@ def test_serve_is_vllms_command(plan, installed):
     shipped = Path(words[4])  # a copy with the names that vLLM wants
     assert any("vision_tower.vision_model" in name for name in load_file(shipped / "model.safetensors"))
     shutil.rmtree(shipped.parent)
+
+
+def test_serve_shares_no_prefixes_under_a_plan_that_cannot(tmp_path, installed):
+    """Unless it is asked to: the engine then says why not."""
+    Plan.full(4).at([2], keep=Keep(0)).save_pretrained(tmp_path)
+    off, on = "--no-enable-prefix-caching", "--enable-prefix-caching"
+    assert command("some/model", str(tmp_path), ["--seed", "3"])[5:8] == ["--seed", "3", off]
+    for word in (off, on):
+        words = command("some/model", str(tmp_path), [word])
+        assert [each for each in words if each in (off, on)] == [word]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from typer.testing import CliRunner
 from helpers.documents import ROOT, text
 from lookless.cli.main import app
 from lookless.methods import METHODS
-from website import commands, methods, picture
+from website import api, commands, methods, picture
 from website.docstrings import markdown
 from website.foreign import foreign
 from website.sources import BESIDE, as_page
@@ -22,7 +24,7 @@ from website.sources import BESIDE, as_page
 CONFIGURATION = text("mkdocs.yml")
 DOCUMENTS = {path.name: path for path in ROOT.glob("docs/*.md")}
 PAGES = {**{page: ROOT / path for page, path in BESIDE.items()}, **DOCUMENTS}
-WRITTEN = {"commands.md", *(f"methods/{name}.md" for name in METHODS)}
+WRITTEN = {"commands.md", "notebook.md", *(f"methods/{name}.md" for name in METHODS)}
 
 
 def navigation() -> list[str]:
@@ -38,7 +40,7 @@ def navigation() -> list[str]:
 
 def test_the_navigation_has_every_page_once():
     """Those of the methods are added to it while the site is built."""
-    assert sorted(navigation()) == sorted({*PAGES, "commands.md"})
+    assert sorted(navigation()) == sorted({*PAGES, "commands.md", "notebook.md"})
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -66,6 +68,7 @@ def test_a_docstring_becomes_markdown():
     )
     said = "Skip `x`, as `lookless.Plan` says.\n\n**Raises**\n\n* `PlanError`: it is\n    wrong.\n"
     assert markdown(docstring) == said
+    assert markdown("Args:\n    a: b.\nBut c.") == "**Args**\n\n* `a`: b.\n\nBut c."
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -77,6 +80,47 @@ def test_the_page_of_a_method(name):
     for knob in method.knobs:
         assert f"`--{knob.replace('_', '-')} " in page
     assert f"[`{name}`](methods/{name}.md)" in methods.linked(table)
+
+
+NAMES = list(api.listed(text("docs/api.md")))
+
+
+@pytest.mark.parametrize(("package", "name"), NAMES)
+def test_the_page_of_a_public_name(package, name):
+    """It begins as its docstring, and shows the lines that define it, from where they are."""
+    page, one = api.page(package, name), getattr(import_module(package), name)
+    assert page.startswith(f"# {package}.{name}\n")
+    assert f"| [`{name}`](api/{package}.{name}.md) |" in api.linked(text("docs/api.md"))
+    if not (inspect.isclass(one) or inspect.isroutine(one)):
+        return
+    assert markdown(inspect.getdoc(one)).split("\n")[0] in page
+    path, line = re.search(r"Source: (src/[\w/.]+), line (\d+)", page).groups()
+    first = text(path).splitlines()[int(line) - 1]
+    assert first == next(line for line in inspect.getsource(inspect.unwrap(one)).splitlines() if line)
+    assert f"    {first}\n" in page
+
+
+def test_the_signature_of_a_public_name():
+    def called(self, model: int, *, budget: float = 0.5, seen: tuple[int, ...] = tuple(range(40))) -> str: ...
+
+    assert (
+        api.signature("called", called)
+        == "called(model: int, *, budget: float = 0.5, seen: tuple[int, ...] = tuple(...)) -> str"
+    )
+    assert "\n    layers: tuple[LayerPlan, ...],\n" in api.page("lookless", "Plan")
+    line = "Neurons(*ratio: float, kind: Literal['neurons'] = 'neurons', probe: float = 0.1)"
+    assert f"\n{line}\n" in api.page("lookless", "Neurons")
+
+
+def test_pages_of_classes_have_fields_and_methods():
+    page = api.page("lookless", "Plan")
+    assert "| `geometry` | `Geometry \\| None` | `None` |" in page
+    assert "\n## at\n" in page
+    assert "at(layers: Iterable[int], **cells: Cell) -> Plan" in page
+    assert "## _" not in page
+    assert "a module" in api.page("lookless", "bench").lower()
+    assert "`bench_prefill`" in api.page("lookless", "bench")
+    assert "LLaVA-1.5-7B" in api.page("lookless", "PRESETS")
 
 
 def test_a_plan_is_folded():

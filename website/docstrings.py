@@ -19,4 +19,5 @@ def markdown(docstring: str) -> str:
 
 def _listed(section: re.Match[str]) -> str:
     entries = _ENTRY.sub(r"* `\1`: ", textwrap.dedent(section[2]).strip())
-    return f"**{section[1]}**\n\n{entries}\n"
+    behind = "" if section.end() == len(section.string) else "\n"  # else what follows would be part of the list
+    return f"**{section[1]}**\n\n{entries}\n{behind}"

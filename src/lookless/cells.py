@@ -322,6 +322,7 @@ class Neurons(Cell):
         return max(1, round(self.probe * visual)) if isinstance(visual, int) else self.probe * visual
 
     def channels(self, intermediate: int) -> int:
+        """How many of the FFN's ``intermediate`` channels a visual token uses; one at least."""
         return max(1, round(self.ratio * intermediate))
 
     def __str__(self) -> str:

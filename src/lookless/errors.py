@@ -59,7 +59,7 @@ class ServingError(LooklessError, ValueError):
 
 
 def is_out_of_memory(problem: BaseException) -> bool:
-    """Whether it reports that no memory is left: torch has no class of its own for that on a CPU."""
+    """Whether ``problem`` reports that no memory is left: torch has no class of its own for that on a CPU."""
     said = str(problem)
     return isinstance(problem, MemoryError) or (
         isinstance(problem, RuntimeError) and any(words in said for words in ("out of memory", "allocate memory"))
@@ -67,8 +67,8 @@ def is_out_of_memory(problem: BaseException) -> bool:
 
 
 def first_line(problem: BaseException) -> str:
-    """What another library's error says, for one of our sentences: its first line, without a full stop at the end; the
-    error's class where it says nothing."""
+    """What ``problem``, another library's error, says, for one of our sentences: its first line, without a full stop at
+    the end; the error's class where it says nothing."""
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
     return (lines[0] if lines else type(problem).__name__).rstrip(".")
 

@@ -150,16 +150,16 @@ class Geometry(BaseModel):
         return tuple(first.setdefault(shape(layer), layer) for layer in range(self.layers))
 
     def query_width(self, layer: int = 0) -> int:
-        """Columns of ``q_proj`` and rows of ``o_proj`` (``dq`` in the FLOPs formulas)."""
+        """Columns of ``q_proj`` and rows of ``o_proj`` of ``layer`` (``dq`` in the FLOPs formulas)."""
         return self.heads * (self.heads_of(layer) or self).head_dim
 
     def key_width(self, layer: int = 0) -> int:
-        """Columns of ``k_proj`` and of ``v_proj`` (``dk`` in the FLOPs formulas); 0 where there are none."""
+        """Columns of ``k_proj`` and of ``v_proj`` of ``layer`` (``dk`` in FLOPs formulas); 0 where there are none."""
         heads = self.heads_of(layer) or self
         return 0 if self.shares_keys_of(layer) is not None else heads.kv_heads * heads.head_dim
 
     def has_values(self, layer: int) -> bool:
-        """Whether a projection of their own makes values."""
+        """Whether a projection of their own makes the values of ``layer``."""
         heads = self.heads_of(layer)
         return heads is None or not heads.keys_are_values
 

@@ -104,7 +104,13 @@ class Loaded:
         return {"videos": [video for video, _ in videos], "video_metadata": times, "do_sample_frames": False}
 
     def fitting(self, samples: Samples, progress: bool = True) -> Samples:
-        """``samples`` without those that :meth:`inputs` refuses; what is wrong with each is noted in ``bad``."""
+        """``samples`` without those that :meth:`inputs` refuses; what is wrong with each is noted in its ``bad``.
+
+        ``progress`` shows a bar.
+
+        Raises:
+            DataError: none is left.
+        """
         items, bad = [], [*samples.bad]
         for sample in track(samples.items, f"checking {samples.name}", progress):
             try:
@@ -169,6 +175,8 @@ class Loaded:
     @torch.no_grad()
     def answer(self, samples: Sequence[Sample], *, max_new_tokens: int) -> list[str]:
         """The model's greedy answers, without outer blanks, in the order of ``samples``.
+
+        Each has at most ``max_new_tokens`` tokens.
 
         Raises:
             ModelError: the logits of a step are not finite; the message names the question.

@@ -145,7 +145,11 @@ class Scores(BaseModel):
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
-        """Raises: ScoresError: no such file, an unknown key, or a newer schema."""
+        """The scores in the JSON file at ``path``.
+
+        Raises:
+            ScoresError: no such file, an unknown key, or a newer schema.
+        """
         return files.load(Path(path), cls, ScoresError, SCHEMA_VERSION)
 
 

@@ -1,4 +1,4 @@
-"""Every family in the engines that ``test_settings`` runs one in: compiled, put off, over two processes, in bfloat16."""
+"""Every family in the engines that ``test_settings`` runs one in: compiled, put off, in two processes, in bfloat16."""
 
 from __future__ import annotations
 

@@ -110,7 +110,11 @@ class LatencyTable(BaseModel):
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyTable:
-        """Raises: PlanError: no such file, an unknown key, or a newer schema."""
+        """The table in the JSON file at ``path``.
+
+        Raises:
+            PlanError: no such file, an unknown key, or a newer schema.
+        """
         return files.load(Path(path), cls, PlanError, SCHEMA_VERSION)
 
 

@@ -194,7 +194,7 @@ class Certificate(BaseModel):
 
     @classmethod
     def load(cls, path: str | Path) -> Certificate:
-        """The certificate in a JSON file, or ``certificate.json`` in a folder.
+        """The certificate in ``path``: a JSON file, or ``certificate.json`` in a folder.
 
         Raises:
             LooklessError: there is none, it is not valid, or a newer library wrote it.

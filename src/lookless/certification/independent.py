@@ -36,7 +36,7 @@ def one_by_one(metric: str, data: str) -> str:
 
 
 def one_per_image(samples: Samples, seed: int = 0) -> Samples:
-    """``samples`` with one question, drawn at random, of those that share an image file; in their order.
+    """``samples`` with one question, drawn by ``seed``, of those that share an image file; in their order.
 
     Samples without an image file all stay.
     """

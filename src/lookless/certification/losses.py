@@ -27,7 +27,7 @@ class Loss:
     binary: bool = True
 
     def fitting(self, evaluations: Sequence[Evaluation]) -> Loss:
-        """The same, not binary where it is of scores, and these are graded."""
+        """The same, not binary where it is of scores, and those of ``evaluations`` are graded."""
         graded = any(metric_named(evaluation.metric).is_graded for evaluation in evaluations)
         return replace(self, binary=False) if graded and self.of is _lost else self
 

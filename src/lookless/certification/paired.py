@@ -123,7 +123,7 @@ def compare(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values: whatever is at most alpha may be rejected, with all errors together at most alpha."""
+    """``p_values``, adjusted: whatever is at most alpha may be rejected, with all errors together at most alpha."""
     p = np.asarray(p_values, dtype=float)
     order = p.argsort()
     steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)

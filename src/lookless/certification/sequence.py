@@ -99,6 +99,12 @@ def bound(tried: Tried, *, confidence: float = 0.95, loss: str | Loss = "lost", 
     correction over tasks: the task that is worst in truth is under its own bound with ``confidence``. (That *all* tasks
     are under their own bounds at once is less sure.)
 
+    Args:
+        tried: the plan and its answers.
+        confidence: that the true loss is not above the level.
+        loss: what counts as lost, by name or as :class:`Loss`.
+        pooled: all questions are one task.
+
     Raises:
         LooklessError: as :func:`certify`.
     """

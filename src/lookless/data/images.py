@@ -39,7 +39,11 @@ class ImageFile:
         return str(self.path.resolve())
 
     def open(self) -> Image.Image:
-        """As :func:`load_image`."""
+        """As :func:`load_image`.
+
+        Raises:
+            DataError: as there.
+        """
         return load_image(self.path, self.context)
 
 

@@ -34,7 +34,11 @@ class Reading(BaseModel):
         seed: int | None = None,
         without: Collection[str] = (),
     ) -> Samples:
-        """As :func:`lookless.load_data`."""
+        """``where``, ``split``, ``limit``, ``seed`` and ``without`` are as for :func:`lookless.load_data`; errors, too.
+
+        Raises:
+            DataError: as there.
+        """
         return load_data(
             where,
             split=split,

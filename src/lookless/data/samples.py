@@ -42,6 +42,7 @@ class Turn:
         return "".join(part for part in self.parts if isinstance(part, str))
 
     def count(self, seen: Seen) -> int:
+        """How many of its parts are ``seen``."""
         return self.parts.count(seen)
 
     def message(self) -> dict[str, Any]:
@@ -209,7 +210,7 @@ def overlap(hashes: Iterable[str], others: Iterable[str]) -> int:
 
 
 def warn_of_skipped(bad: Sequence[str]) -> None:
-    """Warns: SkippedWarning: which samples were skipped, and why; of many, the first few."""
+    """Warns: SkippedWarning: which samples were skipped, and why, as ``bad`` says; of many, the first few."""
     if bad:
         count, first = len(bad), " ".join(bad[:3])
         what = "1 sample is skipped" if count == 1 else f"{count} samples are skipped"

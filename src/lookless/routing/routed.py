@@ -43,6 +43,12 @@ def evaluate_routed(
 
     The dense model's answers are kept as they come, and split over processes; those under the plans are not.
 
+    Args:
+        loaded: the model.
+        samples: with their answers.
+        planset: plans by task, fitted on this model.
+        batch, max_new_tokens, metric, progress, dense, kept: as there.
+
     Raises:
         PlanMismatchError: the set was fitted on another model.
         DataError, ModelError: as :func:`lookless.evaluate`.

@@ -88,6 +88,7 @@ class Router:
         return Route(name if confidence >= self.planset.manifest.doubt else FALLBACK, confidence, name)
 
     def plan(self, route: Route) -> Plan:
+        """That of the task to which ``route`` leads, or the one for all others."""
         return self.planset.plans.get(route.name, self.planset.fallback)
 
     def plan_for(self, inputs: Mapping[str, Any]) -> Plan:
@@ -110,7 +111,7 @@ class Router:
         return first
 
     def route_samples(self, samples: Sequence[Sample], *, progress: bool = False) -> tuple[Route, ...]:
-        """Where each sample goes."""
+        """Where each of ``samples`` goes; ``progress`` shows a bar."""
         return tuple(
             route
             for sample in track(samples, "routing", progress)

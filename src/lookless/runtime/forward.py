@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from ..cells import Choice, Filter, Keep
 from ..errors import ModelError
 from ..layer_plan import LayerPlan, LayerWork
-from ..plan import Plan
 from ..ranks import RANKS
 from .inplace import is_small
 from .last_rows import run_last_rows
@@ -42,15 +41,15 @@ class Step:
     is_full: bool
 
 
-def steps_of(plan: Plan, *, kept: bool = False) -> tuple[Step, ...]:
-    """The steps of a plan's layers; made once for a plan, as reading a row takes longer than a small layer has.
+def steps_of(rows: Sequence[LayerPlan], works: Sequence[LayerWork] | None = None) -> tuple[Step, ...]:
+    """The steps of a plan's ``rows``; made once for a plan, as reading a row takes longer than a small layer has.
 
-    ``kept``: of a pass that returns the logits of some text rows alone (:meth:`lookless.Plan.works`).
+    ``works`` is what runs of them, where some of it is dead work; None for all.
     """
-    steps = []
-    for row, work, later in zip(plan.layers, plan.works(kept=kept), [*plan.layers[1:], None], strict=True):
+    steps, written = [], [row.work for row in rows]
+    for row, mine, work, later in zip(rows, written, works or written, [*rows[1:], None], strict=True):
         read = later is not None and any(RANKS[rank].reads == "previous" for rank in later.ranks)
-        is_full = row.is_full and work == row.work
+        is_full = row.is_full and work == mine
         steps.append(Step(row, work, bool(work.choices) or not row.keep.is_full, read, is_full))
     return tuple(steps)
 

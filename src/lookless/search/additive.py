@@ -63,7 +63,9 @@ class Additive(Choices):
         return self.model_copy(update=chosen)
 
     def plan(self, budget: float, pricing: Pricing, full: Plan) -> tuple[Plan, float] | None:
-        """The plan of the least summed risk whose price is at most ``budget``, and that sum.
+        """The plan of the least summed risk whose price is at most ``budget``, and that sum; None where there is none.
+
+        ``pricing`` prices it, and ``full`` is the plan that it is made of.
 
         Every frame is a knapsack of its own; the most promising is solved first, and none whose lower bound is no
         better than what is found.
@@ -111,7 +113,7 @@ def frame_prices(rows: Sequence[Sequence[LayerPlan]], frame: Frame, pricing: Pri
 
 
 def measure_additive(objective: Objective, menu: Menu, *, progress: bool = True) -> Additive:
-    """Run every single change of ``menu`` on the samples of ``objective``."""
+    """Run every single change of ``menu`` on the samples of ``objective``; ``progress`` shows a bar."""
     started, full = time.perf_counter(), Plan.full(objective.geometry)
     run: set[tuple[LayerPlan, ...]] = {full.live().layers}
 

@@ -55,7 +55,7 @@ class Candidate(BaseModel):
         return max(self.by_task.values())
 
     def price(self, price: Price) -> float:
-        """``kept`` or ``time``; infinite where the time is not known."""
+        """``kept`` or ``time``, which ``price`` names; infinite where the time is not known."""
         return self.kept if price == "kept" else float("inf") if self.time is None else self.time
 
     @field_serializer("plan")
@@ -109,6 +109,7 @@ class Front(SearchResult):
         return tuple(dict.fromkeys(each for one in self.candidates for each in one.plan.weights))
 
     def bound(self, weights: Mapping[str, Weights]) -> Front:
+        """With the numbers of fitted cells in its plans: ``weights``, by their name."""
         return self.model_copy(update={"candidates": bound(self.candidates, weights)})
 
     def pareto(self, price: Price = "kept") -> tuple[Candidate, ...]:

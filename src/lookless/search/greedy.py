@@ -291,6 +291,9 @@ def gsop_order(
     Args:
         objective: measures plans.
         steps, limit, kept, stride, path, progress: as in :func:`greedy_order`.
+
+    Raises:
+        PlanError: as there.
     """
     operations = (LayerPlan(visible=Skip()), LayerPlan(attention=Skip()), LayerPlan(ffn=Skip()))
     layers = range(objective.geometry.layers)

@@ -75,7 +75,7 @@ class Menu:
 
     @classmethod
     def served(cls, layers: int) -> Menu:
-        """What an engine with a paged cache can run: attention and FFN skipped, and every token kept."""
+        """What an engine with a paged cache can run in ``layers``: attention and FFN skipped, and every token kept."""
         return cls(layers, rows=tuple(row for row in ROWS if row.visible.is_full), shares=(), ranks=())
 
     def within(self, geometry: Geometry) -> Menu:

@@ -178,11 +178,11 @@ class Objective:
         return len(self._known.get(plan.live().layers, ())) == self._samples
 
     def per_sample(self, plan: Plan) -> tuple[float, ...]:
-        """The distance of each sample. Raises: as :meth:`effects`."""
+        """The distance of each sample under ``plan``. Raises: as :meth:`effects`."""
         return tuple(effect.distance for effect in self.effects(plan))
 
     def per_task(self, plan: Plan) -> Iterator[tuple[Effect, ...]]:
-        """The effects on the samples of each task. Raises: as :meth:`effects`."""
+        """The effects of ``plan`` on the samples of each task. Raises: as :meth:`effects`."""
         effects = self.effects(plan)
         return (effects[task.start : task.stop] for task in self.tasks)
 
@@ -191,11 +191,11 @@ class Objective:
         return fmean(fmean(effect.distance for effect in task) for task in self.per_task(plan))
 
     def kept(self, plan: Plan) -> float:
-        """The share of the full model's prefill FLOPs."""
+        """The share of the full model's prefill FLOPs that ``plan`` keeps."""
         return share_kept(plan, self.geometry, self.visual, self.text)
 
     def made_by(self, method: str, **knobs: int | float | str) -> Provenance:
-        """The provenance of what ``method`` found here."""
+        """The provenance of what ``method`` found here with ``knobs``."""
         return self.provenance.model_copy(update={"method": method, "knobs": {**self.provenance.knobs, **knobs}})
 
 
@@ -261,6 +261,8 @@ def joint_distance(
     loaded: Loaded, samples: Samples, plan: Plan, *, position: Position = "last", progress: bool = True
 ) -> float:
     """Mean KL(full || plan) over samples, in nats. For more than one plan keep an :class:`Objective`.
+
+    ``loaded``, ``position`` and ``progress`` are as there.
 
     Raises:
         DataError, PlanError: as :class:`Objective`.

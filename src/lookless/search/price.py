@@ -97,7 +97,7 @@ def alone(row: LayerPlan) -> LayerPlan:
 
 
 def by_flops(geometry: Geometry, visual: float, text: float) -> Pricing:
-    """Shares of the stock model's prefill FLOPs."""
+    """Shares of the stock model's prefill FLOPs, for ``geometry`` and prompts of ``visual`` and ``text`` tokens."""
     ones = {layer: geometry.only(layer) for layer in geometry.like}
 
     def of_layer(layer: int, row: LayerPlan) -> float:

@@ -15,11 +15,12 @@ from ..weights import pack, unpack
 
 KEY = "lookless"
 VERSION = "0.32."
-#: keep, visible, decode: what a paged cache cannot do, and why
+#: keep, visible, decode, before: what a paged cache cannot do, and why
 REASONS = {
     "keep": "a chunk of a prompt would have to choose its tokens before the rest of it is known",
     "visible": "a paged cache is read by whole blocks, which hold visual and text keys side by side",
     "decode": "a paged cache holds every token",
+    "before": "the cache shares keys of text before an image with prompts that hold none, in which it is not frozen",
 }
 BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
 LOADERS = ("auto", "hf", "safetensors", "pt", "npcache", "dummy", "fastsafetensors", "mistral", "runai_streamer")
