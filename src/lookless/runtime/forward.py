@@ -70,7 +70,6 @@ class ForwardPass:
         self.calls = [0] * len(steps)  # of each layer
         self._filtering = Filtering(len(prompts.text))
         self._record: LayerRecord | None = None
-        self._made: LayerRecord | None = None  # for a rank, of the layer about to run
         self._embedded = embedded
 
     def run(
@@ -95,10 +94,7 @@ class ForwardPass:
         may_be_stock = step.is_full and not step.wants_record and not self.prompts.block.shares_keys
         if stock is not None and may_be_stock and self.prompts.is_untouched and is_small(x):
             return stock(x, **arguments)
-        made, self._made = self._made, None
-        wanted: dict[str, Any] = {"wants_record": step.wants_record, "made": made}
-        del made  # a second reference would hold it while the FFN runs
-        x, self._record = run_layer(layer, step.work, self.prompts, x, **wanted, **arguments)
+        x, self._record = run_layer(layer, step.work, self.prompts, x, wants_record=step.wants_record, **arguments)
         if self.prompts.chosen:
             self.prompts.clear_choices()
         if index == len(self.steps) - 1:
@@ -142,7 +138,6 @@ class ForwardPass:
                 rows = torch.cat((rows, positions)).sort().values
             kept.append(rows)
         self.prompts.keep(tuple(kept))
-        self._made = None  # of rows that are not all there any more, and of states before some were merged
         return x
 
     def _views(
@@ -155,7 +150,7 @@ class ForwardPass:
         if reads == "this" and RANKS[cell.ranks_by or ""].heads:
             mask, rotary = arguments.get("attention_mask"), arguments["position_embeddings"]
             cache = arguments.get("past_key_values")
-            self._made = record = self._made or project_keys(layer, prompts, x, mask, rotary, cache)
+            prompts.made = record = prompts.made or project_keys(layer, prompts, x, mask, rotary, cache)
         towers: list[Tensor | None] = [None] * len(prompts.text)
         if reads == "tower":
             scores = torch.cat(self.tower) if self.tower else x.new_zeros(0)

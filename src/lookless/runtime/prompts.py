@@ -43,6 +43,7 @@ class Prompts:
         block: what the decoder's layers are.
         both_ways: visual tokens side by side see each other, in the layers that the block says.
         lent: the keys and values that later layers read, by the kind of their attention.
+        made: what a rank had made of the keys of the layer about to run, for the layer to use; None without.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Prompts:
         self.device, self.block = torch.device(device), block
         self.both_ways = both_ways
         self.lent: dict[str, Any] = {}
+        self.made: Any = None
         real = torch.ones_like(self.visual) if real is None else real.cpu()
         self.is_padded = not bool(real.all())
         self.visual = self.visual & real
@@ -151,7 +153,7 @@ class Prompts:
     def keep(self, alive: tuple[Tensor, ...]) -> None:
         """From here on only these visual rows are alive."""
         self.alive = alive
-        self._shared, self._rotary_of = {}, {}
+        self._shared, self._rotary_of, self.made = {}, {}, None
 
     def move(self, device: torch.device) -> None:
         """Row sets are of tensors on ``device`` from here on."""
