@@ -280,14 +280,24 @@ def test_serve_without_vllm(plan, monkeypatch):
         command("some/model", plan, [])
 
 
-@pytest.mark.parametrize(("images", "wanted", "refused"), [(1, 0, True), (1, None, False), (0, 1, False)])
-def test_log_probabilities_of_a_prompt_with_an_image(images, wanted, refused):
-    request = SimpleNamespace(mm_features=[object()] * images, sampling_params=SimpleNamespace(prompt_logprobs=wanted))
-    if refused:
-        with pytest.raises(ServingError, match="prompt_logprobs of a prompt with an image"):
-            check_request(request)
+@pytest.mark.parametrize(
+    ("seen", "wanted", "family", "told"),
+    [
+        (["image"], 0, "llava", "prompt_logprobs of a prompt with an image"),
+        (["image"], None, "qwen3_vl", None),
+        ([], 1, "llava", None),
+        (["image", "video"], None, "qwen3_vl", "videos of 'qwen3_vl' are not served"),
+        (["video"], None, "qwen2_5_vl", None),
+    ],
+)
+def test_requests_that_a_plan_cannot_answer(seen, wanted, family, told):
+    features = [SimpleNamespace(modality=modality) for modality in seen]
+    request = SimpleNamespace(mm_features=features, sampling_params=SimpleNamespace(prompt_logprobs=wanted))
+    if told:
+        with pytest.raises(ServingError, match=told):
+            check_request(request, family)
     else:
-        check_request(request)
+        check_request(request, family)
 
 
 def test_projections_stay_whole_where_they_are_quantised():
