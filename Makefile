@@ -15,7 +15,7 @@ SHIM := tests/helpers/cpu_torchvision.py
 .PHONY: demo test test-vllm test-lmms test-oldest test-wheel quick lint format docs train lock audit release clean
 
 demo: $(VENV)/.installed ## calibrate, plan, apply and measure on the shipped reference model
-	$(BIN)/lookless demo --out lookless-demo
+	$(BIN)/lookless demo --out lookless-demo --overwrite
 
 test: lint $(VENV)/.installed-dev ## ruff, mypy and every test but those of test-vllm and test-lmms
 	$(BIN)/python -m pytest $(PARALLEL)

@@ -69,14 +69,19 @@ def _experiment(experiment: Experiment, reports: Reports, folder: Path) -> str:
     heading = [f"### {experiment.name}: {experiment.title}", f"{experiment.repeats}."]
     if not reports:
         return "\n\n".join(
-            [*heading, f"    lookless experiment {experiment.name} MODEL --data DATA", "Not measured yet."]
+            [*heading, shell(f"lookless experiment {experiment.name} MODEL --data DATA"), "Not measured yet."]
         )
-    commands = "\n".join(f"    {_command(experiment, report)}" for report in reports.values())
+    commands = shell(*(_command(experiment, report) for report in reports.values()))
     claims = {finding.claim: finding.where for report in reports.values() for finding in report.findings}
     rows = [(claim, where, *(_cell(reports.get(model), claim) for model in NAMES)) for claim, where in claims.items()]
     table = markdown_table(("claim", "in the paper", *NAMES), rows)
     picture = _picture(experiment, reports, folder)
     return "\n\n".join([*heading, commands, table, *picture])
+
+
+def shell(*commands: str) -> str:
+    """A block of them."""
+    return "\n".join(["```sh", *commands, "```"])
 
 
 def _command(experiment: Experiment, report: Report) -> str:

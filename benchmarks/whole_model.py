@@ -3,8 +3,8 @@
 ``python benchmarks/whole_model.py`` takes 14 GiB of memory and, on two cores with AVX-512, half an hour. Weights are
 random. A CPU without bfloat16 instructions needs ``--dtype float32``, and where the weights of all layers do not fit
 then, ``--distinct 8``: four layers each have the same ones, which are read from memory for each of them all the same.
-Stock and plans run in turn, each on the first layers alone and on the whole decoder. Every timing is stored in
-benchmarks/runs when it is made, so a run can end after ``--minutes`` and the next one goes on.
+In each round stock and plans run in turn on the first layers alone, and then on the whole decoder. Every timing is
+stored in benchmarks/runs when it is made, so a run can end after ``--minutes`` and the next one goes on.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ NAMES = (
     "alvts",
 )
 ROUNDS = {576: 3, 2110: 2}
-PARTS = ("whole", "few")
+FEW_LAYERS, WHOLE = "few", "whole"
 HEADS = (
     "",
     "prefill s",
@@ -66,7 +66,7 @@ HEADS = (
 )
 WHAT = (
     "Expected of 4 layers: the FLOPs kept of all 32, times what a FLOP of this plan costs over one of stock's in the "
-    "first four layers, which ran right before. VisiPruner decides prompt by prompt what remains, here by random "
+    "first four layers, which ran in turn, too. VisiPruner decides prompt by prompt what remains, here by random "
     "weights: its FLOPs are those of the rows that ran."
 )
 
@@ -88,9 +88,14 @@ class Settings:
     rounds: Mapping[int, int]
 
     @property
-    def timings(self) -> list[tuple[int, int, str]]:
-        """Visual tokens, round and name of each, in order."""
-        return [(v, index, name) for v, rounds in self.rounds.items() for index in range(rounds) for name in NAMES]
+    def timings(self) -> list[tuple[int, int, str, str]]:
+        """Visual tokens, round, part and name of each, in order."""
+        rounds = [(visual, index) for visual, count in self.rounds.items() for index in range(count)]
+        return [(*one, part, name) for one in rounds for part in (FEW_LAYERS, WHOLE) for name in NAMES]
+
+    def case(self, visual: int, part: str) -> Case:
+        """The layers that are timed."""
+        return Case(visual, self.layers if part == WHOLE else min(FEW, self.layers))
 
     @property
     def weights(self) -> str:
@@ -174,26 +179,27 @@ def timed(made: DummyModel, case: Case, name: str) -> dict[str, float]:
     return {"ms": clock.ms, "flops": spent}
 
 
-def stored(folder: Path, visual: int, index: int, name: str) -> Path:
-    """Where one timing of one round is."""
-    return folder / f"whole-{visual}-{index}-{name.replace(' ', '-')}.json"
+def stored(folder: Path, timing: tuple[int, int, str, str]) -> Path:
+    """Where one timing is."""
+    visual, index, part, name = timing
+    return folder / f"whole-{visual}-{index}-{part}-{name.replace(' ', '-')}.json"
 
 
 def run(folder: Path, settings: Settings, minutes: float) -> None:
     """Make the timings that are not stored, as many as begin within ``minutes``."""
-    started, made = time.monotonic(), None
-    for visual, index, name in settings.timings:
-        path = stored(folder, visual, index, name)
+    started, made, warm = time.monotonic(), None, 0
+    for timing in settings.timings:
+        visual, _, part, name = timing
+        path = stored(folder, timing)
         if path.exists():
             continue
         if time.monotonic() - started > 60 * minutes:
             return
-        if made is None:
-            made = make_whole(settings.layers, settings.distinct, settings.dtype)
-            timed(made, Case(64, min(FEW, settings.layers)), STOCK)  # a warm-up
-        cases = {"few": Case(visual, min(FEW, settings.layers)), "whole": Case(visual, settings.layers)}
-        found = {which: timed(made, case, name) for which, case in cases.items()}
-        files.write_text(path, json.dumps(found, indent=1))
+        made = made or make_whole(settings.layers, settings.distinct, settings.dtype)
+        if warm != visual:  # the first call of a length takes a fifth longer: its memory is new
+            timed(made, settings.case(visual, FEW_LAYERS), STOCK)
+            warm = visual
+        files.write_text(path, json.dumps(timed(made, settings.case(visual, part), name), indent=1))
 
 
 @dataclass(frozen=True)
@@ -221,34 +227,36 @@ class Share:
         return self.flops * few.time / few.flops
 
 
-def rounds_of(folder: Path, settings: Settings, visual: int) -> list[dict[str, dict[str, dict[str, float]]]]:
+def rounds_of(folder: Path, settings: Settings, visual: int, part: str) -> list[dict[str, dict[str, float]]]:
     """What is stored of each round, by name."""
-    rounds: list[dict[str, dict[str, dict[str, float]]]] = []
-    for at, index, name in settings.timings:
-        path = stored(folder, at, index, name)
-        if at == visual and path.exists():
-            rounds += [{}] * (index + 1 - len(rounds))
-            rounds[index] = {**rounds[index], name: json.loads(path.read_text())}
-    return [each for each in rounds if STOCK in each]
+    rounds: dict[int, dict[str, dict[str, float]]] = {}
+    for timing in settings.timings:
+        path = stored(folder, timing)
+        if (timing[0], timing[2]) == (visual, part) and path.exists():
+            rounds.setdefault(timing[1], {})[timing[3]] = json.loads(path.read_text())
+    return [each for each in rounds.values() if STOCK in each]
 
 
 def section(folder: Path, settings: Settings, visual: int) -> str:
     """A heading, sentences and the table; empty if nothing was timed."""
-    rounds = rounds_of(folder, settings, visual)
-    if not rounds:
-        return ""
+    found = {part: rounds_of(folder, settings, visual, part) for part in (WHOLE, FEW_LAYERS)}
+    rounds = found[WHOLE]
     rows, off = [], []
     for name in NAMES:
-        mine = [each for each in rounds if name in each]
-        if not mine:
+        whole, few = (
+            Share.of(name, mine) if (mine := [each for each in found[part] if name in each]) else None
+            for part in (WHOLE, FEW_LAYERS)
+        )
+        if whole is None:
             continue
-        whole, few = (Share.of(name, [{n: t[part] for n, t in each.items()} for each in mine]) for part in PARTS)
         cells = [name, f"{whole.seconds:.1f}", f"{whole.tflops:.3g} ({whole.flops:.1%})", f"{whole.time:.1%}"]
         cells.append("-" if name == STOCK else f"{(1 - whole.time) / (1 - whole.flops):.2f}")
-        cells.append("-" if name == STOCK else f"{whole.expected(few):.1%}")
-        rows.append((*cells, f"{few.flops:.1%}", f"{few.time:.1%}"))
-        if name != STOCK:
-            off.append(abs(whole.expected(few) - whole.time))
+        if few is not None:
+            cells += ["-" if name == STOCK else f"{whole.expected(few):.1%}", f"{few.flops:.1%}", f"{few.time:.1%}"]
+            off += [abs(whole.expected(few) - whole.time)] * (name != STOCK)
+        rows.append((*cells, *["-"] * (len(HEADS) - len(cells))))
+    if not rows:
+        return ""
     few_layers = min(FEW, settings.layers)
     about = (
         f"{str(settings.dtype).removeprefix('torch.')}, {settings.weights}; {processor()}, {torch.get_num_threads()} "

@@ -220,6 +220,19 @@ def test_answers_that_are_no_numbers_are_refused(reference):
     assert evaluate(reference, samples, progress=False).samples == 3
 
 
+def test_an_answer_with_the_token_of_an_image_is_refused(reference, monkeypatch):
+    """Its model would look for another image, and transformers stops with numbers that say nothing to a user."""
+    image = reference.model.config.image_token_id
+
+    def generate(input_ids, **_):
+        return torch.nn.functional.pad(input_ids, (0, 1), value=image)
+
+    monkeypatch.setattr(reference.model, "generate", generate)
+    samples = load_data("reference:chart", limit=1)
+    with pytest.raises(ModelError, match=r"reference answers sample 0 of .* with the token of an image"):
+        calibrate(reference, samples, position="answer", progress=False)
+
+
 @pytest.mark.parametrize("turning", range(4))
 def test_the_layer_that_turns_most_is_not_skipped(turning):
     """Measure and method together, for both cosines: one layer has an update far larger than the others'."""

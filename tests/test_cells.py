@@ -105,8 +105,9 @@ def test_trace_is_what_the_plan_predicts(name, plan):
         text = text_of(family, arguments)
         visual = arguments["attention_mask"].bool() & ~text
         expected = [dict.fromkeys(("query", "key", "ffn"), 0) for _ in range(LAYERS)]
-        for v, t in zip(visual.sum(1).tolist(), text.sum(1).tolist(), strict=True):
-            for row, more in zip(expected, STATIC[plan].rows(visual=v, text=t, kept=1), strict=True):
+        before = text & (visual.cumsum(1) == 0) & visual.any(1, keepdim=True)
+        for v, t, b in zip(*(kind.sum(1).tolist() for kind in (visual, text, before)), strict=True):
+            for row, more in zip(expected, STATIC[plan].rows(visual=v, text=t, kept=1, before=b), strict=True):
                 row.update({k: row[k] + more[k] for k in row})
         with apply(model, STATIC[plan]), trace(model) as counted:
             model(**arguments, logits_to_keep=1)

@@ -45,7 +45,7 @@ def test_calibrate_plan_show_eval_generate(tmp_path, image):
     assert len(Plan.from_pretrained(plan).skipped("attention")) == 7
     assert done.output.count("skip") >= 7
     assert done.output == run("show", plan).output + "layers 7: as given.\n"
-    told = run("plan", "v-skip", "--scores", scores, "--out", plan)
+    told = run("plan", "v-skip", "--scores", scores, "--out", plan, "--overwrite")
     assert told.output.endswith("layers 7: scaled to 12 layers from 19 of 32.\n")
     shown = run("eval", "reference", "--data", "reference:chart", "--limit", 6, "--plan", plan)
     assert shown.exit_code == 0, shown.output
@@ -92,8 +92,8 @@ def test_plans_are_joined_and_priced_together(tmp_path):
     a, b, out = tmp_path / "attention", tmp_path / "ffn", tmp_path / "both"
     assert run("plan", "join", a, b, "--out", out).exit_code == 0
     assert Plan.from_pretrained(out) == plans["attention"] | plans["ffn"]
-    assert "both plans set attention of layer 3" in fails("plan", "join", a, b, a, "--out", out)
-    assert "is one plan, and joining takes two or more" in fails("plan", "join", a, "--out", out)
+    assert "both plans set attention of layer 3" in fails("plan", "join", a, b, a, "--out", tmp_path / "c")
+    assert "is one plan, and joining takes two or more" in fails("plan", "join", a, "--out", tmp_path / "c")
     priced = ("flops", "--geometry", "LLaVA-1.5-7B", "--visual", 576, "--text", 66, "--json")
     one, other = (json.loads(run(*priced, "--plan", path).stdout) for path in (a, b))
     together = json.loads(run(*priced, "--plan", a, "--plan", b).stdout)
@@ -104,7 +104,7 @@ def test_plans_are_joined_and_priced_together(tmp_path):
 
 def test_every_method_is_a_command(tmp_path):
     """Knobs come from the signature; what is left out is the paper's, at the same relative depth."""
-    at = ("--out", tmp_path / "p")
+    at = ("--out", tmp_path / "p", "--overwrite")
     made = run("plan", "pyramiddrop", "--geometry", "reference", "--keep", "0.6,0.3,0.1", *at)
     assert made.exit_code == 0, made.output
     assert "0.3 by instruction_attention" in made.output
@@ -132,7 +132,7 @@ def test_scores_find_their_method(tmp_path):
     for name in ("visual_information_gain", "ffn_effect", "freeze_effect"):
         paths[name] = tmp_path / f"{name}.json"
         Scores(name=name, per_sample=((0.1, 0.2, 0.3, 0.4),), geometry=geometry).save(paths[name])
-    at = ("--out", tmp_path / "p")
+    at = ("--out", tmp_path / "p", "--overwrite")
     given = [word for path in paths.values() for word in ("--scores", path)]
     assert run("plan", "operator-skipping", *reversed_pairs(given), "--save", 0.3, *at).exit_code == 0
     made = Plan.from_pretrained(tmp_path / "p").provenance
@@ -176,7 +176,7 @@ def test_a_folder_is_a_geometry(tmp_path):
     assert run("plan", "fastv", "--geometry", shipped.MODEL, "--out", tmp_path / "p").exit_code == 0
     (tmp_path / "config.json").write_text('{"model_type": "mystery"}')
     assert "cannot be read as a configuration" in fails(
-        "plan", "fastv", "--geometry", tmp_path, "--out", tmp_path / "p"
+        "plan", "fastv", "--geometry", tmp_path, "--out", tmp_path / "new"
     )
 
 
@@ -264,7 +264,7 @@ def test_screening(tmp_path):
     found = Scores.load(scores)
     assert found.passes < 7
     assert not all(map(all, found.measured))
-    assert "the model has 12: give 1 to 11" in fails(*words, "--screen", 12)
+    assert "the model has 12: give 1 to 11" in fails(*words, "--screen", 12, "--overwrite")
     assert "'withdrawal' cannot be screened" in fails(*words, "--screen", 5, "--measure", "withdrawal")
     assert "calibrate reference --data reference:chart --screen 7" in run("calibrate", "--help").output
 
@@ -287,9 +287,10 @@ def test_a_file_is_not_its_own_calibration_set(tmp_path):
     mine.write_text("\n".join(map(json.dumps, lines)))
 
     def calibrated(*more):
-        done = run("calibrate", "reference", "--data", mine, "--out", scores, *more)
+        done = run("calibrate", "reference", "--data", mine, "--out", scores, "--overwrite", *more)
         assert done.exit_code == 0, done.output
-        assert run("plan", "v-skip", "--scores", scores, "--layers", 7, "--out", plan).exit_code == 0
+        made = run("plan", "v-skip", "--scores", scores, "--layers", 7, "--out", plan, "--overwrite")
+        assert made.exit_code == 0
         return done.stderr
 
     told = ("eval", "reference", "--data", mine, "--plan", plan, "--max-new-tokens", 1, "--json")

@@ -61,14 +61,15 @@ def test_what_was_there_stays(tmp_path, image):
     run("plan", "v-skip", "--scores", scores, "--layers", 2, "--out", plan)
     before = scores.read_bytes(), (plan / FILE_NAME).read_bytes()
     assert "asked to skip 13 layers and the model has 12" in fails(
-        "plan", "v-skip", "--scores", scores, "--layers", 13, "--out", plan
+        "plan", "v-skip", "--scores", scores, "--layers", 13, "--out", plan, "--overwrite"
     )
     (tmp_path / "words.jsonl").write_text('{"question": "q", "answer": "a"}')
-    assert "has an image" in fails("calibrate", "reference", "--data", tmp_path / "words.jsonl", "--out", scores)
+    anew = ("--out", scores, "--overwrite")
+    assert "has an image" in fails("calibrate", "reference", "--data", tmp_path / "words.jsonl", *anew)
     (tmp_path / "empty.jsonl").write_text("")
-    assert "holds no sample" in fails("calibrate", "reference", "--data", tmp_path / "empty.jsonl", "--out", scores)
+    assert "holds no sample" in fails("calibrate", "reference", "--data", tmp_path / "empty.jsonl", *anew)
     assert "not one of last, answer" in fails(
-        "calibrate", "reference", "--data", "reference", "--out", scores, "--position", "first"
+        "calibrate", "reference", "--data", "reference", *anew, "--position", "first"
     )
     assert (scores.read_bytes(), (plan / FILE_NAME).read_bytes()) == before
     assert "is a folder" in fails("calibrate", "reference", "--data", "reference", "--out", plan)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
+import lookless.plan as plan_module
 from helpers.cli import run
 from helpers.families import FAMILIES
 from helpers.models import LAYERS
 from helpers.plans import SKIP, STATIC
 from lookless import Filter, ModelError, Plan, Skip, Top, apply, trace
+from lookless.liveness import liveness
 from lookless.runtime import layer as one_layer
+from lookless.runtime import patching
 from lookless.runtime.families import locate
 from lookless.runtime.ffn import run_ffn
 
@@ -79,6 +84,29 @@ def test_what_cannot_be_counted_is_not(llava):
         assert not handle._is_counted
         model(**arguments)
         assert handle._is_counted
+
+
+@torch.no_grad()
+def test_a_plan_that_is_put_on_again(llava, monkeypatch):
+    """It gives what it gave, is looked at once, and its rows are counted once; a plan applied anew is counted anew."""
+    model, arguments, _ = llava
+    counted, read = [], []
+    monkeypatch.setattr(patching, "checked_rows", lambda *_: counted.append(1) or nullcontext())
+    monkeypatch.setattr(plan_module, "liveness", lambda *args, **kwargs: read.append(1) or liveness(*args, **kwargs))
+    stock, put = model(**arguments).logits, patching.reapplied(model, SKIP)
+    for _ in range(3):
+        assert torch.equal(model(**arguments).logits, stock)
+        with put():
+            planned = model(**arguments).logits
+            with pytest.raises(ModelError, match="already applied"):
+                put()
+        assert not torch.equal(planned, stock)
+    assert (len(counted), len(read)) == (1, 1)
+    with apply(model, SKIP):
+        assert torch.equal(model(**arguments).logits, planned)
+    assert (len(counted), len(read)) == (2, 2)
+    with patching.reapplied(model, None)():
+        assert torch.equal(model(**arguments).logits, stock)
 
 
 def test_a_model_that_is_not_what_its_configuration_says(llava):

@@ -24,6 +24,8 @@ def kinds(parts: tuple[int, ...]) -> list[bool]:
 def rows_of(wanted: RowSet, reading: Reading, layer: int, kept: set[int]) -> set[int]:
     text = {r for r, is_visual in enumerate(reading.visual) if not is_visual}
     words = {"none": set(), "kept": kept & text, "all": text}[wanted.text]
+    if not wanted.before and any(reading.visual):
+        words = {r for r in words if r > reading.visual.index(True)}
     return words | (set() if wanted.visual == "none" else reading.alive[layer])
 
 
@@ -110,8 +112,10 @@ def test_a_withdrawn_image_is_read_by_nobody():
 
 
 def test_rows_by_kind():
-    sizes = {"text": 10, "visual": 20, "alive": 8, "kept": 2}
+    sizes = {"text": 10, "visual": 20, "alive": 8, "kept": 2, "before": 3}
     assert [rows.size(**sizes) for rows in (NONE, KEPT, TEXT, VISUAL, LIVE)] == [0, 2, 10, 8, 18]
+    behind = [RowSet(words, "all", before=False) for words in ("none", "kept", "all")]
+    assert [rows.size(**sizes) for rows in behind] == [8, 10, 15]
 
 
 def test_a_full_plan_runs_every_row():

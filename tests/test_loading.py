@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from lookless import load_data, load_model
+from lookless import Plan, Skip, load_data, load_model
 from lookless.cli.main import app
+from lookless.configs import geometry_named
 from lookless.data import Sample
 from lookless.errors import DataError, ModelError
 from lookless.loading import images_only
@@ -184,22 +186,53 @@ def test_code_beside_a_model_is_not_run(folder, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_logits_that_are_none_name_the_sample(folder, tmp_path):
+FEW = ("--samples", 2, "--tuning", 2, "--selection", 2, "--certification", 4, "--proposals", 1)
+TINY = ("--questions", 4, "--samples", 2)
+SAID = r"logits that are not finite \(NaN or infinite\) for .*'what is \d+\?'"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "eval MODEL DATA --plan plan --out out",
+        "calibrate MODEL DATA --out out",
+        "calibrate MODEL DATA --measure state_cosine --position answer --out out",
+        "calibrate MODEL DATA --screen 1 --out out",
+        "certify MODEL DATA --plan plan --retention 0.9 --out out",
+        "refit MODEL DATA --plan plan --out out",
+        "optimize MODEL DATA SIZES --flops 0.6 --no-fitted --out out",
+        "optimize MODEL DATA SIZES --flops 0.6 --out out",
+        "search MODEL DATA --samples 2 --tuning 2 --selection 2 --certification 4 --flops 0.9 --method dop --out out",
+        "table MODEL DATA TINY --method fastv --step answers --work work --out out",
+        "experiment v-skip-masks MODEL DATA TINY --seeds 2 --out out",
+        "experiment visipruner-lens MODEL DATA TINY --seeds 2 --out out",
+    ],
+)
+def test_logits_that_are_none_name_the_sample(folder, tmp_path, monkeypatch, words):
+    """Whatever runs the model; and there is no result."""
+
     def spoil(weights):
         name = next(name for name in weights if "layers.2.mlp.up_proj" in name)
         return weights | {name: weights[name] * float("nan")}
 
+    monkeypatch.chdir(tmp_path)
     changed(folder, spoil)
-    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
-    line = json.dumps({"image": "a.png", "question": "what?", "answer": "x"})
-    (tmp_path / "data.jsonl").write_text(f"{line}\n{line}\n")
-    data = ("--data", tmp_path / "data.jsonl")
-    for command in (("eval", folder, *data), ("calibrate", folder, *data, "--out", tmp_path / "s.json")):
-        told = fails(*command)
-        assert "logits that are not finite" in told
-        assert "'what?'" in told
-        assert "data.jsonl" in told
-    assert not (tmp_path / "s.json").exists()
+    lines = []
+    for number in range(16):
+        Image.effect_noise((32, 32), 20 + number).convert("RGB").save(tmp_path / f"{number}.png")
+        lines.append(json.dumps({"image": f"{number}.png", "question": f"what is {number}?", "answer": "x"}))
+    Path("data.jsonl").write_text("\n".join(lines))
+    geometry = geometry_named(str(folder))
+    Plan.full(geometry).at([1], attention=Skip()).save_pretrained("plan")
+    given = {"MODEL": (folder,), "DATA": ("--data", "data.jsonl"), "SIZES": FEW, "TINY": TINY}
+    told = CliRunner().invoke(app, [str(a) for word in words.split() for a in given.get(word, (word,))])
+    assert told.exit_code == 2, told.output
+    sentence = told.stderr.strip().splitlines()[-1]
+    assert re.search(SAID, sentence), told.stderr
+    assert "Traceback" not in told.stderr
+    out = Path("out")
+    assert not out.is_file()
+    assert not [*out.glob("plan/*"), *out.glob("*.safetensors"), *out.glob("**/v*.json")]
 
 
 def test_a_pickle_is_not_loaded(folder):

@@ -21,7 +21,7 @@ from helpers.cli import fails, run
 from lookless import Geometry, Plan, Scores
 from lookless.cli.main import app
 from lookless.errors import LooklessError
-from lookless.files import alone_in, write_text
+from lookless.files import alone_in, remove_partial, write_text
 
 GEOMETRY = Geometry.preset("LLaVA-1.5-7B")
 #: Without an option to overwrite: runs, which know whether they are the same, and documents, whose text is kept.
@@ -151,7 +151,7 @@ def test_two_at_once_do_not_write_one_result(here, name):
     out = {"table": "work/reference", "experiment": "out/reference"}.get(name, "out")
     words = (*_words(name), *(("--work", "work") if name == "table" else ("--out", "out")))
     for locked in (out, f"{out}.unfinished"):
-        with alone_in(here / locked, "out"):
+        with alone_in(here / locked, "out", passing=True):
             told = run(*words)
             if "is being written by another run: wait for its end" in told.stderr:
                 assert told.exit_code == 2
@@ -170,10 +170,11 @@ def test_a_lock_ends_with_its_process_however_it_ends(tmp_path):
     assert process.stdout.readline() == "held\n"
     with pytest.raises(LooklessError, match=r"out\.json is being written by another run"), alone_in(place, "out.json"):
         pytest.fail("both hold it")
+    assert place.is_dir()
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    with alone_in(place, "out.json"):
+    with alone_in(place, "out.json", passing=True):
         assert place.is_dir()
     assert not place.exists()
 
@@ -210,6 +211,20 @@ def test_what_is_killed_or_has_no_room_goes_on_to_the_same_bytes(how):
     assert ended.stdout.count("always the same") == 2
 
 
+def test_what_another_process_is_writing_stays(tmp_path, monkeypatch):
+    """Also when it is in a folder that a run takes for its own."""
+    seen = []
+
+    def meanwhile(handle):
+        remove_partial(tmp_path)
+        seen.extend(tmp_path.glob(".*"))
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    write_text(tmp_path / "a.json", "whole")
+    assert len(seen) == 1
+    assert (tmp_path / "a.json").read_text() == "whole"
+
+
 def test_a_full_disk_leaves_the_old_result_or_none(here, monkeypatch):
     """Whatever a write comes to on the way: what was there is there, whole, and nothing beside it."""
     preset = ("plan", "preset", "shortv/LLaVA-1.5-7B", "--overwrite", "--out")
@@ -220,7 +235,10 @@ def test_a_full_disk_leaves_the_old_result_or_none(here, monkeypatch):
     before = (here / "plan" / "lookless_plan.json").read_bytes()
     with monkeypatch.context() as disk:
         disk.setattr(os, "fsync", full)
-        assert "No space left on device" in fails(*preset, "plan")
+        told = fails(*preset, "plan")
+        assert "No space left on device" in told
+        assert str(here / "plan" / "lookless_plan.json") in told
+        assert "make room and start again, what is finished is kept" in told
         assert "No space left on device" in fails(*preset, "new")
     assert (here / "plan" / "lookless_plan.json").read_bytes() == before
     assert [*here.rglob(".*")] == []

@@ -234,7 +234,7 @@ def test_single_files(folder, tmp_path):
     assert len(section(tree, "profile").all("figure")) == 1
     kept = tree.one("dl", class_="headline").all("dd")[3].text
     assert re.match(r"runs \d\d\.\d% of the prefill's FLOPs; keeps 0.0% of the right answers on mine.jsonl", kept)
-    shown = run("report", tmp_path / "answers.json", "--out", out)
+    shown = run("report", tmp_path / "answers.json", "--out", out, "--overwrite")
     assert shown.exit_code == 0
     assert "No images: mine.jsonl cannot be read as data" in out.read_text(encoding="utf-8")
 

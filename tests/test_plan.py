@@ -103,6 +103,14 @@ def test_missing_plans(tmp_path):
         Plan.from_pretrained("someone/plan")
 
 
+def test_a_folder_that_is_here_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "my-run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lookless.files.download", None)
+    with pytest.raises(PlanError, match="my-run is a folder here, and has no plan in it"):
+        Plan.from_pretrained("my-run/plan")
+
+
 def test_a_failed_save_leaves_the_old_plan(tmp_path, monkeypatch):
     Plan.full(3).save_pretrained(tmp_path)
     before = (tmp_path / FILE_NAME).read_bytes()

@@ -37,6 +37,7 @@ CELLS = {
     "ffn": st.one_of(nothing, st.just(Skip()), st.floats(0.01, 1).map(Neurons), tops),
     "visible": st.one_of(nothing, nothing, st.just(Skip()), st.just(Sink())),
     "decode": st.one_of(nothing, nothing, st.just(Skip()), tops),
+    "before": st.one_of(nothing, nothing, st.just(Skip())),
 }
 rows = st.builds(LayerPlan, **CELLS)
 plans = st.lists(rows, min_size=LAYERS, max_size=LAYERS).map(lambda drawn: Plan(layers=tuple(drawn)))

@@ -140,6 +140,10 @@ def test_layers_without_the_plan_are_found():
         ({"visible": Skip()}, r"has visible: .* read by whole blocks"),
         ({"visible": Sink(), "attention": Skip()}, r"has visible: .* read by whole blocks"),
         ({"decode": Skip()}, r"has decode: .* holds every token"),
+        (
+            {"before": Skip()},
+            r"has before: skip, .* shares keys of text before an image with",
+        ),
         ({"attention": Window(4)}, r"has attention: .* Full, Skip, Mean and Linear alone"),
     ],
     ids=str,
@@ -247,6 +251,16 @@ def test_serve_is_vllms_command(plan, installed):
     shutil.rmtree(shipped.parent)
 
 
+def test_serve_shares_no_prefixes_under_a_plan_that_cannot(tmp_path, installed):
+    """Unless it is asked to: the engine then says why not."""
+    Plan.full(4).at([2], keep=Keep(0)).save_pretrained(tmp_path)
+    off, on = "--no-enable-prefix-caching", "--enable-prefix-caching"
+    assert command("some/model", str(tmp_path), ["--seed", "3"])[5:8] == ["--seed", "3", off]
+    for word in (off, on):
+        words = command("some/model", str(tmp_path), [word])
+        assert [each for each in words if each in (off, on)] == [word]
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -266,14 +280,24 @@ def test_serve_without_vllm(plan, monkeypatch):
         command("some/model", plan, [])
 
 
-@pytest.mark.parametrize(("images", "wanted", "refused"), [(1, 0, True), (1, None, False), (0, 1, False)])
-def test_log_probabilities_of_a_prompt_with_an_image(images, wanted, refused):
-    request = SimpleNamespace(mm_features=[object()] * images, sampling_params=SimpleNamespace(prompt_logprobs=wanted))
-    if refused:
-        with pytest.raises(ServingError, match="prompt_logprobs of a prompt with an image"):
-            check_request(request)
+@pytest.mark.parametrize(
+    ("seen", "wanted", "family", "told"),
+    [
+        (["image"], 0, "llava", "prompt_logprobs of a prompt with an image"),
+        (["image"], None, "qwen3_vl", None),
+        ([], 1, "llava", None),
+        (["image", "video"], None, "qwen3_vl", "videos of 'qwen3_vl' are not served"),
+        (["video"], None, "qwen2_5_vl", None),
+    ],
+)
+def test_requests_that_a_plan_cannot_answer(seen, wanted, family, told):
+    features = [SimpleNamespace(modality=modality) for modality in seen]
+    request = SimpleNamespace(mm_features=features, sampling_params=SimpleNamespace(prompt_logprobs=wanted))
+    if told:
+        with pytest.raises(ServingError, match=told):
+            check_request(request, family)
     else:
-        check_request(request)
+        check_request(request, family)
 
 
 def test_projections_stay_whole_where_they_are_quantised():

@@ -24,7 +24,7 @@ from website.sources import BESIDE, as_page
 CONFIGURATION = text("mkdocs.yml")
 DOCUMENTS = {path.name: path for path in ROOT.glob("docs/*.md")}
 PAGES = {**{page: ROOT / path for page, path in BESIDE.items()}, **DOCUMENTS}
-WRITTEN = {"commands.md", *(f"methods/{name}.md" for name in METHODS)}
+WRITTEN = {"commands.md", "notebook.md", *(f"methods/{name}.md" for name in METHODS)}
 
 
 def navigation() -> list[str]:
@@ -40,7 +40,7 @@ def navigation() -> list[str]:
 
 def test_the_navigation_has_every_page_once():
     """Those of the methods are added to it while the site is built."""
-    assert sorted(navigation()) == sorted({*PAGES, "commands.md"})
+    assert sorted(navigation()) == sorted({*PAGES, "commands.md", "notebook.md"})
 
 
 @pytest.mark.parametrize("page", PAGES)

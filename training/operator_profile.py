@@ -94,7 +94,7 @@ def section(name: str, needs: Needs) -> Iterator[str]:
     missed = [target for target in targets(needs) if not target.is_met]
     if missed:
         yield "\n### What this model does not show\n"
-        yield from (f"* {target.what}: {target.value:.3g}, wanted {target.bound}" for target in missed)
+        yield from (f"* {target.what}: {target.value:.3g}, expected {target.bound}" for target in missed)
 
 
 def _against(what: str, found: Against) -> str:

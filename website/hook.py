@@ -12,9 +12,12 @@ from mkdocs.structure.files import File, Files
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lookless.methods import METHODS
-from website import api, commands, methods
+from website import api, commands, methods, notebook
 from website.foreign import foreign
-from website.sources import BESIDE, ROOT, as_page
+from website.sources import BESIDE, NOTEBOOK, ROOT, as_page
+
+#: Pages of wide tables, which take the room of what else would be beside them.
+WIDE = ("results.md",)
 
 
 def on_config(config: Any) -> None:
@@ -29,6 +32,7 @@ def on_files(files: Files, config: Any) -> None:
     table = (ROOT / "docs/methods.md").read_text()
     pages = {page: (ROOT / path).read_text() for page, path in BESIDE.items()}
     pages["commands.md"] = commands.page()
+    pages["notebook.md"] = notebook.page((ROOT / NOTEBOOK).read_text())
     for name, method in METHODS.items():
         pages[f"methods/{name}.md"] = methods.page(method, table)
     for name, text in api.pages((ROOT / "docs/api.md").read_text()).items():
@@ -39,6 +43,8 @@ def on_files(files: Files, config: Any) -> None:
 
 def on_page_markdown(text: str, page: Any, **_: Any) -> str:
     where = page.file.src_uri
+    if where in WIDE:
+        page.meta["hide"] = ["navigation", "toc"]
     if where == "methods.md":
         text = methods.linked(text)
     if where == "api.md":

@@ -23,7 +23,8 @@ BESIDE = {
     "models/reference-qwen3-vl.md": "src/lookless/reference/qwen3_vl/README.md",
     "models/reference-qwen3-5.md": "src/lookless/reference/qwen3_5/README.md",
 }
-_PLACES = {path: page for page, path in BESIDE.items()}
+NOTEBOOK = "docs/notebook.ipynb"
+_PLACES = {**{path: page for page, path in BESIDE.items()}, NOTEBOOK: "notebook.md"}
 #: Code, which stays as it is: fenced, or indented by four after an empty line.
 _CODE = re.compile(r"^```[\s\S]*?^```$|(?<=\n\n)(?: {4}.*\n|\n(?= {4}))+", re.MULTILINE)
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)(?=[)#])")

@@ -114,21 +114,21 @@ class Retained:
 
 
 def retention_figure(models: Mapping[str, Mapping[str, Sequence[Retained]]]) -> Figure:
-    """Answers kept, a row for each model and a column for each setting.
+    """Answers kept, a column for each model and a row for each setting, so that a page need not shrink it.
 
     Args:
         models: by name, by setting, the methods. The first setting is drawn by FLOPs kept, as prices differ there; the
             others, whose price is one, as a list of methods from best to worst.
     """
-    columns = max(len(settings) for settings in models.values())
-    figure, panels = panels_of(columns * len(models), height=5.0, columns=columns, width=6.6)
-    for row, (model, settings) in enumerate(models.items()):
-        for column, (setting, methods) in enumerate(settings.items()):
+    columns, rows = len(models), max(len(settings) for settings in models.values())
+    figure, panels = panels_of(columns * rows, height=5.0, columns=columns, width=6.6)
+    for column, (model, settings) in enumerate(models.items()):
+        for row, axes in enumerate(panels[column::columns]):
+            axes.set_visible(row < len(settings))
+        for row, (setting, methods) in enumerate(settings.items()):
             axes = panels[row * columns + column]
-            (_ranked if column else _scattered)(axes, methods)
+            (_ranked if row else _scattered)(axes, methods)
             axes.set_title(f"{model}, {setting}", loc="left", fontsize=11, color=INK)
-        for axes in panels[row * columns + len(settings) : (row + 1) * columns]:
-            axes.set_visible(False)
     for colour, label in ((KEPT, "method"), (SKIPPED, "random choice"), (SMALLER, "smaller image")):
         panels[0].plot([], [], "o", color=colour, label=label)
     panels[0].plot([], [], "-", color=KEPT, lw=1.2, label="95 % interval")

@@ -50,16 +50,19 @@ def write_bytes(path: Path, content: bytes) -> None:
     partial = _beside(path)
     handle = os.open(partial, _NEW, 0o666)  # less the process's umask, as any new file
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if mode is not None:
-            os.chmod(partial, stat.S_IMODE(mode))
-        os.replace(partial, path)
-    except BaseException:
+        with _being_written(handle):
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if mode is not None:
+                os.chmod(partial, stat.S_IMODE(mode))
+            os.replace(partial, path)
+    except BaseException as problem:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(partial)
+        if isinstance(problem, OSError) and problem.filename is None:  # of a full disk it says nothing but that
+            raise OSError(problem.errno, problem.strerror, str(path)) from problem
         raise
 
 
@@ -154,8 +157,8 @@ def _beside(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path, what: Path) -> Iterator[None]:
-    """Nobody else is in ``folder``, which is made, as long as this lasts; at the end it is removed if it is empty.
+def alone_in(folder: Path, what: Path, *, passing: bool = False) -> Iterator[None]:
+    """Nobody else is in ``folder``, which is made, as long as this lasts.
 
     The kernel keeps the lock and drops it when the process ends, however it ends. Where a disk has no locks, and on
     Windows, there is none.
@@ -163,6 +166,7 @@ def alone_in(folder: Path, what: Path) -> Iterator[None]:
     Args:
         folder: is locked.
         what: is written meanwhile, for the error.
+        passing: at the end the folder is removed if it is empty.
 
     Raises:
         LooklessError: another process, or another call in this one, is in it.
@@ -175,8 +179,9 @@ def alone_in(folder: Path, what: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # it is not empty
-            folder.rmdir()
+        if passing:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
         os.close(handle)
 
 
@@ -205,8 +210,40 @@ def remove_partial(folder: Path, name: str | None = None) -> None:
     for pattern in ("*",) if name else ("*", "*/*", "*/*/*"):
         for path in folder.glob(pattern):
             is_of = name is None or path.name.startswith(f".{name[:40]}.")
-            if is_of and _PARTIAL.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            if is_of and _PARTIAL.fullmatch(path.name) and _is_abandoned(path):
                 path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _being_written(handle: int) -> Iterator[None]:
+    """Tells :func:`_is_abandoned` that the file is not, even after ``handle`` is closed."""
+    if not fcntl:
+        yield
+        return
+    lock = os.dup(handle)
+    try:
+        with contextlib.suppress(OSError):  # this disk has no locks
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether the process that wrote the file is gone. Where a disk has no locks, nobody knows."""
+    if not fcntl or path.is_symlink() or not path.is_file():
+        return False
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
 
 
 def dump(record: BaseModel) -> str:

@@ -28,7 +28,7 @@ A map of rank r in place of an operator costs 4 d r for each living visual row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .errors import PlanError
@@ -146,7 +146,8 @@ def prefill(
     call that returns the logits of so many text rows, one in ``generate``, in which dead work is skipped
     (:meth:`lookless.Plan.works`).
 
-    ``before`` is how many of the text tokens come before the (one) image. The papers count every query over all keys
+    ``before`` is how many of the text tokens come before the (one) image; a plan that freezes these is priced as if
+    there were none where it is not given. The papers count every query over all keys
     it may be shown, and a :class:`~lookless.cells.Window` to the token. Given ``before``, what the runtime computes for
     one unpadded prompt is counted: text before the image is scored with the keys before it only, and a window in
     blocks.
@@ -175,7 +176,7 @@ def prefill(
     return Prefill(
         total=sum(_layers(geometry, plan, visual, text, before, kept)),
         visual=sum(_layers(geometry, plan, visual, 0, None, None if kept is None else 0)),
-        experts=_experts(geometry, plan, visual, text, kept),
+        experts=_experts(geometry, plan.rows(visual, text, kept, before=before or 0)),
     )
 
 
@@ -184,7 +185,8 @@ def loads(
 ) -> Iterator[Load]:
     """What each layer computes of one prompt under ``plan``; the arguments are those of :func:`prefill`."""
     works = plan.works(kept=kept is not None)
-    each = zip(works, plan.rows(visual, text, kept), plan.alive(visual), strict=True)
+    rows_of = plan.rows(visual, text, kept, before=before or 0)
+    each = zip(works, rows_of, plan.alive(visual), strict=True)
     for index, (work, rows, alive) in enumerate(each):
         ffn, probe = rows["ffn"], 0.0
         if work.neurons is not None and alive:
@@ -213,9 +215,9 @@ def _layers(
         yield load.flops(g, index)
 
 
-def _experts(g: Geometry, plan: Plan, visual: float, text: float, kept: float | None) -> float:
-    """As :attr:`Prefill.experts`."""
-    layers = ((g.experts_of(index), rows["ffn"]) for index, rows in enumerate(plan.rows(visual, text, kept)))
+def _experts(g: Geometry, rows: Sequence[Mapping[str, float]]) -> float:
+    """As :attr:`Prefill.experts`, of the ``rows`` of each layer."""
+    layers = ((g.experts_of(index), mine["ffn"]) for index, mine in enumerate(rows))
     return sum(experts.read(ffn) for experts, ffn in layers if experts is not None)
 
 
@@ -234,7 +236,8 @@ class _Count:
     both_ways: bool = False
 
     def rows(self, rows: RowSet) -> float:
-        return rows.size(text=self.text, visual=self.visual, alive=self.alive, kept=self.kept)
+        before = self.before or 0
+        return rows.size(text=self.text, visual=self.visual, alive=self.alive, kept=self.kept, before=before)
 
     def scanned(self, part: AttentionPart) -> float:
         """Rows that a scan of a gated delta rule goes over for one part; none where nobody would read."""
@@ -243,7 +246,7 @@ class _Count:
     def pairs(self, part: AttentionPart) -> float:
         """(query, key) pairs that are scored in one part of a layer's attention."""
         query, key = self.rows(part.query), self.rows(part.key)
-        if self.both_ways and part.query != TEXT:
+        if self.both_ways and part.query.visual != "none":
             return query * key
         reach = self.reach if self.reach is not None and self.reach < self.text + self.visual else None
         if self.before is None:
@@ -258,7 +261,7 @@ class _Count:
             return scored
         if reach is not None:
             return self._slid(part, reach)
-        if part.query == TEXT and part.key != TEXT and self.alive:
+        if part.query == TEXT and part.key != TEXT and self.alive:  # of text before the image no key of it
             return self.before * self.before + (query - self.before) * key
         # Visual rows that are one run score no key after it; rows that a rank scatters score all.
         return query * (self.before + self.alive if part.query == VISUAL else key)
@@ -281,8 +284,9 @@ class _Count:
         start, visual = int(self.before), int(self.visual)
         chosen = int(rows.size(text=0, visual=self.visual, alive=self.alive))
         end = int(self.text) + visual
-        words = {"none": (), "kept": ((end - int(self.kept), end),), "all": ((0, start), (start + visual, end))}
+        first = (0, start if rows.before else 0)
+        words = {"none": (), "kept": ((end - int(self.kept), end),), "all": (first, (start + visual, end))}
         runs = [*words[rows.text], (start, start + chosen)]
-        if rows.text == "all" and chosen == visual:
+        if rows.text == "all" and rows.before and chosen == visual:
             runs = [(0, end)]
         return [(low, high) for low, high in runs if high > low]

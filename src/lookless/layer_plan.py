@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from .cells import Affine, Cell, Choice, Filter, Full, Keep, Neurons, Part, Sink, Skip, Top, Window
 from .fitted import Linear, Mean
@@ -24,6 +24,7 @@ AttentionCell = Annotated[Full | Skip | Window | Top | Mean | Linear, Field(disc
 FFNCell = Annotated[Full | Skip | Neurons | Top | Mean | Linear, Field(discriminator="kind")]
 VisibleCell = Annotated[Full | Skip | Sink, Field(discriminator="kind")]
 DecodeCell = Annotated[Full | Skip | Top, Field(discriminator="kind")]
+BeforeCell = Annotated[Full | Skip, Field(discriminator="kind")]
 
 
 #: Which text tokens: those are ``kept`` whose logits a call returns.
@@ -36,21 +37,23 @@ class RowSet(NamedTuple):
     Attributes:
         text: which text tokens are among them.
         visual: which of the living visual tokens are.
+        before: whether text before the prompt's first visual token is, where it would be.
     """
 
     text: Words
     visual: Part
+    before: bool = True
 
     @property
     def choice(self) -> Choice | None:
         """The cell that chooses its visual tokens; None where it has all or none."""
         return self.visual if isinstance(self.visual, Choice) else None
 
-    def size(self, *, text: float, visual: float, alive: float, kept: float = 0) -> float:
-        """How many rows of a prompt with ``text`` tokens, the logits of ``kept`` of which are returned, and in which
-        ``alive`` of ``visual`` visual tokens are left."""
+    def size(self, *, text: float, visual: float, alive: float, kept: float = 0, before: float = 0) -> float:
+        """How many rows of a prompt with ``text`` tokens, ``before`` of them before the image, the logits of ``kept``
+        behind it of which are returned, and in which ``alive`` of ``visual`` visual tokens are left."""
         chosen = min(alive, self.choice.of(visual)) if self.choice else alive if self.visual == "all" else 0
-        return chosen + {"none": 0, "kept": kept, "all": text}[self.text]
+        return chosen + {"none": 0, "kept": kept, "all": text if self.before else text - before}[self.text]
 
 
 NONE, KEPT, TEXT = (RowSet(words, "none") for words in ("none", "kept", "all"))
@@ -140,6 +143,8 @@ class LayerPlan(BaseModel):
         ffn: which of them pass the FFN, and how much of it.
         visible: whether text attends to their keys and values.
         decode: which of those keys and values stay cached for the answer.
+        before: what text before the prompt's first visual token does: it runs both operators or, under Skip, neither.
+            Then its hidden states pass through, and its keys and values are made and read.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -149,11 +154,20 @@ class LayerPlan(BaseModel):
     ffn: FFNCell = Full()
     visible: VisibleCell = Full()
     decode: DecodeCell = Full()
+    before: BeforeCell = Full()
+
+    @model_serializer(mode="wrap")
+    def _as_ever(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A column that few plans have is written for them alone, so that files of the others stay as they are."""
+        written: dict[str, Any] = handler(self)
+        if self.before.is_full:
+            written.pop("before", None)
+        return written
 
     @property
     def cells(self) -> tuple[Cell, ...]:
         """In the order of the columns."""
-        return (self.keep, self.attention, self.ffn, self.visible, self.decode)
+        return (self.keep, self.attention, self.ffn, self.visible, self.decode, self.before)
 
     @property
     def planned(self) -> dict[str, Cell]:
@@ -184,7 +198,7 @@ class LayerPlan(BaseModel):
             attention=parts,
             key=LIVE if any(part.key == LIVE for part in parts) else TEXT,
             cached=TEXT if self.visible.skips else RowSet("all", self.decode.visual),
-            ffn=RowSet("all", self.ffn.visual),
+            ffn=RowSet("all", self.ffn.visual, self.before.is_full),
             neurons=self.ffn.neurons,
             attention_affine=self.attention.affine,
             ffn_affine=self.ffn.affine,
@@ -196,10 +210,10 @@ COLUMNS = tuple(LayerPlan.model_fields)
 
 def _attention(row: LayerPlan) -> tuple[AttentionPart, ...]:
     """Text and visual rows together, or apart where they do not attend to the same."""
-    queries, window = row.attention.visual, row.attention.window
+    queries, window, before = row.attention.visual, row.attention.window, row.before.is_full
     if row.visible.is_full and window is None:
-        return (AttentionPart(RowSet("all", queries), LIVE),)
-    text = AttentionPart(TEXT, RowSet("all", row.visible.visual), is_sink=row.visible.is_sink)
+        return (AttentionPart(RowSet("all", queries, before), LIVE),)
+    text = AttentionPart(RowSet("all", "none", before), RowSet("all", row.visible.visual), is_sink=row.visible.is_sink)
     return (text,) if queries == "none" else (text, AttentionPart(RowSet("none", queries), LIVE, window))
 
 

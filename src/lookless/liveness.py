@@ -98,13 +98,13 @@ def without_idle_ranks(rows: Sequence[LayerPlan]) -> tuple[LayerPlan, ...]:
     """The rows of a plan, without ranks that choose nothing, or among nothing."""
     found, gone = [], False
     for row in rows:
-        idle: dict[str, Cell] = {"keep": Full()} if gone and not row.keep.withdraws else {}
+        idle: dict[str, Cell] = {"keep": Full()} if gone and not (row.keep.is_full or row.keep.withdraws) else {}
         gone = gone or row.keep.withdraws
         for column in ("attention", "ffn", "visible", "decode"):
             cell = getattr(row, column)
-            if cell.skips or (gone and cell.ranks_by):
+            if type(cell) is not Skip and (cell.skips or (gone and cell.ranks_by)):
                 idle[column] = Skip()
-        found.append(row.model_copy(update=idle))
+        found.append(row.model_copy(update=idle) if idle else row)
     return tuple(found)
 
 
@@ -123,13 +123,15 @@ def _keys_read(work: LayerWork, states: RowSet, is_gone: bool) -> RowSet:
 
 def _at_most(rows: RowSet, words: Words) -> RowSet:
     """``rows``, of whose text no more than ``words``."""
-    return rows._replace(text=min(rows.text, words, key=_ORDER.index))
+    fewer = min(rows.text, words, key=_ORDER.index)
+    return rows._replace(text=fewer, before=rows.before or fewer == "none")
 
 
 def _either(one: RowSet, other: RowSet) -> RowSet:
     """Rows that are in one or the other; their visual tokens are all or none."""
     words = max(one.text, other.text, key=_ORDER.index)
-    return RowSet(words, "none" if one.visual == other.visual == "none" else "all")
+    before = any(rows.before for rows in (one, other) if rows.text != "none")
+    return RowSet(words, "none" if one.visual == other.visual == "none" else "all", before or words == "none")
 
 
 def _whole(rows: RowSet) -> RowSet:

@@ -12,8 +12,9 @@ is not code inside a model, it is data::
     4       none      full        full         is dropped from here on (VTW)
 
 Two more columns, ``visible`` and ``decode``, say whether text attends to its keys and values in a layer, and whether
-they are cached for the answer. Text tokens always take part in everything. A :class:`Plan` is that table and where it
-came from. It is frozen, has no torch in it, prints as a table, and saves as sorted, versioned JSON::
+they are cached for the answer. Text tokens take part in everything, but for what the last column, ``before``, freezes:
+text before the image. A :class:`Plan` is that table and where it came from. It is frozen, has no torch in it, prints as
+a table, and saves as sorted, versioned JSON::
 
     plan = Plan.full(geometry).at([7, 8, 9], attention=Skip())
     plan.save_pretrained("my_plan")
@@ -35,7 +36,7 @@ from . import files
 from .cells import Cell, Skip
 from .errors import PlanError, PlanMismatchError
 from .geometry import Geometry
-from .layer_plan import COLUMNS, KEPT, TEXT, LayerPlan, LayerWork, RowSet
+from .layer_plan import COLUMNS, KEPT, LayerPlan, LayerWork
 from .limits import check_cells
 from .liveness import Read, liveness, without_idle_ranks
 from .ranks import RANKS
@@ -46,6 +47,7 @@ from .weights import Weights, pack, read
 SCHEMA_VERSION = 4
 FILE_NAME = "lookless_plan.json"
 WEIGHTS_NAME = "lookless_plan.safetensors"
+Counts = tuple[dict[str, float], ...]  # of each layer, rows by operator
 
 
 class Provenance(BaseModel):
@@ -87,8 +89,7 @@ class Plan(BaseModel):
         provenance: how it was made.
 
     Raises:
-        PlanError: there are more or fewer rows than the geometry has layers, or a rank reads the layer before, and
-            there is none, or no visual keys are made in it.
+        PlanError: there is not one row for each layer of the geometry, or a rank reads what is not there.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -210,24 +211,29 @@ class Plan(BaseModel):
         return all(row.is_full for row in self.layers)
 
     def skipped(self, column: str) -> tuple[int, ...]:
-        """The layers whose ``column`` is :class:`Skip`."""
+        """Layers whose ``column`` is :class:`Skip`."""
         return tuple(i for i, row in enumerate(self.layers) if getattr(row, column) == Skip())
 
     @property
+    def frozen(self) -> tuple[int, ...]:
+        """The layers in which visual tokens run neither operator."""
+        return tuple(i for i, row in enumerate(self.layers) if row.attention.skips and row.ffn.skips)
+
+    @property
     def is_static(self) -> bool:
-        """Whether the number of rows is known before the prompt is seen; a :class:`~lookless.Filter` decides it prompt
-        by prompt."""
+        """Whether the number of rows is known before the prompt is seen: not under a :class:`~lookless.Filter`."""
         return all(cell.is_static for row in self.layers for cell in row.cells)
 
     @property
     def is_prefix_cache_safe(self) -> bool:
         """Whether keys and values of a prefix that holds all visual tokens can be reused before another question.
 
-        They can where no visual token's part depends on the text after it: skipping, windows, neurons and withdrawal,
-        and ranks that do not read the question. (A prefix that ends between two images is another matter: ranks and
-        probes go over all visual tokens of a prompt.)
+        They can where no visual token's part depends on the text after it: skipping, windows, neurons, withdrawal, and
+        ranks that do not read the question. (Not a prefix that ends between two images: ranks and probes go over all
+        of a prompt.) They cannot where text before the image is frozen, which prompts without one share, unfrozen.
         """
-        return not any(RANKS[rank].question for row in self.layers for rank in row.ranks)
+        read = any(RANKS[rank].question for row in self.layers for rank in row.ranks)
+        return not read and all(row.before.is_full for row in self.layers)
 
     def live(self) -> Plan:
         """This plan without dead work; what is left gives text the same states, to the bit.
@@ -237,11 +243,12 @@ class Plan(BaseModel):
         withdrawal, and of a run of layers at the end in which text attends to no visual key. A rank is dead work where
         all visual tokens are withdrawn, or none is wanted.
         """
-        return Plan(**{**dict(self), "layers": tuple(read.row for read in self._read(TEXT))})
+        return Plan(**{**dict(self), "layers": tuple(read.row for read in self.reads())})
 
-    def _read(self, last: RowSet) -> tuple[Read, ...]:
+    def reads(self) -> tuple[Read, ...]:
+        """What anyone reads of each layer in a call that returns the logits of some text rows alone."""
         owners = None if self.geometry is None else self.geometry.owners
-        return liveness(without_idle_ranks(self.layers), last, owners=owners)
+        return liveness(without_idle_ranks(self.layers), KEPT, owners=owners)
 
     def works(self, *, kept: bool = False) -> tuple[LayerWork, ...]:
         """What each layer computes under this plan, dead work included.
@@ -251,20 +258,18 @@ class Plan(BaseModel):
         """
         if not kept or self.is_full:
             return tuple(row.work for row in self.layers)
-        return tuple(read.work for read in self.live()._read(KEPT))
+        return tuple(read.work for read in self.reads())
 
     @property
     def as_run(self) -> Plan:
-        """What the runtime computes under this plan where the logits of all text are wanted, and of no image: itself if
-        it is full, else :meth:`live`. Where those of some rows are, as in ``generate``, see :meth:`works`."""
+        """What runs where the logits of all text are wanted, of some rows :meth:`works`: itself if full, else live."""
         return self if self.is_full else self.live()
 
-    def rows(self, visual: float, text: float, kept: float | None = None) -> tuple[dict[str, float], ...]:
+    def rows(self, visual: float, text: float, kept: float | None = None, *, before: float = 0) -> Counts:
         """Per layer, how many tokens of a prompt are ``query``, ``key`` and ``ffn`` rows under this plan.
 
-        The prices of :mod:`lookless.flops` are of these rows, and ``lookless.trace`` counts them. Means over prompts
-        may be fractions. Given ``kept``, those that run in a call that returns the logits of so many of the text rows
-        (:meth:`works`).
+        The prices of :mod:`lookless.flops` are of these rows; ``lookless.trace`` counts them. Means may be fractions.
+        ``kept``: those of a call that returns the logits of so many text rows behind the image. ``before`` are before.
 
             >>> from lookless import Plan
             >>> Plan.full(2).rows(visual=576, text=66)[-1]
@@ -276,7 +281,8 @@ class Plan(BaseModel):
             PlanError: the plan is not static.
         """
         each = zip(self.works(kept=kept is not None), self.alive(visual), strict=True)
-        return tuple(work.rows(text=text, visual=visual, alive=alive, kept=kept or 0) for work, alive in each)
+        more = {"text": text, "visual": visual, "kept": kept or 0, "before": before}
+        return tuple(work.rows(alive=alive, **more) for work, alive in each)
 
     def alive(self, visual: float) -> tuple[float, ...]:
         """Of each layer, how many of a prompt's ``visual`` tokens are alive in it.
@@ -286,8 +292,7 @@ class Plan(BaseModel):
         """
         if not self.is_static:
             raise PlanError(
-                "this plan filters by what it sees in each prompt, so its rows are not known beforehand: count them "
-                "with lookless.trace."
+                "this plan filters by what it sees, so rows are not known beforehand: count them with lookless.trace."
             )
         counts, alive = [], visual
         for row in self.layers:
@@ -333,16 +338,16 @@ class Plan(BaseModel):
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns worth showing: attention and ffn, and any other that is not full everywhere."""
-        shown = {"attention", "ffn"}
-        return tuple(c for c in COLUMNS if c in shown or any(not getattr(row, c).is_full for row in self.layers))
+        used = {"attention", "ffn", *(column for row in self.layers for column in row.planned)}
+        return tuple(column for column in COLUMNS if column in used)
 
     def to_json(self) -> str:
         """Sorted, versioned JSON; equal plans give equal bytes."""
         return files.dump(self)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write ``folder/lookless_plan.json`` whole or not at all, and return its path. The numbers of fitted cells go
-        to ``folder/lookless_plan.safetensors``, written before it."""
+        """Write ``folder/lookless_plan.json`` whole or not at all, and return its path; before it, to
+        ``lookless_plan.safetensors``, the numbers of fitted cells."""
         for name, content in self._files().items():
             files.write_bytes(Path(folder) / name, content)
         return Path(folder) / FILE_NAME
@@ -367,6 +372,8 @@ class Plan(BaseModel):
             check_one_plan(path)
             path = path / FILE_NAME
         elif not path.exists() and not path.suffix and len(path.parts) == 2 and not path.is_absolute():
+            if path.parent.is_dir():  # a hub that is asked for a misspelt folder takes half a minute to say no
+                raise PlanError(f"no plan at '{where}': {path.parent} is a folder here, and has no {path.name} in it.")
             repo = str(where)
             path = files.download(repo, FILE_NAME, revision, PlanError)
         plan = files.load(path, cls, PlanError, SCHEMA_VERSION)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,14 +48,15 @@ OPTIONS = {
 
 
 def answered(job: dict[str, Any]) -> dict[str, Any]:
-    with (
-        mock.patch.object(vllm, "__version__", job["version"] or vllm.__version__),
-        mock.patch.dict("os.environ", job["variables"]),
-    ):
+    os.environ.update(job["variables"])
+    with mock.patch.object(vllm, "__version__", job["version"] or vllm.__version__):
         try:
             llm = vllm.LLM(**{**OPTIONS, **job["options"]})
         except Exception as problem:
             return {"error": str(problem)}
+        finally:
+            for name in job["variables"]:
+                del os.environ[name]
     sampling = vllm.SamplingParams(
         temperature=0, max_tokens=job["tokens"], ignore_eos=True, logprobs=-1, allowed_token_ids=job["words"]
     )

@@ -1,15 +1,34 @@
-"""What documents show: blocks of code, commands, and the files that these take for granted."""
+"""What documents show: blocks of code, each with its language, and the commands in them."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
+import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
-from lookless import reference
-
 ROOT = Path(__file__).parents[2]
+#: Those that have code to run: a user's, and at the end those of somebody who changes lookless.
+PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")))
+PAGES += ("CONTRIBUTING.md", "SECURITY.md", "training/README.md")
+_FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_INDENTED = re.compile(r"(?<=\n\n)(?: {4}.*\n)+")
+
+
+@dataclass(frozen=True)
+class Block:
+    """``language`` is empty for a block that does not say it."""
+
+    line: int
+    language: str
+    code: str
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """Of a block of the shell: words by line, without comments."""
+        lines = self.code.replace("\\\n", " ").splitlines()
+        return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def text(path: str) -> str:
@@ -17,23 +36,17 @@ def text(path: str) -> str:
     return (ROOT / path).read_text()
 
 
-def blocks(document: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", document, flags=re.MULTILINE | re.DOTALL)
+def blocks(page: str) -> list[Block]:
+    """In order. Indented code says no language."""
+    document = text(page)
+    prose = _FENCED.sub(lambda fenced: "\n" * fenced[0].count("\n"), document)
+    found = [(document, *found.span(), found[1], found[2]) for found in _FENCED.finditer(document)]
+    found += [(prose, *found.span(), "", found[0]) for found in _INDENTED.finditer(prose)]
+    numbered = [Block(of[:begin].count("\n") + 1, language, code) for of, begin, _, language, code in found]
+    return sorted(numbered, key=lambda block: block.line)
 
 
-def commands(document: str) -> list[str]:
-    """Each ``$ lookless`` of its console blocks, in order."""
-    lines = "\n".join(blocks(document, "console")).replace("\\\n", " ").splitlines()
-    return [line.removeprefix("$ ") for line in lines if line.startswith("$ lookless")]
-
-
-def user_files(folder: Path) -> None:
-    """What commands take for granted: ``my-model``, a model's folder, and ``mine.jsonl`` with its images."""
-    shutil.copytree(reference.NAMES["reference"], folder / "my-model")
-    (folder / "images").mkdir()
-    lines = []
-    for i in range(40):
-        image, question, answer = reference.question("chart", "test", i)
-        image.save(folder / f"images/{i}.png")
-        lines.append(json.dumps({"image": f"images/{i}.png", "question": question, "answer": answer}))
-    (folder / "mine.jsonl").write_text("\n".join(lines))
+def cells(notebook: str) -> list[Block]:
+    """Those of a notebook that hold code, each with its number in the place of its line."""
+    found = enumerate(json.loads(text(notebook))["cells"])
+    return [Block(number, "python", "".join(cell["source"])) for number, cell in found if cell["cell_type"] == "code"]

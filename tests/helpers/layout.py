@@ -156,6 +156,7 @@ INSIDE = {
         "dummy_model",
         "dummy_checkpoint",
         "lower_bound",
+        "roofline",
         "subjects",
         "prefill_results",
         "prefill",
@@ -239,6 +240,7 @@ INSIDE = {
     ],
     "cli": [
         "common",
+        "outputs",
         "plan",
         "refit",
         "route",

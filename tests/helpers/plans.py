@@ -45,6 +45,8 @@ STATIC = {
     "blind": FULL.at([1], visible=Skip())
     .at([2], visible=Skip(), attention=Skip())
     .at([3], visible=Skip(), attention=Window(4)),
+    "before": FULL.at([0, 1, 3], before=Skip()).at([1, 2], attention=Skip(), ffn=Skip()).at([3], attention=Skip()),
+    "before, and blind": FULL.at([1, 2, 4], before=Skip(), visible=Skip()).at([2], attention=mean(), ffn=mean(1)),
     "withdraw": FULL.at([3], keep=Keep(0)),
     "withdraw at once": FULL.at([0], keep=Keep(0)),
     "keep": FULL.at([2], keep=Keep(0.5, rank="random")).at([3], keep=Keep(count=3, rank="random")),
@@ -117,6 +119,7 @@ def random_row(rng: random.Random, *, static: bool = False) -> LayerPlan:
         ffn=cell(Skip(), Neurons(rng.uniform(0.1, 1), probe=0.3), top(), mean(1), linear(3)),
         visible=cell(Skip(), Sink()),
         decode=cell(Skip(), top()),
+        before=cell(Skip()),
     )
 
 

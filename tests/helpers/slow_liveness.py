@@ -54,8 +54,9 @@ class Reading:
             if layer > 0:
                 yield "state", layer - 1, r
             if r in self._present(layer):
-                yield from (("query", layer, r),) if self._takes_part(self.rows[layer].attention, r) else ()
-                yield from (("ffn", layer, r),) if self._takes_part(self.rows[layer].ffn, r) else ()
+                row, frozen = self.rows[layer], self.rows[layer].before == Skip()
+                yield from (("query", layer, r),) if self._takes_part(row.attention, r, frozen) else ()
+                yield from (("ffn", layer, r),) if self._takes_part(row.ffn, r, frozen) else ()
         elif what == "query":
             yield from self._before(layer, [r])
             yield from (
@@ -82,9 +83,13 @@ class Reading:
     def _present(self, layer: int) -> list[int]:
         return [r for r, is_visual in enumerate(self.visual) if not is_visual or r in self.alive[layer]]
 
-    def _takes_part(self, cell: object, r: int) -> bool:
+    def _takes_part(self, cell: object, r: int, is_frozen: bool) -> bool:
         whole = isinstance(cell, Full | Window) or (isinstance(cell, Top) and not cell.is_none)
-        return not self.visual[r] or whole
+        return whole if self.visual[r] else not (self._is_before(r) and is_frozen)
+
+    def _is_before(self, r: int) -> bool:
+        """Whether row ``r`` is before the image."""
+        return not any(self.visual[: r + 1]) and any(self.visual)
 
     def _sees(self, layer: int, r: int, s: int) -> bool:
         row = self.rows[layer]

@@ -144,7 +144,7 @@ class Conversation:
 
     def added(self, layer, row, tops, x, h, update, shown):
         """``x`` with the mixer's ``update`` of the rows that ask for it."""
-        asks = ~self.visual
+        asks = ~self.visual & ~self.frozen(row)
         if isinstance(row.attention, Top):
             asks = asks | tops[row.attention]
         elif not isinstance(row.attention, Skip | Mean | Linear):
@@ -155,6 +155,13 @@ class Conversation:
         self.before = {"x": x, "h": h, "update": update, "layer": layer, "out": x + update, **shown}
         self.before["alive"] = self.alive.clone()
         return x + update
+
+    def frozen(self, row):
+        """Text before the image, of the call that begins the sequence."""
+        if isinstance(row.before, Full):
+            return torch.zeros(self.n, dtype=torch.bool)
+        opening = self.visual & (self.call == 0)
+        return self.real & opening.flip(0).cumsum(0).flip(0).bool() & ~opening.cumsum(0).bool()
 
     def allowed(self, module, row, held_row, tops):
         """``[query, key]``: who may read whom, where ``held_row`` says which keys are cached."""
@@ -176,7 +183,7 @@ class Conversation:
 
     def ffn(self, layer, row, tops, x):
         h, after = norms.before_ffn(layer)(x), norms.after_ffn(layer)
-        rows = ~self.visual
+        rows = ~self.visual & ~self.frozen(row)
         if isinstance(row.ffn, Top):
             rows = rows | tops[row.ffn]
         elif isinstance(row.ffn, Full):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..errors import PlanError
 from ..geometry import GATED
-from ..layer_plan import LIVE, TEXT, VISUAL, AttentionPart, LayerWork, RowSet
+from ..layer_plan import LIVE, VISUAL, AttentionPart, LayerWork, RowSet
 from ..plan import Plan
 from ..runtime.affine import on
 from ..runtime.calls import Call, attend, causal_calls, scaled_dot_product, sliding_calls, window_calls
@@ -91,7 +91,7 @@ def _layer(layer: Any, work: LayerWork, prompts: Prompts) -> list[Callable[[], A
         reach = prompts.block.reach(mixer, prompts.length)
         both_ways = prompts.both_ways and prompts.block.is_both_ways(mixer)
         for part in work.attention:
-            is_masked = both_ways and part.query != TEXT
+            is_masked = both_ways and part.query.visual != "none"
             steps += (_masked if is_masked else partial(_attention, reach=reach))(mixer, part, prompts, batch)
     steps += _ffn(mlp, batch, ffn)
     if getattr(layer, "router", None) is not None:  # experts beside the FFN
@@ -168,7 +168,8 @@ def _attention(
     # Rows that a rank scatters are scored with all keys; text queried with them need not be.
     together = part.query.text == "all" and part.query.choice is not None
     steps = []
-    for wanted in (TEXT, RowSet("none", part.query.visual)) if together else (part.query,):
+    text = RowSet("all", "none", part.query.before)
+    for wanted in (text, RowSet("none", part.query.visual)) if together else (part.query,):
         query = prompts.rows(wanted)
         if query.count:
             calls = causal_calls(query, key, scattered=wanted.choice is not None)

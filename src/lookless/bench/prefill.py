@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
@@ -29,7 +30,7 @@ from ..plan import Plan
 from ..progress import track
 from ..runtime.cache import bytes_of
 from ..runtime.families import Located, locate
-from ..runtime.patching import applied
+from ..runtime.patching import reapplied
 from ..runtime.prompts import Prompts, prompts_of
 from ..version import __version__
 from .lower_bound import lower_bound_of
@@ -145,11 +146,13 @@ class _Run:
     """Stock (``plan`` None) or a plan, and its rounds so far.
 
     Attributes:
+        put: puts the plan in force.
         lower_bound: runs the unavoidable work of one prefill; None where its shapes are not known.
     """
 
     model: Any
     plan: Plan | None
+    put: Callable[[], AbstractContextManager[Any]]
     inputs: Mapping[str, Any]
     lower_bound: Callable[[], None] | None
     rounds: list[_Round] = field(default_factory=list)
@@ -161,7 +164,7 @@ class _Run:
         cache = self._cache()
         clocks = call, tower, layers = Clock(self.model), Clock(located.tower), Clock.of_layers(located.layers)
         try:
-            with applied(self.model, self.plan):
+            with self.put():
                 self._first_token(cache)
                 ttft, tower_ms = call.ms, sum(tower.values_ms) if tower.values_ms else None
                 for _ in range(decode):
@@ -177,7 +180,7 @@ class _Run:
     def measure_memory(self) -> None:
         """In a call of its own, as counting slows it down."""
         cache = self._cache()
-        with applied(self.model, self.plan):
+        with self.put():
             self.peak_mib = peak_mib(lambda: self._first_token(cache), next(self.model.parameters()).device)
         self.cache_mib = bytes_of(cache) / 2**20
 
@@ -202,13 +205,14 @@ class _Run:
 
 def _run(located: Located, model: nn.Module, plan: Plan | None, inputs: Mapping[str, Any], prompts: Prompts) -> _Run:
     """A run with its lower bound, which has the shapes of one prompt: none where prompts differ, or a plan filters."""
+    put = reapplied(model, plan)
     are_alike = len({*zip(prompts.counts, map(len, prompts.text), strict=True)}) == 1
     if not are_alike or (plan is not None and not plan.is_static):
-        return _Run(model, plan, inputs, None)
+        return _Run(model, plan, put, inputs, None)
     fresh = prompts_of(located, dict(inputs))
     assert fresh is not None
     fresh.read_only(KEPT)
-    return _Run(model, plan, inputs, lower_bound_of(located, fresh, plan))
+    return _Run(model, plan, put, inputs, lower_bound_of(located, fresh, plan))
 
 
 def _ms(call: Callable[[], None]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from ..loading import Loaded
 from ..plan import Plan
 from ..progress import track
 from ..runtime.families import locate
-from ..runtime.patching import applied
+from ..runtime.patching import reapplied
 from ..runtime.readers import blind
 
 
@@ -192,14 +193,21 @@ def time_prefill(
         warm_up: repeats before them that are not timed.
     """
 
-    def prefill(plan: Plan | None) -> None:
-        with applied(loaded.model, plan):
-            loaded.model(**inputs, use_cache=True, logits_to_keep=1)
-
-    calls = [partial(prefill, plan) for plan in plans]
+    calls = _prefills(loaded, inputs, plans)
     return time_in_turn(locate(loaded.model).layers, calls, repeats=repeats, warm_up=warm_up)
 
 
+def _prefills(loaded: Loaded, inputs: dict[str, Any], plans: Sequence[Plan | None]) -> list[Callable[[], None]]:
+    """A function for each of ``plans`` that runs a prefill under it."""
+
+    def prefill(put: Callable[[], AbstractContextManager[Any]]) -> None:
+        with put():
+            loaded.model(**inputs, use_cache=True, logits_to_keep=1)
+
+    return [partial(prefill, reapplied(loaded.model, plan)) for plan in plans]
+
+
+@torch.no_grad()
 def prefill_shares(
     loaded: Loaded,
     inputs: dict[str, Any],
@@ -219,9 +227,10 @@ def prefill_shares(
         repeats: rounds through all of them; one more, before, warms the caches.
         what, progress: the progress bar on standard error, and whether there is one.
     """
-    order, rounds, stocks = with_stock(None, list(plans), every), [], []
+    calls, rounds, stocks = _prefills(loaded, inputs, with_stock(None, list(plans), every)), [], []
+    layers = locate(loaded.model).layers
     for index in track(range(repeats + 1), what, progress):
-        shares, stock_ms = shares_of_stock(time_prefill(loaded, inputs, order, repeats=1, warm_up=0), every)
+        shares, stock_ms = shares_of_stock(time_in_turn(layers, calls, repeats=1, warm_up=0), every)
         if index:
             rounds.append(shares)
             stocks.append(stock_ms)

@@ -121,7 +121,7 @@ class Fitter:
                 if moments.count:  # else every visual token was withdrawn before, or none is read
                     fitted = fitted.at([index], **{operator: _cell(moments, ranks[index, operator], ridge)})
             for walk in walks:
-                walk.leave(layer, index, steps_of(fitted))
+                walk.leave(layer, index, steps_of(fitted.layers))
         return fitted
 
     @torch.no_grad()
@@ -138,7 +138,7 @@ class Fitter:
         for rank in ranks:
             _check_rank(rank, self._located.geometry.hidden)
         cells: dict[Place, dict[int, Fitted]] = {}
-        steps, walks = steps_of(plan), [start.walk(plan) for start in self._starts]
+        steps, walks = steps_of(plan.layers), [start.walk(plan) for start in self._starts]
         for index, layer in enumerate(track(self._located.layers, "fitting", self._progress)):
             for operator in OPERATORS:
                 moments = _moments(walks, layer, index, plan.layers[index], operator)
@@ -170,7 +170,7 @@ class _Start:
     tower: tuple[Tensor, ...]
 
     def walk(self, plan: Plan) -> _Walk:
-        return _Walk(self, ForwardPass(steps_of(plan), self.prompts(), list(self.tower)), self.x)
+        return _Walk(self, ForwardPass(steps_of(plan.layers), self.prompts(), list(self.tower)), self.x)
 
 
 def _start(model: nn.Module, located: Located, prompt: VisualPrompt, directions: torch.Generator) -> _Start:

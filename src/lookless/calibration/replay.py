@@ -198,7 +198,7 @@ def run_from(model: nn.Module, located: Located, full: FullRun, layer: int, plan
         layer -= 1
     x, _ = full.inputs[layer]
     prompts = full.prompts()
-    steps = steps_of(plan.live() if prompts.end_in_text else plan)
+    steps = steps_of((plan.live() if prompts.end_in_text else plan).layers)
     running = ForwardPass(steps, prompts, list(full.tower), embedded=full.inputs[0][0])
     layers = zip(located.layers, full.inputs, full.added, strict=True)
     for index, (module, (_, arguments), added) in list(enumerate(layers))[layer:]:
@@ -236,7 +236,7 @@ def visual_prompts(
 
     Raises:
         DataError: no sample has an image, or the processor puts no visual token into a prompt.
-        ModelError: a plan is applied to the model.
+        ModelError: a plan is applied to the model, or its answer has the token of an image.
     """
     return prompts_from(loaded, track(with_images(samples), what, progress), position)
 
@@ -261,6 +261,7 @@ def prompts_from(loaded: Loaded, named: Iterable[Named], position: Position) -> 
     located = locate(loaded.model)
     for name, sample in named:
         inputs, read = _prompt(loaded, sample, position)
+        _check_answer(loaded, located, name, inputs["input_ids"][:, read.start + 1 : read.stop + 1])
         prompts = prompts_of(located, inputs)
         if prompts is None:
             raise DataError(
@@ -284,6 +285,15 @@ def _prompt(loaded: Loaded, sample: Sample, position: Position) -> tuple[dict[st
     extended = {**inputs, **{k: torch.nn.functional.pad(v, (0, more)) for k, v in per_token.items()}}
     extended |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     return extended, slice(length - 1, ids.shape[1] - 1)
+
+
+def _check_answer(loaded: Loaded, located: Located, name: str, answer: Tensor) -> None:
+    """Raises: ModelError: a token of the answer stands for a piece of an image, and there is none to put there."""
+    if located.visual(answer).any():
+        raise ModelError(
+            f"{loaded.name} answers {name} with the token of an image ({located.visual_ids}), so its answer cannot be "
+            f"read: check its weights and its generation settings, or leave the sample out."
+        )
 
 
 def one_row(geometry: Geometry, layer: int, cells: LayerPlan) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import json
@@ -169,7 +170,9 @@ def reporting() -> Iterator[None]:
     except KeyboardInterrupt:
         _exit("interrupted.", code=130)
     except OSError as problem:  # a full disk, a folder that may not be written
-        _exit(f"{first_line(problem)}.")
+        full = problem.errno in (errno.ENOSPC, errno.EDQUOT)
+        more = ": make room and start again, what is finished is kept" if full else ""
+        _exit(f"{first_line(problem)}{more}.")
     except (MemoryError, RuntimeError) as problem:
         if not is_out_of_memory(problem):
             raise

@@ -88,7 +88,7 @@ def table(
     edited_file(out_path)
     names = models or reference.NAMES
     plans = _plans([*names], plan_dirs or ())
-    folders = {model: run_folder(work / model.replace("/", "-")) for model in names}
+    folders = {model: run_folder(work / model.replace("/", "-")) for model in dict.fromkeys(names)}
     settings: dict[str, Any] = {
         "budgets": budget or [0.6],
         "times": time or [],

@@ -102,15 +102,19 @@ def experiment(
 
 
 def _run(wanted: Mapping[str, Experiment], lab: Lab) -> list[Report]:
-    """The reports; of several experiments, one that this model or data cannot do is told of, and the others are run."""
+    """The reports; of several experiments, one that this model or data cannot do is told of, and the others are run.
+
+    Raises:
+        LooklessError: none can be run.
+    """
     from ..experiments.run import run_experiment
 
-    reports = []
+    reports: list[Report] = []
     for name, experiment in wanted.items():
         try:
             reports.append(run_experiment(experiment, lab))
         except LooklessError as problem:
-            if len(wanted) == 1:
+            if name == [*wanted][-1] and not reports:
                 raise
             typer.echo(f"lookless: {name} was not run: {problem}", err=True)
     return reports

@@ -94,7 +94,7 @@ def _claimed_file(path: Path) -> Path | None:
     kept = Unfinished.beside(path)
     if kept is None:
         return None
-    until_the_end(files.alone_in(kept.folder, path))
+    until_the_end(files.alone_in(kept.folder, path, passing=True))
     where = path.resolve()
     files.remove_partial(where.parent, where.name)
     files.remove_partial(kept.folder)

@@ -9,7 +9,7 @@ import typer
 
 from ..errors import LooklessError
 from .common import DataOptions, Device, Dtype, app, err, one_sentence, out, spread
-from .outputs import Overwrite, edited_file, new_file
+from .outputs import Overwrite, edited_file, new_file, run_folder
 
 if TYPE_CHECKING:
     from ..pages.material import Material
@@ -77,6 +77,8 @@ def report(
     material = read(what, data or (), reading if str(reading) else None)
     path = new_file(page, overwrite) if page is not None else edited_file(_default(what))
     if samples is not None:
+        if _is_run(what[0]):
+            run_folder(what[0])
         material = _measured(material, what[0], samples, model, device, dtype)
     write_page(material, path)
     out.print(f"written: {path}", soft_wrap=True)

@@ -13,7 +13,7 @@ from ..data import Sample
 from ..loading import Loaded
 from ..plan import Plan
 from ..runtime.families import locate
-from ..runtime.patching import applied
+from ..runtime.patching import reapplied
 from .downsampling import downsampled
 
 
@@ -51,9 +51,10 @@ def time_entries(
 def _prefill(loaded: Loaded, samples: Sequence[Sample], entry: Entry) -> Callable[[], None]:
     with entry.images(loaded) as smaller:
         inputs = smaller.inputs(samples)
+        put = reapplied(loaded.model, entry.plan)
 
     def run() -> None:
-        with entry.images(loaded), applied(loaded.model, entry.plan):
+        with entry.images(loaded), put():
             loaded.model(**inputs, use_cache=True, logits_to_keep=1)
 
     return run

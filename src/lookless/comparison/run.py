@@ -73,6 +73,7 @@ def run_table(
         PlanError: a budget or a time is not between 0 and 1; the folder holds results of other questions, samples or
             plans, another model or other versions; a plan is called like a method.
         PlanMismatchError: a plan is for another model.
+        ModelError: the stock model gives logits that are not finite; the message names the question.
     """
     settings, plans = settings_of(budgets, times), plans or {}
     _check_plans(plans, contestants_of(methods), geometry_of(loaded.model))
@@ -156,8 +157,14 @@ def _resumed(path: Path, work: Workspace, questions: int, machine: str, plans: d
 
 
 def _with(results: Results, work: Workspace, who: Contestant, setting: Setting) -> Results:
-    """``results`` with those of one row."""
+    """``results`` with those of one row.
+
+    Raises:
+        ModelError: the stock model's logits are not finite.
+    """
     key = row_key(who.name, setting)
+    for task in work.tasks:  # what the stock model cannot do is no method's fault
+        work.dense(task)
     outcomes, notes = [], dict(results.notes)
     try:
         _check_time(results, who, setting)

@@ -47,12 +47,13 @@ def slow_logits(model: Any, located: Located, plan: Plan, inputs: Mapping[str, A
 @contextmanager
 def _thrown_away(plan: Plan, located: Located, visual: Tensor) -> Iterator[None]:
     """``visual`` is bool, ``[sequence]``."""
-    hooks, is_withdrawn = [], False
+    hooks, is_withdrawn, before = [], False, visual.cumsum(0) == 0
     for row, layer in zip(plan.layers, located.layers, strict=True):
         is_withdrawn = is_withdrawn or row.keep.withdraws
+        frozen = before & (not row.before.is_full)
         hooks += [
-            mixer_of(layer).register_forward_hook(_instead(row.attention, visual), with_kwargs=True),
-            located.block.ffn_of(layer).register_forward_hook(_instead(row.ffn, visual), with_kwargs=True),
+            module.register_forward_hook(_instead(cell, visual, frozen), with_kwargs=True)
+            for module, cell in ((mixer_of(layer), row.attention), (located.block.ffn_of(layer), row.ffn))
         ]
         if is_withdrawn or row.visible.skips:  # text does not attend to visual keys
             hooks.append(mixer_of(layer).register_forward_pre_hook(_masked(visual), with_kwargs=True))
@@ -63,15 +64,19 @@ def _thrown_away(plan: Plan, located: Located, visual: Tensor) -> Iterator[None]
             hook.remove()
 
 
-def _instead(cell: Cell, visual: Tensor) -> Any:
-    """A hook that puts in the place of what an operator adds to visual rows what ``cell`` adds."""
+def _instead(cell: Cell, visual: Tensor, frozen: Tensor) -> Any:
+    """A hook that puts in the place of what an operator adds to visual rows what ``cell`` adds, and nothing in that of
+    what it adds to ``frozen`` rows."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if cell.is_full:
+        if cell.is_full and not bool(frozen.any()):
             return None
         added = output if isinstance(output, Tensor) else output[0]
         changed = added.clone()
-        if isinstance(cell, Affine):
+        changed[:, frozen] = 0
+        if cell.is_full:
+            pass
+        elif isinstance(cell, Affine):
             entered = args[0] if args else kwargs["hidden_states"]
             changed[:, visual] = _mapped(cell, entered[:, visual]).to(added.dtype)
         else:

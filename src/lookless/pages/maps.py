@@ -27,6 +27,7 @@ OPERATORS = {
     "ffn": "FFN",
     "visible": "text reads",
     "decode": "cache",
+    "before": "text before",
 }
 
 
@@ -37,6 +38,7 @@ TITLES = {
     "ffn": "FFN of visual tokens",
     "visible": "visual tokens that text reads",
     "decode": "visual tokens in the cache",
+    "before": "text before the image",
 }
 
 
@@ -80,7 +82,8 @@ def boxes(plan: Plan, column: str) -> list[Box]:
         if column == "keep":
             found.append(left)
         else:
-            found.append(Box("skip", "no token is left") if left.shade == "skip" else Box(shade(cell), str(cell)))
+            is_gone = left.shade == "skip" and column != "before"
+            found.append(Box("skip", "no token is left") if is_gone else Box(shade(cell), str(cell)))
     return found
 
 

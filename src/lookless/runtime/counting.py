@@ -25,12 +25,16 @@ class RowCounter:
 
 def is_hooked(module: Any) -> bool:
     """Whether anything but counters is hooked to the module."""
-    hooks = module._forward_pre_hooks.values()
-    return bool(module._forward_hooks) or any(type(hook) is not RowCounter for hook in hooks)
+    if module._forward_hooks:
+        return True
+    hooks = module._forward_pre_hooks
+    return bool(hooks) and any(type(hook) is not RowCounter for hook in hooks.values())
 
 
 def report(module: Any, x: Tensor) -> None:
     """Tell the counters of ``module``, which is not called, that it ran on the rows of ``x [..., width]``."""
+    if not module._forward_pre_hooks:
+        return
     for hook in module._forward_pre_hooks.values():
         if type(hook) is RowCounter:
             hook.count(x.shape[:-1].numel())

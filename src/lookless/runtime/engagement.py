@@ -59,10 +59,12 @@ def is_countable(plan: Plan, prompts: Prompts) -> bool:
 def predicted(plan: Plan, works: Sequence[LayerWork], located: Located, prompts: Prompts) -> list[dict[str, int]]:
     """Of each layer the rows of each operator that are known beforehand, all prompts of the call together."""
     total = [dict.fromkeys(OPERATORS, 0) for _ in works]
-    kept = [0] * len(prompts.text) if prompts.kept is None else map(len, prompts.kept)
-    for visual, text, read in zip(prompts.counts, map(len, prompts.text), kept, strict=True):
+    kept = tuple(rows[:0] for rows in prompts.text) if prompts.kept is None else prompts.kept
+    lengths = (map(len, rows) for rows in (prompts.text, prompts.before, kept, prompts.split(kept)[1]))
+    for visual, text, before, read, behind in zip(prompts.counts, *lengths, strict=True):
         for layer, work, alive in zip(total, works, plan.alive(visual), strict=True):
-            rows = work.rows(text=text, visual=visual, alive=alive, kept=read)
+            more = {"before": before, "kept": read if work.ffn.before else behind}
+            rows = work.rows(text=text, visual=visual, alive=alive, **more)
             layer |= {operator: layer[operator] + int(rows[operator]) for operator in OPERATORS}
     for layer, module in zip(total, located.layers, strict=True):
         if is_convolution(module):  # of the rows that it may read it makes those that it brings to one

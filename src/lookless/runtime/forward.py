@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from ..cells import Choice, Filter, Keep
 from ..errors import ModelError
 from ..layer_plan import LayerPlan, LayerWork
-from ..plan import Plan
 from ..ranks import RANKS
 from .inplace import is_small
 from .last_rows import run_last_rows
@@ -42,15 +41,15 @@ class Step:
     is_full: bool
 
 
-def steps_of(plan: Plan, *, kept: bool = False) -> tuple[Step, ...]:
-    """The steps of a plan's layers; made once for a plan, as reading a row takes longer than a small layer has.
+def steps_of(rows: Sequence[LayerPlan], works: Sequence[LayerWork] | None = None) -> tuple[Step, ...]:
+    """The steps of a plan's ``rows``; made once for a plan, as reading a row takes longer than a small layer has.
 
-    ``kept``: of a pass that returns the logits of some text rows alone (:meth:`lookless.Plan.works`).
+    ``works`` is what runs of them, where some of it is dead work; None for all.
     """
-    steps = []
-    for row, work, later in zip(plan.layers, plan.works(kept=kept), [*plan.layers[1:], None], strict=True):
+    steps, written = [], [row.work for row in rows]
+    for row, mine, work, later in zip(rows, written, works or written, [*rows[1:], None], strict=True):
         read = later is not None and any(RANKS[rank].reads == "previous" for rank in later.ranks)
-        is_full = row.is_full and work == row.work
+        is_full = row.is_full and work == mine
         steps.append(Step(row, work, bool(work.choices) or not row.keep.is_full, read, is_full))
     return tuple(steps)
 
@@ -71,7 +70,6 @@ class ForwardPass:
         self.calls = [0] * len(steps)  # of each layer
         self._filtering = Filtering(len(prompts.text))
         self._record: LayerRecord | None = None
-        self._made: LayerRecord | None = None  # for a rank, of the layer about to run
         self._embedded = embedded
 
     def run(
@@ -96,10 +94,7 @@ class ForwardPass:
         may_be_stock = step.is_full and not step.wants_record and not self.prompts.block.shares_keys
         if stock is not None and may_be_stock and self.prompts.is_untouched and is_small(x):
             return stock(x, **arguments)
-        made, self._made = self._made, None
-        wanted = {"wants_record": step.wants_record, "made": made}
-        del made  # a second reference would hold it while the FFN runs
-        x, self._record = run_layer(layer, step.work, self.prompts, x, **wanted, **arguments)
+        x, self._record = run_layer(layer, step.work, self.prompts, x, wants_record=step.wants_record, **arguments)
         if self.prompts.chosen:
             self.prompts.clear_choices()
         if index == len(self.steps) - 1:
@@ -143,7 +138,6 @@ class ForwardPass:
                 rows = torch.cat((rows, positions)).sort().values
             kept.append(rows)
         self.prompts.keep(tuple(kept))
-        self._made = None  # of rows that are not all there any more, and of states before some were merged
         return x
 
     def _views(
@@ -156,7 +150,7 @@ class ForwardPass:
         if reads == "this" and RANKS[cell.ranks_by or ""].heads:
             mask, rotary = arguments.get("attention_mask"), arguments["position_embeddings"]
             cache = arguments.get("past_key_values")
-            self._made = record = self._made or project_keys(layer, prompts, x, mask, rotary, cache)
+            prompts.made = record = prompts.made or project_keys(layer, prompts, x, mask, rotary, cache)
         towers: list[Tensor | None] = [None] * len(prompts.text)
         if reads == "tower":
             scores = torch.cat(self.tower) if self.tower else x.new_zeros(0)

@@ -55,11 +55,14 @@ class Buffers:
 
 
 def linear(module: Any, x: Tensor, buffers: Buffers | None = None, name: str = "") -> Tensor:
-    """``module``, a projection, on ``x [..., width]``; its result lies in the buffer ``name`` if that is allowed."""
-    if buffers is None or not (may_write(x) and is_own(module) and x.dtype == module.weight.dtype):
+    """``module``, a projection, on ``x [..., width]``; its result lies in the buffer ``name`` if that is allowed, and
+    it is not small."""
+    if not is_own(module):
         made: Tensor = module(x)
         return made
     report(module, x)
+    if buffers is None or is_small(x) or not may_write(x) or x.dtype != module.weight.dtype:
+        return F.linear(x, module.weight, module.bias)
     out = buffers.take(name, (*x.shape[:-1], module.out_features), x)
     flat, into = x.flatten(0, -2), out.view(-1, module.out_features)
     if module.bias is None:
@@ -140,18 +143,18 @@ def project_gated(
 ) -> tuple[Tensor, Tensor | None]:
     """As :func:`project`, and beside queries the gate of what their heads read, ``[groups, rows, heads * head_dim]``;
     None of an attention without one."""
-    projection, gate = getattr(module, f"{which}_proj"), None
-    is_gated = which == "q" and module.config.model_type in GATED
+    projection, gate, kind = module._modules[f"{which}_proj"], None, type(module.config).model_type
+    is_gated = which == "q" and kind in GATED
     x = heads(linear(projection, normed, buffers, "gate"), module.head_dim * (1 + is_gated))
     if is_gated:
         x, gate = x.chunk(2, dim=-1)
         gate = gate.flatten(-2)
     may_overwrite = is_own(projection) and may_write(x)
-    norm = getattr(module, f"{which}_norm", None) or getattr(module, f"{which}_layernorm", None)
+    norm = module._modules.get(f"{which}_norm") or module._modules.get(f"{which}_layernorm")
     x = x if norm is None else rms_norm(norm, x, x if may_overwrite else None)
     if rotary is None:
         return x, gate
-    return rotate(x, *rotary, in_place=may_overwrite, neighbours=module.config.model_type in NEIGHBOURS), gate
+    return rotate(x, *rotary, in_place=may_overwrite and not is_small(x), neighbours=kind in NEIGHBOURS), gate
 
 
 def project_normed(module: Any, normed: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
@@ -175,17 +178,17 @@ def heads(x: Tensor, head_dim: int) -> Tensor:
 
 def is_mixture(mlp: Any) -> bool:
     """Whether an FFN is a mixture of experts."""
-    return hasattr(mlp, "experts")
+    return "experts" in mlp._modules
 
 
 def is_fused(mlp: Any) -> bool:
     """Whether one matrix makes gate and up of a gated FFN."""
-    return hasattr(mlp, "gate_up_proj")
+    return "gate_up_proj" in mlp._modules
 
 
 def is_numbered(mlp: Any) -> bool:
     """Whether the matrices of a gated FFN are :data:`NUMBERED`."""
-    return hasattr(mlp, NUMBERED[0])
+    return NUMBERED[0] in mlp._modules
 
 
 def activation(mlp: Any) -> Any:
@@ -270,7 +273,7 @@ def is_small(x: Tensor) -> bool:
 
 def is_own(module: Any) -> bool:
     """A plain projection with plain weights: what it returns is the caller's alone."""
-    return type(module) is nn.Linear and type(module.weight) is nn.Parameter and is_plain(module)
+    return type(module) is nn.Linear and type(module._parameters["weight"]) is nn.Parameter and is_plain(module)
 
 
 def is_plain(module: Any) -> bool:

@@ -43,15 +43,14 @@ def run_layer(
     position_embeddings: Rotary,
     past_key_values: Any = None,
     wants_record: bool = False,
-    made: LayerRecord | None = None,
     **rest: Any,
 ) -> tuple[Tensor, LayerRecord | None]:
     """``layer`` on ``x [batch, sequence, hidden]``, its ``work`` and no more; and a record if one is wanted.
 
-    ``made`` has the keys of ``x`` that a rank has read: for the same rows they are not made again. The other arguments
-    are those that transformers gives a decoder layer.
+    The other arguments are those that transformers gives a decoder layer.
     """
     block = prompts.block
+    made, prompts.made = prompts.made, None  # of this layer alone
     if not wants_record and _is_stock(layer, work, prompts, x, past_key_values):
         normed = rms_norm(block.norm(layer), x)
         attended = call_stock(layer, normed, attention_mask, position_embeddings, past_key_values, **rest)
@@ -81,7 +80,7 @@ def run_layer(
         out = inner.add(out, update, owns_x=owns_h or out is not h)
     kept = replace(record, after_attention=live.scatter(x, out)) if wants_record else None
     owns_out = (owns_h or out is not h) and not (wants_record and live.is_whole)
-    del record, h  # what no rank reads is not held while the FFN runs
+    del record, made, h  # what no rank reads is not held while the FFN runs
     out = run_ffn(layer, work, prompts, out, owns_x=owns_out)
     out = out if block.pass_by is None else block.pass_by(layer, out, live, rest)
     is_hooked = bool(layer._forward_hooks or layer._forward_pre_hooks)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -12,12 +14,12 @@ ATTENTION, DELTA, CONVOLUTION = "self_attn", "linear_attn", "conv"
 
 def is_delta(layer: Any) -> bool:
     """Whether the rows of ``layer`` are mixed by a gated delta rule, and not by attention."""
-    return hasattr(layer, DELTA)
+    return DELTA in layer._modules  # many times faster than asking for an attribute that is not there
 
 
 def is_convolution(layer: Any) -> bool:
     """Whether the rows of ``layer`` are mixed by a short convolution, and not by attention."""
-    return hasattr(layer, CONVOLUTION)
+    return CONVOLUTION in layer._modules
 
 
 def has_state(layer: Any) -> bool:
@@ -27,7 +29,7 @@ def has_state(layer: Any) -> bool:
 
 def mixer_name(layer: Any) -> str:
     """The name in ``layer`` of the module that mixes its rows."""
-    return DELTA if is_delta(layer) else CONVOLUTION if is_convolution(layer) else ATTENTION
+    return next((name for name in (DELTA, CONVOLUTION) if name in layer._modules), ATTENTION)
 
 
 def mixer_of(layer: Any) -> Any:
@@ -42,7 +44,12 @@ def added_by(output: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 def argument_names(layer: Any) -> tuple[str, ...]:
     """What a layer is called with behind its hidden states: one that adds embeddings of its own gets them so."""
-    return tuple(inspect.signature(type(layer).forward).parameters)[2:]
+    return _parameters(type(layer).forward)[2:]
+
+
+@cache
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)
 
 
 def call_stock(layer: Any, normed: Tensor, mask: Any, rotary: Any, cache: Any, **rest: Any) -> Tensor:

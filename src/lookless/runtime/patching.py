@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
@@ -170,31 +171,36 @@ class Applied:
         self._replaced: list[Replaced] = []
         self._hooks: list[Any] = []
         if not plan.is_full:
-            with _APPLYING:
-                self._put(model)
+            self._prepare()
+            self._put()
         if break_even == "auto" and not plan.is_full:
             self.break_even = self._measured_break_even()
 
-    def _put(self, model: nn.Module) -> None:
+    def _prepare(self) -> None:
+        """What every call needs to know of the plan, which takes longer to find out than a small layer."""
+        reads = self.plan.reads()
+        rows = tuple(read.row for read in reads)
+        self._live_plan, self._is_counted = self.plan.model_copy(update={"layers": rows}), False
+        self._steps, self._live = steps_of(self.plan.layers), steps_of(rows)
+        self._kept = steps_of(rows, [read.work for read in reads])
+        self.signature = inspect.signature(self.located.inner.forward)
+
+    def _put(self) -> None:
         """Put the plan in force."""
-        plan = self.plan
-        for layer in self.located.layers:
-            if _is_planned(layer):
+        with _APPLYING:
+            if any(map(_is_planned, self.located.layers)):
                 raise ModelError(
                     "a plan is already applied to this model: call remove() on it, or join both with `|` (a copy of a "
                     "model keeps the plan that it was copied under)."
                 )
+            inner, head = self.located.inner, self.located.head
+            check_internals(inner, self.located.layers, self.located.block)
+            if any((getattr(part, "_tp_size", None) or 1) > 1 for part in (inner, head)):
+                check_sharded(self.plan)
+            self._replace()
+
+    def _replace(self) -> None:
         inner = self.located.inner
-        check_internals(inner, self.located.layers, self.located.block)
-        if (getattr(inner, "_tp_size", None) or getattr(model, "_tp_size", None) or 1) > 1:
-            check_sharded(plan)
-        self._live_plan, self._is_counted = plan.live(), False
-        self._steps, self._live, self._kept = (
-            steps_of(plan),
-            steps_of(self._live_plan),
-            steps_of(self._live_plan, kept=True),
-        )
-        self.signature = inspect.signature(inner.forward)  # once, and not at every decode step
         self._hooks = self._capture_tower()
         if self.located.head is not None:
             self._hooks.append(self.located.head.register_forward_pre_hook(_pass_on_kept, with_kwargs=True))
@@ -292,6 +298,19 @@ class Applied:
             replaced.remove()
         self._hooks, self._replaced = [], []
 
+    def again(self) -> Applied:
+        """Put the plan, once it is removed, in force on the same model again.
+
+        What was found out of both is kept: after a prefill whose rows were counted, the next one counts none. So a plan
+        that is timed in turn with others is timed as it runs for a user from the second prompt on.
+
+        Raises:
+            ModelError: it is in force, or another plan is.
+        """
+        if not self.plan.is_full:
+            self._put()
+        return self
+
     def __enter__(self) -> Applied:
         return self
 
@@ -356,6 +375,19 @@ def applied(model: nn.Module, plan: Plan | None) -> AbstractContextManager[Any]:
         check_stock(model)
         return nullcontext()
     return apply(model, plan)
+
+
+def reapplied(model: nn.Module, plan: Plan | None) -> Callable[[], AbstractContextManager[Any]]:
+    """As :func:`applied`, to be entered again and again (:meth:`Applied.again`).
+
+    Raises:
+        ModelError: as :func:`applied`.
+    """
+    if plan is None:
+        return partial(applied, model, None)
+    handle = apply(model, plan)
+    handle.remove()
+    return handle.again
 
 
 def check_stock(model: nn.Module) -> None:

@@ -43,6 +43,7 @@ class Prompts:
         block: what the decoder's layers are.
         both_ways: visual tokens side by side see each other, in the layers that the block says.
         lent: the keys and values that later layers read, by the kind of their attention.
+        made: what a rank had made of the keys of the layer about to run, for the layer to use; None without.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Prompts:
         self.device, self.block = torch.device(device), block
         self.both_ways = both_ways
         self.lent: dict[str, Any] = {}
+        self.made: Any = None
         real = torch.ones_like(self.visual) if real is None else real.cpu()
         self.is_padded = not bool(real.all())
         self.visual = self.visual & real
@@ -95,6 +97,19 @@ class Prompts:
         return self.is_plain_prefill and not self.is_padded and self.alive is self.first and not self.chosen
 
     @property
+    def before(self) -> tuple[Tensor, ...]:
+        """Of each prompt, its text rows before the first visual token that it came with; none of a prompt without one,
+        and of later turns."""
+        before: tuple[Tensor, ...] = self.once("before", lambda: self.split(self.text)[0])
+        return before
+
+    def split(self, text: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Of each prompt, those of its rows ``text`` that are before the image as in :attr:`before`, and the others."""
+        starts = [int(visual[0]) if len(visual) and not self.past else 0 for visual in self.first]
+        both = [(rows[rows < start], rows[rows >= start]) for rows, start in zip(text, starts, strict=True)]
+        return tuple(rows for rows, _ in both), tuple(rows for _, rows in both)
+
+    @property
     def length(self) -> int:
         return self.visual.shape[1]
 
@@ -118,7 +133,8 @@ class Prompts:
 
     def reads_visual(self, kept: int | Tensor) -> bool:
         """Whether a visual row is among those whose logits are ``kept``, as in :func:`kept_rows`."""
-        return bool((self.visual & kept_rows(kept, self.visual.shape)).any())
+        rows = self.visual[:, -kept:] if isinstance(kept, int) else self.visual & kept_rows(kept, self.visual.shape)
+        return bool(rows.any())
 
     def read_only(self, kept: int | Tensor) -> None:
         """Of the last layer no states of text are read but of rows that are ``kept``, as in :func:`kept_rows`.
@@ -137,7 +153,7 @@ class Prompts:
     def keep(self, alive: tuple[Tensor, ...]) -> None:
         """From here on only these visual rows are alive."""
         self.alive = alive
-        self._shared, self._rotary_of = {}, {}
+        self._shared, self._rotary_of, self.made = {}, {}, None
 
     def move(self, device: torch.device) -> None:
         """Row sets are of tensors on ``device`` from here on."""
@@ -164,6 +180,7 @@ class Prompts:
             choice = wanted.choice
             visual = self.chosen[choice] if choice is not None else self.alive if wanted.visual == "all" else None
             text = {"none": None, "kept": self.kept, "all": self.text}[wanted.text]
+            text = text if text is None or wanted.before else self.split(text)[1]
             given = [rows for rows in (text, visual) if rows is not None]
             differ = range(len(self.text)) if self._packed else range(1)
             none = torch.zeros(0, dtype=torch.int64)
@@ -178,7 +195,7 @@ class Prompts:
         if len(self.text) == 1:
             return False
         if "packed" not in self._memory:
-            sets = (self.text, self.alive, *self.chosen.values())
+            sets = (self.text, self.alive, self.split(self.text)[0], *self.chosen.values())
             self._memory["packed"] = not all(torch.equal(rows[0], other) for rows in sets for other in rows[1:])
         return self._memory["packed"]
 
@@ -216,7 +233,9 @@ class Prompts:
 
     def is_complete(self, rows: Rows) -> bool:
         """Whether ``rows`` lack nothing but padding: then the cache is the stock model's."""
-        return all(len(r) == len(t) + c for r, t, c in zip(rows.prompts, self.text, self.counts, strict=True))
+        sizes = zip(rows.prompts, self.text, self.counts, strict=True)
+        complete: bool = self.once(("complete", rows), lambda: all(len(r) == len(t) + c for r, t, c in sizes))
+        return complete
 
     def sink_values(self, rows: Rows, value: Tensor) -> Tensor:
         """``value`` of ``rows`` with every visual token's replaced by the first visual one's of its prompt."""

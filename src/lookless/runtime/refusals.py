@@ -87,7 +87,7 @@ def check_chunks(located: Located, plan: Plan, ids: Tensor, size: int) -> None:
     """Raises: ModelError: some cell needs a prompt whole, and ``size`` tokens at a time are prefilled."""
 
     def needs_it_whole(column: str, cell: Cell) -> bool:
-        is_left_out = column in ("visible", "decode") and not cell.is_full
+        is_left_out = column in ("visible", "decode", "before") and not cell.is_full
         # One token is taken for a decode step, and what was visual in earlier chunks is not written down.
         return cell.compares or is_left_out or (size == 1 and cell.window is not None)
 

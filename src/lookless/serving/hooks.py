@@ -76,11 +76,11 @@ def _after_request(stock: Any) -> Any:
         settings = Settings.of(self.vllm_config)
         if settings is not None and not settings.plan.is_full:
             try:
-                check_request(request)
+                check_request(request, self.vllm_config.model_config.hf_config.model_type)
             except ServingError as problem:  # vLLM reports only errors of its own class to a client
                 from vllm.exceptions import VLLMValidationError
 
-                raise VLLMValidationError(str(problem), parameter="prompt_logprobs") from problem
+                raise VLLMValidationError(str(problem)) from problem
         return request
 
     setattr(process_inputs, _MARK, True)

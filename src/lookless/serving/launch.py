@@ -12,13 +12,15 @@ from pathlib import Path
 from ..errors import ServingError
 from ..plan import Plan
 from ..reference import NAMES
-from .settings import KEY, check_plan
+from .settings import KEY, check_plan, keeps_text_apart
 from .shipped import servable
 
 #: The words that run vLLM's own command line in this environment.
 VLLM = (sys.executable, "-m", "vllm.entrypoints.cli.main")
 OPTION = "--additional-config"
 NAME = "--served-model-name"
+#: vLLM's option, on without a word, which some plans cannot be served with.
+PREFIXES = "enable-prefix-caching"
 
 
 def command(model: str, plan: str, options: Sequence[str]) -> list[str]:
@@ -44,6 +46,8 @@ def command_for(model: str, path: str, plan: Plan, options: Sequence[str]) -> li
     if KEY in config:
         raise ServingError(f"{OPTION} has {KEY!r} already: name the plan there or by --plan, not twice.")
     merged = json.dumps({**config, KEY: {"plan": path}})
+    if keeps_text_apart(plan) and not any(word.endswith(PREFIXES) for word in rest):
+        rest = [*rest, f"--no-{PREFIXES}"]
     served = model
     if model in NAMES:  # its copy outlives this process, which becomes the server
         served = servable(model, Path(tempfile.mkdtemp(prefix="lookless-")) / model)

@@ -15,11 +15,12 @@ from ..weights import pack, unpack
 
 KEY = "lookless"
 VERSION = "0.32."
-#: keep, visible, decode: what a paged cache cannot do, and why
+#: keep, visible, decode, before: what a paged cache cannot do, and why
 REASONS = {
     "keep": "a chunk of a prompt would have to choose its tokens before the rest of it is known",
     "visible": "a paged cache is read by whole blocks, which hold visual and text keys side by side",
     "decode": "a paged cache holds every token",
+    "before": "the cache shares keys of text before an image with prompts that hold none, in which it is not frozen",
 }
 BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
 LOADERS = ("auto", "hf", "safetensors", "pt", "npcache", "dummy", "fastsafetensors", "mistral", "runai_streamer")
@@ -35,6 +36,8 @@ SERVED = (
     "qwen3_5",
     "internvl",
 )
+#: Families whose videos have a timestamp before each frame.
+TIMESTAMPS = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5")
 
 
 @dataclass(frozen=True)
@@ -169,13 +172,22 @@ def keeps_text_apart(plan: Plan) -> bool:
     return withdrawn_from(plan) < len(plan.layers) or any(map(is_blind, plan.layers))
 
 
-def check_request(request: Any) -> None:
-    """Raises: ServingError: a request with an image wants log-probabilities of its prompt. Visual rows are not finished
-    in the last layer, and the first text token after an image is predicted from one."""
+def check_request(request: Any, model_type: str) -> None:
+    """Raises: ServingError: a request cannot be answered under a plan.
+
+    Of a prompt with an image it wants log-probabilities: visual rows are not finished in the last layer, and the first
+    text token after an image is predicted from one. Or it has a video whose frames have words between them, which the
+    family's processor tells the engine to be visual.
+    """
     if request.mm_features and getattr(request.sampling_params, "prompt_logprobs", None) is not None:
         raise ServingError(
             "prompt_logprobs of a prompt with an image are not the model's under a lookless plan: leave "
             "prompt_logprobs out, or serve without the plan."
+        )
+    if model_type in TIMESTAMPS and any(each.modality == "video" for each in request.mm_features or ()):
+        raise ServingError(
+            f"videos of {model_type!r} are not served under a lookless plan, as vLLM takes the timestamps between "
+            f"their frames for visual tokens: send frames as images, or serve without the plan."
         )
 
 
