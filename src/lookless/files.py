@@ -355,6 +355,17 @@ def download(repo_id: str, name: str, revision: str | None, error: type[Lookless
         ) from problem
 
 
+def upload(content: dict[str, bytes], repo_id: str, message: str, *, private: bool | None, token: str | None) -> str:
+    """Put files, by name and in their order, into a repository of the hub; the address of the last commit."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    for name, data in content.items():
+        commit = api.upload_file(path_or_fileobj=data, path_in_repo=name, repo_id=repo_id, commit_message=message)
+    return str(commit.commit_url)
+
+
 def sentence(problem: ValidationError) -> str:
     """The first of pydantic's complaints in one line: where, what, and what was found there."""
     first = problem.errors()[0]

@@ -387,16 +387,8 @@ class Plan(BaseModel):
 
         A repository that is not there is made, ``private`` or not. ``token`` may write; by default it is the user's.
         """
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=token)
-        api.create_repo(repo_id, private=private, exist_ok=True)
         message = f"lookless plan: {self.provenance.method or 'hand-made'}"
-        for name, content in self._files().items():
-            commit = api.upload_file(
-                path_or_fileobj=content, path_in_repo=name, repo_id=repo_id, commit_message=message
-            )
-        return str(commit.commit_url)
+        return files.upload(self._files(), repo_id, message, private=private, token=token)
 
 
 def _row(cells: dict[str, Any]) -> LayerPlan:
