@@ -215,8 +215,7 @@ class Keep(_Share):
         """How many merged tokens stay alive with the kept ones, of ``alive`` out of ``visual``."""
         if not self.recycle:
             return 0
-        dropped = max(0, alive - self.of(visual))
-        merged = self.recycle * dropped
+        merged = self.recycle * (dropped := max(0, alive - self.of(visual)))
         return min(dropped, int(merged) // 10 + 1 if isinstance(visual, int) else merged / 10 + 1) if merged else 0
 
     @property
