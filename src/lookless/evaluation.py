@@ -23,8 +23,9 @@ from .estimates import retention_estimate as retention_estimate
 from .loading import Loaded
 from .metrics import DEFAULT
 from .metrics import normal as normal
-from .plan import Plan, Provenance
+from .plan import Plan
 from .processes import Worker, team_of
+from .provenance import Provenance
 from .runtime.patching import applied
 from .unfinished import Unfinished
 from .version import __version__, installed

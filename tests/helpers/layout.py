@@ -23,6 +23,7 @@ ORDER = [
     "layer_plan",
     "liveness",
     "limits",
+    "provenance",
     "plan",
     "scores",
     "flops",

@@ -17,7 +17,7 @@ from lookless.calibration.token_places import Grid
 from lookless.certification.certificate import Certificate, PlanTest, TaskTest
 from lookless.evaluation import Answer, Estimate, Evaluation
 from lookless.optimize.folder import Chain, Folder, Part, Run, Target, TaskData
-from lookless.plan import Provenance
+from lookless.provenance import Provenance
 from lookless.search.front import Candidate, Front
 
 GEOMETRY = Geometry(model_type="llava", layers=4, hidden=8, intermediate=16, heads=2, kv_heads=2, head_dim=4)

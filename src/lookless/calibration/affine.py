@@ -28,8 +28,9 @@ from ..errors import PlanError
 from ..fitted import Linear, Mean
 from ..layer_plan import VISUAL, LayerPlan
 from ..loading import Loaded
-from ..plan import Plan, Provenance
+from ..plan import Plan
 from ..progress import track
+from ..provenance import Provenance
 from ..runtime.families import Located, locate
 from ..runtime.ffn import whole_ffn
 from ..runtime.forward import ForwardPass, Step, steps_of

@@ -26,7 +26,8 @@ from ..errors import PlanError
 from ..evaluation import Evaluation, evaluate
 from ..geometry import Geometry
 from ..loading import Loaded
-from ..plan import Plan, Provenance
+from ..plan import Plan
+from ..provenance import Provenance
 from ..runtime.families import locate
 from ..scores import Scores, pooled
 from ..search.additive import Additive, measure_additive

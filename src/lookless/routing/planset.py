@@ -23,8 +23,9 @@ from .. import files
 from ..data import Samples
 from ..errors import PlanError
 from ..loading import Loaded
-from ..plan import Plan, Provenance
+from ..plan import Plan
 from ..progress import track
+from ..provenance import Provenance
 from ..runtime.families import geometry_of
 from ..sets import SET_FILE_NAME
 from ..version import __version__

@@ -10,7 +10,8 @@ from statistics import fmean
 from time import perf_counter
 
 from ..layer_plan import LayerPlan
-from ..plan import Plan, Provenance
+from ..plan import Plan
+from ..provenance import Provenance
 from .additive import blend
 from .front import Candidate, Front, Gain, Price, ranked
 from .greedy import SLACK

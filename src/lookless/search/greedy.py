@@ -19,8 +19,9 @@ from .. import files
 from ..cells import Cell, Neurons, Skip, Window
 from ..errors import PlanError
 from ..layer_plan import LayerPlan
-from ..plan import Plan, Provenance
+from ..plan import Plan
 from ..progress import track
+from ..provenance import Provenance
 from ..weights import Weights, found, store
 from .objective import Objective, share_kept
 

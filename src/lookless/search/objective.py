@@ -23,8 +23,9 @@ from ..errors import DataError
 from ..geometry import Geometry
 from ..layer_plan import LayerPlan
 from ..loading import Loaded
-from ..plan import Plan, Provenance
+from ..plan import Plan
 from ..processes import Worker, team_of
+from ..provenance import Provenance
 from ..runtime.families import Located, locate
 
 #: Samples that each process runs ahead of a caller who may stop.

@@ -14,7 +14,8 @@ from ..data import Samples
 from ..errors import PlanError
 from ..layer_plan import LayerPlan
 from ..loading import Loaded
-from ..plan import Plan, Provenance
+from ..plan import Plan
+from ..provenance import Provenance
 from ..version import __version__
 from .front import written
 from .objective import Effect, Objective
