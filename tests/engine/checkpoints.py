@@ -229,11 +229,15 @@ def _qwen2(words: Any) -> tuple[Any, Any]:
 
 
 def _qwen2_5(words: Any) -> tuple[Any, Any]:
-    """A window of the tower is 2 x 2 visual tokens; its second block sees the whole image."""
+    """A window of the tower is 2 x 2 visual tokens; its second block sees the whole image.
+
+    No video here is longer than it is wide: behind one that is, vLLM counts positions from its last frame on, and
+    transformers from its width on.
+    """
     tower = {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "out_hidden_size": 128, "num_heads": 2}
     config = hf.Qwen2_5_VLConfig(
         text_config={**_TEXT, "rope_parameters": _rope(6, 5, 5)},
-        vision_config={**tower, "window_size": 56, "fullatt_block_indexes": [1]},
+        vision_config={**tower, "window_size": 56, "fullatt_block_indexes": [1], "tokens_per_second": 1},
         tie_word_embeddings=False,
         **_IDS,
     )
