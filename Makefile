@@ -12,13 +12,16 @@ CLOSEST := apply cache calls cli flops generate loading masks runtime terminal t
 PARALLEL := -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 SHIM := tests/helpers/cpu_torchvision.py
 
-.PHONY: demo test test-vllm test-lmms test-oldest test-wheel quick lint format docs train lock audit release clean
+.PHONY: demo test test-slow test-vllm test-lmms test-oldest test-wheel quick lint format docs train lock audit release clean
 
 demo: $(VENV)/.installed ## calibrate, plan, apply and measure on the shipped reference model
 	$(BIN)/lookless demo --out lookless-demo --overwrite
 
-test: lint $(VENV)/.installed-dev ## ruff, mypy and every test but those of test-vllm and test-lmms
-	$(BIN)/python -m pytest $(PARALLEL)
+test: lint $(VENV)/.installed-dev ## ruff, mypy and every test but those of test-slow, test-vllm, test-lmms and test-wheel
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
+
+test-slow: $(VENV)/.installed-dev ## every page's blocks of code, and commands killed at random moments: half an hour
+	$(BIN)/python -m pytest -m slow $(PARALLEL)
 
 test-vllm: $(VLLM)/.installed ## the plug-in inside vLLM's engines on a CPU: an environment of 3 GB, then minutes
 	$(VLLM)/bin/python -m pytest tests/engine
@@ -45,7 +48,7 @@ test-wheel: $(VENV)/.installed-dev ## sdist and wheel, installed by hash into an
 	WHEEL_PYTHON=$(WHEEL)/bin/python $(BIN)/python -m pytest tests/wheel
 
 quick: $(VENV)/.installed-dev ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not long" $(PARALLEL)
+	$(BIN)/python -m pytest -m "not long and not slow" $(PARALLEL)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -77,8 +77,14 @@ def test_no_exception_is_left_over():
     assert sum(reason(command) is None for _, command in COMMANDS) >= 40
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.long if page == "README.md" else pytest.mark.slow)
+        for page in PAGES
+        if blocks(page)
+    ],
+)
 def test_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     user.folder(monkeypatch)

@@ -199,7 +199,7 @@ def test_what_a_killed_process_left_half_written_goes(here):
     assert (here / ".other.0123456789abcdef").exists()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["--kills", "--full"])
 def test_what_is_killed_or_has_no_room_goes_on_to_the_same_bytes(how):
     """A few times; the script itself does it fifty times for every command."""
