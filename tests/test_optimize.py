@@ -211,15 +211,17 @@ def test_the_best_are_timed_in_turn_with_the_stock_model(monkeypatch):
     """On a machine that takes a millisecond for each layer that queries, and slows down from call to call."""
     full, calls = Plan.full(6), []
 
-    def clocked(loaded, inputs, plans, **_):
+    def clocked(layers, plans, **_):
         calls.extend(plans)
         work = [6 if plan is None else sum(row.attention.is_full for row in plan.layers) for plan in plans]
         return [Timing((ms * (1 + 0.001 * len(calls)),)) for ms in work]
 
-    monkeypatch.setattr("lookless.bench.timing.time_prefill", clocked)
+    monkeypatch.setattr("lookless.bench.timing._prefills", lambda loaded, inputs, plans: plans)
+    monkeypatch.setattr("lookless.bench.timing.time_in_turn", clocked)
+    monkeypatch.setattr("lookless.bench.timing.locate", lambda model: SimpleNamespace(layers=None))
     known = {"kept": 0.5, "time": 0.9, "distance": 0.0, "by_task": {"a": 0.0}, "risk": 0.1, "fidelity": 1.0}
     plans = [Candidate(plan=full.at(range(n), attention=Skip()), found_by="joint", **known) for n in range(1, 6)]
-    loaded = SimpleNamespace(inputs=lambda samples: {})
+    loaded = SimpleNamespace(inputs=lambda samples: {}, model=None)
     found = timed(loaded, [], plans, progress=False)
     assert [one.time for one in found] == pytest.approx([(6 - n) / 6 for n in range(1, 6)])
     assert [one.plan for one in found] == [one.plan for one in plans]
