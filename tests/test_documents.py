@@ -35,6 +35,7 @@ NOT_RUN = {
     ".venv/bin/python": "scripts that train for hours; that they take these arguments is checked",
     "accelerate launch": "it starts four processes with a GPU each; tests/test_scale.py starts two without",
     "lmms-eval": "lmms-eval is not installed here; tests/lmms runs it",
+    "lookless bench MODEL --data mine.jsonl --image-size": "the shipped models bring images of these sizes to one",
     "lookless experiment all": "hours; tests/test_experiments.py runs each experiment",
     "lookless experiment hybrid-mixers": "minutes; tests/test_hybrid_mixers.py runs it",
     "lookless experiment operator-": "hours for the four papers; tests/test_experiments.py runs each experiment",
