@@ -115,7 +115,7 @@ def test_a_failed_save_leaves_the_old_plan(tmp_path, monkeypatch):
     Plan.full(3).save_pretrained(tmp_path)
     before = (tmp_path / FILE_NAME).read_bytes()
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "disk full")))
-    with pytest.raises(OSError, match="disk full.*lookless_plan.json"):
+    with pytest.raises(OSError, match=r"disk full.*lookless_plan\.json"):
         Plan.full(4).save_pretrained(tmp_path)
     assert (tmp_path / FILE_NAME).read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [FILE_NAME]

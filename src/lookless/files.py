@@ -61,7 +61,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     except BaseException as problem:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(partial)
-        if isinstance(problem, OSError) and problem.errno and problem.filename is None:  # of a full disk it says nothing but that
+        # of a full disk it says nothing but that
+        if isinstance(problem, OSError) and problem.errno and problem.filename is None:
             raise OSError(problem.errno, problem.strerror, str(path)) from problem
         raise
 
