@@ -20,7 +20,7 @@ demo: $(VENV)/.installed ## calibrate, plan, apply and measure on the shipped re
 test: lint $(VENV)/.installed-dev ## ruff, mypy and every test but those of test-slow, test-vllm, test-lmms and test-wheel
 	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
-test-slow: $(VENV)/.installed-dev ## every page's blocks of code, and commands killed at random moments: half an hour
+test-slow: $(VENV)/.installed-dev ## what every page shows, what shipped models need, and commands that are killed: half an hour
 	$(BIN)/python -m pytest -m slow $(PARALLEL)
 
 test-vllm: $(VLLM)/.installed ## the plug-in inside vLLM's engines on a CPU: an environment of 3 GB, then minutes

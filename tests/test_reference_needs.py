@@ -55,20 +55,20 @@ def check(loaded: Loaded, found: list[Target]) -> None:
     assert not [str(target) for target in bounds if not target.is_met]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("figure", ["kept", "information gain"])
 def test_it_needs_its_visual_work_and_needs_it_early(loaded, needs, figure):
     check(loaded, [target for target in targets(needs) if target.what.startswith(figure)])
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [7, 8, 9])
 def test_chosen_layers_beat_random_ones(loaded, few, needs, count):
     found = few.chosen_layers(needs.by_layer("attention"), count, DRAWS)
     check(loaded, [Target(f"chosen minus random layers, {count} skipped, low end", found.low, least=0)])
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_attended_tokens_beat_random_ones(loaded, few):
     found = few.chosen_tokens(0.25, few.layers // 2)
     check(loaded, [Target("FastV's minus random tokens, low end", found.low, least=0)])
