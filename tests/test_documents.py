@@ -133,7 +133,7 @@ def lookless(words: list[str], *_) -> None:
     group = typer.main.get_command(app)
     context = group.make_context("lookless", words[words.index("lookless") + 1 :], resilient_parsing=False)
     name, found, left = group.resolve_command(context, [*context._protected_args, *context.args])
-    found.make_context(name, left, parent=context)
+    found.make_context(name, [*left], parent=context)  # which empties what it is given
     if name == "experiment":
         assert left[0] in {*experiments(), "all"}
 
