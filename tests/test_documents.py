@@ -36,6 +36,7 @@ NOT_RUN = {
     "accelerate launch": "it starts four processes with a GPU each; tests/test_scale.py starts two without",
     "lmms-eval": "lmms-eval is not installed here; tests/lmms runs it",
     "lookless bench MODEL --data mine.jsonl --image-size": "the shipped models bring images of these sizes to one",
+    "lookless bench reference --engine vllm": "vLLM is not installed here; tests/engine/test_serve.py runs it",
     "lookless experiment all": "hours; tests/test_experiments.py runs each experiment",
     "lookless experiment hybrid-mixers": "minutes; tests/test_hybrid_mixers.py runs it",
     "lookless experiment operator-": "hours for the four papers; tests/test_experiments.py runs each experiment",
@@ -101,7 +102,7 @@ def test_blocks_run(page, tmp_path, monkeypatch):
         elif block.language in READERS:
             READERS[block.language](block)
     if "METHOD" in names:  # docs/methods.md
-        assert names["METHOD"].build(user.SMALL).method == "squint"
+        assert names["METHOD"].build(user.SMALL).provenance.method == "squint"
 
 
 @pytest.mark.long

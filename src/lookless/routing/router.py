@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,7 +120,7 @@ class Router:
 
     def answer(
         self,
-        samples: Sequence[Sample],
+        samples: Iterable[Sample],
         *,
         routes: Sequence[Route] | None = None,
         batch: int = 25,
@@ -141,6 +141,7 @@ class Router:
         Raises:
             ModelError: a plan is already applied to the model, or the logits of a step are not finite.
         """
+        samples = tuple(samples)
         routes = self.route_samples(samples, progress=progress) if routes is None else routes
         answers: dict[int, str] = {}
         for plan, members in self._groups(routes):
