@@ -43,7 +43,8 @@ SMALL = "gemma4"
 REFUSED = {
     "gemma4-experts": {"neurons", "keep, then window"},
     SMALL: {
-        *("window", "sink", "blind", "before, and blind", "withdraw", "keep", "recycle", "fitted", "keep, then fitted", "filter"),
+        *("window", "sink", "blind", "withdraw", "keep", "recycle", "fitted", "keep, then fitted", "filter"),
+        "before, and blind",
         *(name for name in EVERY if name.startswith(("keep by", "recycle by"))),
         *(f"top by {r}" for r in RANKS if RANKS[r].reads == "this" and RANKS[r].heads),
     },
