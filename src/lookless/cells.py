@@ -215,7 +215,8 @@ class Keep(_Share):
         """How many merged tokens stay alive with the kept ones, of ``alive`` out of ``visual``."""
         if not self.recycle:
             return 0
-        merged = self.recycle * (dropped := max(0, alive - self.of(visual)))
+        dropped = max(0, alive - self.of(visual))
+        merged = self.recycle * dropped
         return min(dropped, int(merged) // 10 + 1 if isinstance(visual, int) else merged / 10 + 1) if merged else 0
 
     @property
@@ -275,9 +276,8 @@ class Window(Cell):
         return self
 
     def blocks(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """(first query, last query + 1, first key) of each block of the visual run from ``start`` to ``end``.
-
-        Half a window each: blocks of a quarter score a sixth less, in twice as many calls that copy their keys."""
+        """(first query, last query + 1, first key) of each block of the visual run from ``start`` to ``end``: half a
+        window each, as blocks of a quarter score a sixth less, in twice as many calls that copy their keys."""
         step = max(16, self.size // 2)
         for first in range(start, end, step):
             yield first, min(first + step, end), max(0, first - self.size + 1)

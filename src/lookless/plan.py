@@ -59,7 +59,8 @@ class Plan(BaseModel):
         provenance: how it was made.
 
     Raises:
-        PlanError: there is not one row for each layer of the geometry, or a rank reads what is not there.
+        PlanError: there are more or fewer rows than the geometry has layers, or a rank reads the layer before, and
+            there is none, or no visual keys are made in it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -191,7 +192,8 @@ class Plan(BaseModel):
 
     @property
     def is_static(self) -> bool:
-        """Whether the number of rows is known before the prompt is seen: not under a :class:`~lookless.Filter`."""
+        """Whether the number of rows is known before the prompt is seen; a :class:`~lookless.Filter` decides it prompt
+        by prompt."""
         return all(cell.is_static for row in self.layers for cell in row.cells)
 
     @property
@@ -232,14 +234,16 @@ class Plan(BaseModel):
 
     @property
     def as_run(self) -> Plan:
-        """What runs where the logits of all text are wanted, of some rows :meth:`works`: itself if full, else live."""
+        """What the runtime computes under this plan where the logits of all text are wanted, and of no image: itself if
+        it is full, else :meth:`live`. Where those of some rows are, as in ``generate``, see :meth:`works`."""
         return self if self.is_full else self.live()
 
     def rows(self, visual: float, text: float, kept: float | None = None, *, before: float = 0) -> Counts:
         """Per layer, how many tokens of a prompt are ``query``, ``key`` and ``ffn`` rows under this plan.
 
-        The prices of :mod:`lookless.flops` are of these rows; ``lookless.trace`` counts them. Means may be fractions.
-        ``kept``: those of a call that returns the logits of so many text rows behind the image. ``before`` are before.
+        The prices of :mod:`lookless.flops` are of these rows, and ``lookless.trace`` counts them. Means over prompts
+        may be fractions. Given ``kept``, those that run in a call that returns the logits of so many of the text rows,
+        all behind the image (:meth:`works`). ``before`` is how many text tokens come before the image.
 
             >>> from lookless import Plan
             >>> Plan.full(2).rows(visual=576, text=66)[-1]
@@ -262,7 +266,8 @@ class Plan(BaseModel):
         """
         if not self.is_static:
             raise PlanError(
-                "this plan filters by what it sees, so rows are not known beforehand: count them with lookless.trace."
+                "this plan filters by what it sees in each prompt, so its rows are not known beforehand: count them "
+                "with lookless.trace."
             )
         counts, alive = [], visual
         for row in self.layers:
@@ -316,8 +321,8 @@ class Plan(BaseModel):
         return files.dump(self)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write ``folder/lookless_plan.json`` whole or not at all, and return its path; before it, to
-        ``lookless_plan.safetensors``, the numbers of fitted cells."""
+        """Write ``folder/lookless_plan.json`` whole or not at all, and return its path. The numbers of fitted cells go
+        to ``folder/lookless_plan.safetensors``, written before it."""
         for name, content in self._files().items():
             files.write_bytes(Path(folder) / name, content)
         return Path(folder) / FILE_NAME
