@@ -173,7 +173,7 @@ class _Run:
             for clock in clocks:
                 clock.remove()
         prefill, *steps = layers.values_ms
-        lower_bound = None if self.lower_bound is None else _ms(self.lower_bound)
+        lower_bound = None if self.lower_bound is None else ms_of(self.lower_bound)
         if record:
             self.rounds.append(_Round(ttft, tower_ms, prefill, median(steps) if steps else 0.0, lower_bound))
 
@@ -215,7 +215,8 @@ def _run(located: Located, model: nn.Module, plan: Plan | None, inputs: Mapping[
     return _Run(model, plan, put, inputs, lower_bound_of(located, fresh, plan))
 
 
-def _ms(call: Callable[[], None]) -> float:
+def ms_of(call: Callable[[], object]) -> float:
+    """Milliseconds that ``call`` takes, its work on a device included."""
     synchronise()
     started = time.perf_counter()
     call()

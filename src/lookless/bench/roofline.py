@@ -11,7 +11,6 @@ has this in it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from .. import flops
 from ..flops import Load
 from ..geometry import Geometry
 from ..plan import Plan
-from .timing import synchronise
+from .prefill import ms_of
 
 SIDE = {"cpu": 1024, "cuda": 8192}  #: of the square product that is timed
 READ = {"cpu": 1 << 26, "cuda": 1 << 29}  #: numbers of the matrix that is read, more than a cache holds
@@ -117,11 +116,5 @@ def _products(g: Geometry, index: int, load: Load, batch: int) -> Iterator[tuple
 
 
 def _best_s(call: Callable[[], Any], repeats: int) -> float:
-    times = []
-    for _ in range(repeats + 1):
-        synchronise()
-        started = time.perf_counter()
-        call()
-        synchronise()
-        times.append(time.perf_counter() - started)
-    return min(times[1:])
+    """Of ``repeats`` after one that warms the caches."""
+    return min([ms_of(call) for _ in range(repeats + 1)][1:]) / 1e3
