@@ -6,6 +6,7 @@ they would on a GPU. What a kernel would take for something else without a word 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,7 +42,8 @@ def attend(
     table: Tensor,
     *,
     scale: float,
-    window: int | None,
+    scales: Sequence[Tensor | None],
+    behind: int,
     longest_q: int,
     longest_k: int,
 ) -> None:
@@ -54,7 +56,8 @@ def attend(
         lengths: keys of each sequence, ``[sequences]``.
         table: its blocks, ``[sequences, blocks]``.
         scale: of the scores.
-        window: keys that a query sees, itself among them; None for all before it.
+        scales: of queries, keys and values, ``[sequences, kv_heads]`` each.
+        behind: keys before it that a query sees in its window; -1 for all.
         longest_q, longest_k: what the kernel is told of ``starts`` and ``lengths``, by which it sizes its grid.
     """
     for numbers in (starts, lengths, table):
@@ -63,6 +66,8 @@ def attend(
     assert len(starts) == len(lengths) + 1 == len(table) + 1
     assert int(starts[0]) == 0
     assert int(starts[-1]) == len(q) == len(out), "there are queries of no sequence"
+    for each in scales:
+        assert each is None or tuple(each.shape) == (len(lengths), k.shape[2])
     counts = starts.diff()
     assert int(counts.min()) >= 0
     assert longest_q >= int(counts.max())
@@ -79,7 +84,7 @@ def attend(
         keys, values = (x[blocks, inner].repeat_interleave(groups, dim=1) for x in (k, v))  # [keys, heads, head_dim]
         scores = torch.einsum("qhd,khd->hqk", q[start : start + count], keys) * scale
         ahead = places - (length - count + torch.arange(count))[:, None]  # of each query, [queries, keys]
-        unseen = ahead > 0 if window is None else (ahead > 0) | (ahead <= -window)
+        unseen = ahead > 0 if behind < 0 else (ahead > 0) | (ahead < -behind)
         weights = scores.masked_fill(unseen, -torch.inf).softmax(-1)
         out[start : start + count] = torch.einsum("hqk,khd->qhd", weights, values)
 
@@ -134,8 +139,6 @@ def flash_attn_varlen_func(
     _unused({name: value for name, value in locals().items() if name not in (*known, "known")})
     assert causal is True
     assert cp_world_size == 1
-    for scale in (q_descale, k_descale, v_descale):
-        assert scale is None or tuple(scale.shape) == (len(seqused_k), k.shape[2])
     if scheduler_metadata is not None:
         scheduled = get_scheduler_metadata(
             len(seqused_k), max_seqlen_q, max_seqlen_k, 0, 0, 0, seqused_k, cu_seqlens_q=cu_seqlens_q
@@ -152,7 +155,8 @@ def flash_attn_varlen_func(
         seqused_k,
         block_table,
         scale=softmax_scale,
-        window=None if left < 0 else left + 1,
+        scales=(q_descale, k_descale, v_descale),
+        behind=left,
         longest_q=max_seqlen_q,
         longest_k=max_seqlen_k,
     )
@@ -228,8 +232,6 @@ def unified_attention(
     unused += (use_alibi_sqrt, kv_quant_mode, k_scale_cache, v_scale_cache, use_td)
     _unused(dict(enumerate(unused)))
     assert causal is True
-    for scale in (q_descale, k_descale, v_descale):
-        assert scale is None or tuple(scale.shape) == (len(seqused_k), k.shape[2])
     if max_seqlen_q <= 1 and len(seqused_k) <= seq_threshold_3D:  # each query writes a row of every segment
         for scratch in (softmax_segm_output, softmax_segm_max, softmax_segm_expsum):
             assert len(scratch) >= len(q), "more queries than there is scratch memory for"
@@ -242,7 +244,8 @@ def unified_attention(
         seqused_k,
         block_table,
         scale=softmax_scale,
-        window=None if window_size[0] < 0 else window_size[0] + 1,
+        scales=(q_descale, k_descale, v_descale),
+        behind=window_size[0],
         longest_q=max_seqlen_q,
         longest_k=max_seqlen_k,
     )
