@@ -28,7 +28,7 @@ A map of rank r in place of an operator costs 4 d r for each living visual row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .errors import PlanError
@@ -173,8 +173,8 @@ def prefill(
     plan = plan or Plan.full(geometry)
     plan.check(geometry)
     return Prefill(
-        total=sum(_layers(geometry, plan, visual, text, before, kept)),
-        visual=sum(_layers(geometry, plan, visual, 0, None, None if kept is None else 0)),
+        total=_total(geometry, loads(geometry, plan, visual, text, before, kept)),
+        visual=_total(geometry, loads(geometry, plan, visual, 0, None, None if kept is None else 0)),
         experts=_experts(geometry, plan.rows(visual, text, kept, before=before or 0)),
     )
 
@@ -206,12 +206,9 @@ def loads(
         )
 
 
-def _layers(
-    g: Geometry, plan: Plan, visual: float, text: float, before: float | None, kept: float | None
-) -> Iterator[float]:
-    """FLOPs of each layer under ``plan``."""
-    for index, load in enumerate(loads(g, plan, visual, text, before, kept)):
-        yield load.flops(g, index)
+def _total(g: Geometry, each: Iterable[Load]) -> float:
+    """FLOPs of all layers."""
+    return sum(load.flops(g, index) for index, load in enumerate(each))
 
 
 def _experts(g: Geometry, rows: Sequence[Mapping[str, float]]) -> float:
