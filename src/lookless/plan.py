@@ -41,11 +41,11 @@ from .limits import check_cells
 from .liveness import Read, liveness, without_idle_ranks
 from .provenance import Provenance
 from .ranks import RANKS
-from .sets import check_one_plan
+from .sets import PLAN_FILE_NAME, check_one_plan
 from .weights import Weights, pack, read
 
 SCHEMA_VERSION = 4
-FILE_NAME = "lookless_plan.json"
+FILE_NAME = PLAN_FILE_NAME
 WEIGHTS_NAME = "lookless_plan.safetensors"
 Counts = tuple[dict[str, float], ...]  # of each layer, rows by operator
 

@@ -1,4 +1,4 @@
-"""The folder of a plan set (:class:`lookless.routing.PlanSet`), for what wants one plan and finds several."""
+"""What a folder holds: one plan, or a plan set (:class:`lookless.routing.PlanSet`), where one plan is wanted."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .errors import PlanError
 
+PLAN_FILE_NAME = "lookless_plan.json"
 SET_FILE_NAME = "planset.json"
 
 

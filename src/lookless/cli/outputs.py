@@ -21,10 +21,11 @@ from typing import Annotated
 import typer
 
 from ..errors import LooklessError
+from ..sets import PLAN_FILE_NAME, SET_FILE_NAME
 from .common import until_the_end
 
 #: Either tells that there is a plan, or a plan set, in a folder.
-PLAN_FILES = ("lookless_plan.json", "planset.json")
+PLAN_FILES = (PLAN_FILE_NAME, SET_FILE_NAME)
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a result that is there.")]
 
 
