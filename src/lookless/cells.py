@@ -276,9 +276,8 @@ class Window(Cell):
         return self
 
     def blocks(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """(first query, last query + 1, first key) of each block of the visual run from ``start`` to ``end``: half a
-        window each, as blocks of a quarter score a sixth less, in twice as many calls that copy their keys."""
-        step = max(16, self.size // 2)
+        """(first query, last query + 1, first key) of each block of the visual run from ``start`` to ``end``."""
+        step = max(16, self.size // 4)
         for first in range(start, end, step):
             yield first, min(first + step, end), max(0, first - self.size + 1)
 
