@@ -157,7 +157,7 @@ def test_what_a_candidate_says_is_what_the_objective_measures(objective, additiv
 def test_given_up_plans_are_worse_than_what_was_known(objective):
     """On fewer samples than a race takes, a plan is given up only where all samples say so too."""
     archive = Archive(objective, ("a", "b"), SMALL, pricing(objective))
-    bar = archive.add(Plan.full(objective.geometry).at([1, 2], attention=Skip(), ffn=Skip()), "bar")
+    bar = archive.add(Plan.full(objective.geometry).at([0, 1, 2], attention=Skip(), ffn=Skip()), "bar")
     outcomes = set()
     for plan in [p for p in random_plans(40, static=True) if p.is_static]:
         plan = plan.model_copy(update={"geometry": objective.geometry})

@@ -81,7 +81,7 @@ def test_what_a_hook_sees_stays():
 
 @torch.no_grad()
 def test_only_plain_projections_write_into_buffers():
-    x, buffers = random(1, 5, 32), Buffers()
+    x, buffers = random(1, 1200, 32), Buffers()  # as many numbers as are worth a buffer
     plain = nn.Linear(32, 16)
     first = linear(plain, x, buffers, "a")
     assert linear(plain, x + 1, buffers, "a").data_ptr() == first.data_ptr()
@@ -91,6 +91,9 @@ def test_only_plain_projections_write_into_buffers():
     kept = linear(hooked, x, buffers, "a")
     torch.testing.assert_close(kept, hooked(x))
     assert kept.data_ptr() != first.data_ptr()
+    few = x[:, :5]
+    assert linear(plain, few, buffers, "a").data_ptr() != first.data_ptr()
+    torch.testing.assert_close(linear(plain, few, buffers, "a"), plain(few))
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(plain, x, buffers, "a").dtype == torch.bfloat16
 

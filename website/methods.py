@@ -50,8 +50,9 @@ def row(table: str, name: str) -> str:
 
 
 def said(table: str, name: str) -> list[str]:
-    """The paragraphs that begin with it or name it in bold."""
-    return [part for part in table.split("\n\n") if f"**`{name}`**" in part]
+    """The paragraphs that begin with it or name it in bold, their links those of a page one folder below."""
+    parts = [part for part in table.split("\n\n") if f"**`{name}`**" in part]
+    return [re.sub(r"\]\((?=[\w-]+\.md)", "](../", part) for part in parts]
 
 
 def plan(method: Method) -> list[str]:

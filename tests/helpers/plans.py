@@ -66,7 +66,7 @@ RANKED = {
         for rank in IN_DECODER
     },
     **{
-        f"top by {rank}": FULL.at([1, 3], attention=Top(0.4, rank=rank)).at([2, 3], ffn=Top(0.3, rank=rank))
+        f"top by {rank}": FULL.at([1, 3], attention=Top(0.4, rank=rank)).at([2, 3], ffn=Top(0.25, rank=rank))
         for rank in IN_DECODER
     },
     "recycle by attention": FULL.at([2], keep=Keep(0.3, rank="last_query_attention", recycle=0.5)),
