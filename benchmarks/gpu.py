@@ -19,19 +19,19 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter
 
-from lookless import Plan, files, methods
+from lookless import files, methods
 from lookless.bench import traffic_report
 from lookless.bench.prefill import bench_prefill
 from lookless.bench.prefill_report import describe
 from lookless.bench.prefill_results import SCHEMA_VERSION, STOCK, PrefillReport
 from lookless.bench.roofline import Rates, least_s, measured_rates
 from lookless.bench.subjects import subject_of_geometry
+from lookless.bench.timed_plans import timed_plans
 from lookless.bench.traffic import bench_traffic
 from lookless.bench.traffic_client import Traffic, served_geometry, served_model
 from lookless.bench.traffic_results import SCHEMA_VERSION as TRAFFIC_SCHEMA
 from lookless.bench.traffic_results import TrafficReport
 from lookless.errors import LooklessError
-from lookless.geometry import Geometry
 from lookless.loading import DTYPES
 from lookless.markdown import markdown_table, spliced, wrapped
 from lookless.reference import NAMES
@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- what follows is written by benchmarks/gpu.py -->", "<!-- end of what benchmarks/gpu.py writes -->"
 PLANS = ("v-skip", "operator-skipping", "shortv", "vtw", "fastv", "redundancylens")
-LIVE, TEXT, ENOUGH = "nothing but liveness", 66, 0.95
+TEXT, ENOUGH = 66, 0.95
 #: geometry, visual tokens and prompts of a call
 PREFILLS = (
     "Qwen3-VL-2B:1200:1",
@@ -115,11 +115,6 @@ def rates_of(settings: Settings) -> Rates:
     return adapter.validate_json(path.read_text())
 
 
-def plans_of(geometry: Geometry) -> dict[str, Plan]:
-    known = {name: methods.METHODS[name].sample(geometry) for name in PLANS}
-    return {LIVE: Plan.full(geometry).live()} | known
-
-
 def prefill_of(case: str, settings: Settings) -> PrefillReport:
     """Stock and plans in transformers, of ``case``: a geometry, visual tokens and prompts."""
     path = settings.path(case)
@@ -131,7 +126,12 @@ def prefill_of(case: str, settings: Settings) -> PrefillReport:
     )
     [inputs] = subject.prompts(int(batch))
     found = bench_prefill(
-        subject.model, inputs, plans_of(subject.geometry), name=subject.name, repeats=settings.rounds, warm_up=1
+        subject.model,
+        inputs,
+        timed_plans(subject.geometry, PLANS),
+        name=subject.name,
+        repeats=settings.rounds,
+        warm_up=1,
     )
     files.write_text(path, files.dump(found))
     del subject, inputs
@@ -143,7 +143,7 @@ def prefill_of(case: str, settings: Settings) -> PrefillReport:
 
 def prefill_section(report: PrefillReport, rates: Rates) -> str:
     """A heading, a sentence and a table."""
-    plans, itemsize = plans_of(report.geometry), DTYPES[report.dtype].itemsize  # type: ignore[union-attr]
+    plans, itemsize = timed_plans(report.geometry, PLANS), DTYPES[report.dtype].itemsize  # type: ignore[union-attr]
     tokens = {"visual": report.visual, "text": report.text, "batch": report.batch, "itemsize": itemsize}
     stock_s = least_s(report.geometry, rates, **tokens)
     rows = []

@@ -22,6 +22,7 @@ from lookless.bench.dummy_model import IMAGE, WORD, make_dummy_model
 from lookless.bench.prefill import Whole, bench_prefill
 from lookless.bench.prefill_results import SCHEMA_VERSION, STOCK, PrefillReport
 from lookless.bench.subjects import subject_of_geometry
+from lookless.bench.timed_plans import timed_plans
 from lookless.bench.timing import Clock
 from lookless.configs import shape_named
 from lookless.errors import LooklessError
@@ -62,11 +63,6 @@ RUNS = (
 )
 
 
-def plans_of(geometry: Geometry) -> dict[str, Plan]:
-    plans = {"nothing but liveness": Plan.full(geometry).live()}
-    return plans | {m: methods.METHODS[m].sample(geometry) for m in METHODS}
-
-
 def timed(folder: Path, device: str) -> list[PrefillReport]:
     reports = []
     for name, visual, layers, rounds in RUNS:
@@ -80,9 +76,9 @@ def timed(folder: Path, device: str) -> list[PrefillReport]:
         found = bench_prefill(
             subject.model,
             inputs,
-            plans_of(subject.geometry),
+            timed_plans(subject.geometry, METHODS),
             name=subject.name,
-            whole=Whole(whole, plans_of(whole)),
+            whole=Whole(whole, timed_plans(whole, METHODS)),
             repeats=rounds,
             warm_up=1,
             decode=2,
@@ -105,12 +101,7 @@ def padded(rounds: int = 5) -> str:
         mask[b, -length:] = 1
         ids[b, -length + 8 : -length + 8 + count] = IMAGE
     inputs = made.inputs(visual=sum(visual), before=1, after=1, batch=1) | {"input_ids": ids, "attention_mask": mask}
-    plans = {
-        "stock": None,
-        "nothing but liveness": Plan.full(made.geometry).live(),
-        "v-skip": methods.METHODS["v-skip"].sample(made.geometry),
-        "shortv": methods.METHODS["shortv"].sample(made.geometry),
-    }
+    plans: dict[str, Plan | None] = {"stock": None, **timed_plans(made.geometry, ("v-skip", "shortv"))}
     each: dict[str, list[float]] = {name: [] for name in plans}
     clock = Clock.of_layers(made.model.model.language_model.layers)
     for index in range(rounds + 1):

@@ -27,7 +27,7 @@ METHODS = ("shortv",)
 LAYERS = 3
 OPTIONS = ("--kv-cache-memory-bytes", "1G", "--max-model-len", "1024")
 #: as many requests and rounds as two cores do in minutes
-TRAFFIC = {"reference": Traffic(requests=32, rounds=2), "LLaVA-1.5-7B": Traffic(requests=16, rounds=2, answer=8)}
+TRAFFIC = {"reference": Traffic(requests=192, rounds=4), "LLaVA-1.5-7B": Traffic(requests=16, rounds=2, answer=8)}
 
 
 def served(name: str, folder: Path) -> Served:

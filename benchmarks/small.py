@@ -14,7 +14,7 @@ import sys
 import time
 from statistics import median
 
-PLANS = ("v-skip", "nothing but liveness", "shortv", "ffn-skip", "operator-skipping", "fastv", "vtw")
+PLANS = ("v-skip", "shortv", "ffn-skip", "operator-skipping", "fastv", "vtw")
 #: name -> environment of a process, so that no library uses newer instructions than a smaller CPU has
 CPUS = {
     "this CPU": {},
@@ -34,15 +34,15 @@ def ratios(model: str, batch: int, padded: bool, rounds: int) -> dict[str, float
     import torch
 
     import lookless
-    from lookless import Plan, methods
+    from lookless import Plan
+    from lookless.bench.timed_plans import timed_plans
     from lookless.runtime.patching import applied
 
     loaded = lookless.load_model(model)
     geometry = lookless.Geometry.from_config(loaded.model.config)
     samples = lookless.load_data("reference:chart", split="test", limit=batch).items
     inputs = loaded.inputs(samples if padded else [samples[0]] * batch)
-    plans: dict[str, Plan | None] = {"stock": None, "nothing but liveness": Plan.full(geometry).live()}
-    plans |= {name: methods.METHODS[name].sample(geometry) for name in PLANS if name in methods.METHODS}
+    plans: dict[str, Plan | None] = {"stock": None, **timed_plans(geometry, PLANS)}
     inner, each = loaded.model.model, {name: [] for name in plans}
     with torch.no_grad():
         of_images = {key: inputs[key] for key in ("pixel_values", "image_grid_thw") if key in inputs}

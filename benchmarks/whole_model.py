@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from transformers.initialization import no_init_weights
 
-from lookless import Plan, files, flops, methods
+from lookless import Plan, files, flops
 from lookless.bench.dummy_model import DummyModel, make_dummy_model
 from lookless.bench.prefill_results import STOCK
+from lookless.bench.timed_plans import LIVENESS, timed_plan
 from lookless.bench.timing import Clock
 from lookless.configs import shape_named
 from lookless.geometry import Geometry
@@ -39,7 +40,6 @@ PAGE = ROOT / "docs" / "performance.md"
 BEGIN = "<!-- what follows is written by benchmarks/whole_model.py -->"
 END = "<!-- end of what benchmarks/whole_model.py writes -->"
 MODEL, TEXT, FEW = "LLaVA-1.5-7B", 66, 4
-LIVE = "nothing but liveness"
 NAMES = (
     STOCK,
     "v-skip",
@@ -49,7 +49,7 @@ NAMES = (
     "operator-skipping",
     "redundancylens",
     "visipruner",
-    LIVE,
+    LIVENESS,
     "alvts",
 )
 ROUNDS = {576: 3, 2110: 2}
@@ -117,9 +117,7 @@ class Case:
         return Geometry.preset(MODEL).model_copy(update={"layers": self.layers})
 
     def plan(self, name: str) -> Plan | None:
-        if name == STOCK:
-            return None
-        return Plan.full(self.geometry).live() if name == LIVE else methods.METHODS[name].sample(self.geometry)
+        return None if name == STOCK else timed_plan(name, self.geometry)
 
     def flops(self, plan: Plan | None) -> float | None:
         """Of one prefill, by the formula; None where a plan decides what it does."""

@@ -9,11 +9,11 @@ import torch
 
 from helpers.families import FAMILIES
 from helpers.shapes import AFTER, BEFORE, SMALL, V
-from lookless import Geometry, Plan
+from lookless import Geometry
 from lookless.bench.dummy_model import make_dummy_model
+from lookless.bench.timed_plans import timed_plans
 from lookless.bench.timing import peak_mib
 from lookless.configs import Shape, shape_named
-from lookless.methods import METHODS
 from lookless.runtime.families import locate
 from lookless.runtime.patching import applied
 
@@ -63,9 +63,7 @@ COMPARED = ("v-skip", "shortv", "vtw", "fastv", "operator-skipping")
 
 def peaks(model, inputs) -> dict[str, float]:
     """Most memory held in the first call under each plan, by stock's."""
-    geometry = locate(model).geometry
-    plans = {"nothing but liveness": Plan.full(geometry).live()}
-    plans |= {name: METHODS[name].sample(geometry) for name in COMPARED}
+    plans = timed_plans(locate(model).geometry, COMPARED)
 
     def peak(plan):
         with applied(model, plan):

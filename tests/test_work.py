@@ -14,9 +14,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.families import FAMILIES
-from lookless import Plan
+from lookless.bench.timed_plans import timed_plans
 from lookless.geometry import Geometry
-from lookless.methods import METHODS
 from lookless.runtime.families import locate
 from lookless.runtime.patching import applied
 
@@ -62,11 +61,6 @@ def work_of(model, plan, arguments) -> Counted:
     return counted
 
 
-def plans_of(geometry) -> dict[str, Plan]:
-    plans = {"nothing but liveness": Plan.full(geometry).live()}
-    return plans | {name: METHODS[name].sample(geometry) for name in PLANS}
-
-
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
 @torch.no_grad()
 def test_prompts_alike_are_one_batch(name):
@@ -77,7 +71,7 @@ def test_prompts_alike_are_one_batch(name):
     model = family.build()
     arguments = family.arguments(*[(5, "image", 7)] * ROWS)
     stock = work_of(model, None, arguments)
-    for method, plan in plans_of(Geometry.from_config(model.config)).items():
+    for method, plan in timed_plans(Geometry.from_config(model.config), PLANS).items():
         ran, planned = work_of(model, plan, arguments), sum(not row.is_full for row in plan.live().layers)
         assert ran.attention <= stock.attention + planned, (method, ran.of)
         assert ran.of.total() <= stock.of.total() + 6 * planned + ONCE, (method, ran.of, stock.of)
@@ -90,7 +84,7 @@ def test_prompts_that_differ_are_one_call(name):
     sixteen prompts as for eight, and its attention is one call."""
     family = FAMILIES[name]
     model = family.build()
-    for method, plan in plans_of(Geometry.from_config(model.config)).items():
+    for method, plan in timed_plans(Geometry.from_config(model.config), PLANS).items():
         few, many = (
             work_of(model, plan, family.arguments(*[(5, "image", 7)] * count, (5, "image", 9))) for count in (7, 15)
         )

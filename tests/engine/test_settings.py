@@ -1,4 +1,7 @@
-"""One family in other engines: compiled, in bfloat16, over two processes, named by its checkpoint, or refused."""
+"""Other engines: compiled, in bfloat16, over two processes, short of memory, named by a checkpoint, or refused.
+
+LLaVA-1.5 runs in all of them with every run of the tests; the other families in the first four with the slow ones.
+"""
 
 from __future__ import annotations
 
@@ -25,20 +28,33 @@ ROUNDING = 4.0
 FIRST_WORD = 7  # of the shipped models' vocabularies, behind all special tokens
 
 
-@pytest.fixture(scope="module")
-def llava(tmp_path_factory: Any) -> Any:
+LLAVA = "llava"
+
+
+def saved(name: str, folder: Path) -> Any:
     """A folder with ``model`` and ``plan``, the reference, what is asked, and the plan."""
-    folder = tmp_path_factory.mktemp("llava")
-    model = CHECKPOINTS["llava"].save(folder / "model")
+    model = CHECKPOINTS[name].save(folder / "model")
     reference = Reference(model)
     plan = mixed_plan(reference.geometry)
     plan.save_pretrained(folder / "plan")
-    return folder, reference, rounds(CHECKPOINTS["llava"]), plan
+    return folder, reference, rounds(CHECKPOINTS[name]), plan
 
 
-def test_compiled(llava, tmp_path):
+@pytest.fixture(
+    scope="module", params=[LLAVA, *(pytest.param(n, marks=pytest.mark.slow) for n in CHECKPOINTS if n != LLAVA)]
+)
+def family(request: Any, tmp_path_factory: Any) -> Any:
+    return saved(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: Any) -> Any:
+    return saved(LLAVA, tmp_path_factory.mktemp(LLAVA))
+
+
+def test_compiled(family, tmp_path):
     """Steps with an image are a graph of their own, but for a chunk without text; a second start finds it again."""
-    folder, reference, asked, plan = llava
+    folder, reference, asked, plan = family
     compiled = {"enforce_eager": False, "max_num_batched_tokens": 64}
     first, second = run(tmp_path, [job(folder / "model", asked, folder / "plan", **compiled)] * 2)
     for answers in (first, second):
@@ -49,9 +65,9 @@ def test_compiled(llava, tmp_path):
     assert first["hash"] == second["hash"]
 
 
-def test_requests_that_are_put_off(llava, tmp_path):
+def test_requests_that_are_put_off(family, tmp_path):
     """Where the cache is too small for all, a request loses its blocks and is computed again, its answer so far too."""
-    folder, reference, asked, plan = llava
+    folder, reference, asked, plan = family
     small = job(folder / "model", asked[:1], folder / "plan", num_gpu_blocks_override=12, max_model_len=256)
     (answers,) = run(tmp_path, [{**small, "tokens": 40}])
     assert gap(answers, asked[:1], reference, plan) <= CLOSE
@@ -60,9 +76,9 @@ def test_requests_that_are_put_off(llava, tmp_path):
         assert sum(counts.values()) > visual * LAYERS, "nothing was computed twice"
 
 
-def test_half_precision(llava, tmp_path):
+def test_half_precision(family, tmp_path):
     """A plan adds no error of its own: both engines are as far from float32 as rounding takes them."""
-    folder, reference, asked, plan = llava
+    folder, reference, asked, plan = family
     stock, planned = run(
         tmp_path, [job(folder / "model", asked[:1], p, dtype="bfloat16") for p in (None, folder / "plan")]
     )
@@ -97,8 +113,8 @@ def test_full_plan_and_a_plan_the_checkpoint_names(llava, tmp_path):
     assert len({answers["hash"] for answers in (stock, full, by_checkpoint)}) == 3
 
 
-def test_tensor_parallel(llava, tmp_path):
-    folder, reference, asked, plan = llava
+def test_tensor_parallel(family, tmp_path):
+    folder, reference, asked, plan = family
     (answers,) = run(
         tmp_path,
         [

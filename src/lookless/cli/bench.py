@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from ..plan import Plan
 
 VISUAL, TEXT, REPEATS = 576, 66, 9
-LIVENESS = "liveness alone"
 METHODS = ("v-skip", "shortv", "vtw", "fastv")  #: timed where none is named
 #: Options that are for one engine alone.
 ENGINES = {
@@ -303,12 +302,12 @@ def _dummy(
 def _made(choice: _Choice, methods: Mapping[str, Method], geometry: Geometry) -> dict[str, Plan]:
     """The methods' plans, after one that does nothing but skip what nobody reads; of the methods that are timed where
     none is named, those that the decoder can run."""
-    from ..plan import Plan
+    from ..bench.timed_plans import LIVENESS, timed_plans
 
-    plans = {name: method.sample(geometry) for name, method in methods.items()}
-    if not choice.methods:
-        plans = {name: plan for name, plan in plans.items() if is_runnable(name, plan, geometry)}
-    return {LIVENESS: Plan.full(geometry).live(), **plans}
+    plans = timed_plans(geometry, methods)
+    if choice.methods:
+        return plans
+    return {name: plan for name, plan in plans.items() if name == LIVENESS or is_runnable(name, plan, geometry)}
 
 
 def _print_sweep(sweep: PrefillSeries, out_dir: Path | None, as_json: bool) -> None:

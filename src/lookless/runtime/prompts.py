@@ -43,7 +43,8 @@ class Prompts:
         block: what the decoder's layers are.
         both_ways: visual tokens side by side see each other, in the layers that the block says.
         lent: the keys and values that later layers read, by the kind of their attention.
-        made: what a rank had made of the keys of the layer about to run, for the layer to use; None without.
+        made: what a rank had made of the keys of the layer about to run, for the layer to take; None without. Here, as
+            an argument is held by who called until the layer is done, and its FFN needs the memory.
     """
 
     def __init__(

@@ -1,4 +1,9 @@
-"""vLLM's fused projection of queries, keys and values, in two: not every row that makes keys also makes queries."""
+"""vLLM's fused projection of queries, keys and values, in two: not every row that makes keys also makes queries.
+
+A step without visual tokens wants it fused: two products and their concatenation take 15 us more than one, which is 5 %
+of a step that decodes with layers of width 192. So a small one is held as it was, too; of a large one that is lost in
+the time that its weights take to be read, and they are held once.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +14,15 @@ import torch
 from torch import Tensor, nn
 from vllm.model_executor.layers.linear import ColumnParallelLinear, QKVParallelLinear
 
+SMALL = 1 << 20  #: weights of queries up to which the fused projection is held beside the two
+
 
 class SplitProjection(nn.Module):
-    """vLLM's fused projection of queries, keys and values, in two: not every key row is a query row."""
+    """vLLM's fused projection of queries, keys and values, in two.
+
+    Attributes:
+        fused: as vLLM built it; None of a large one.
+    """
 
     def __init__(self, fused: Any) -> None:
         super().__init__()
@@ -27,6 +38,7 @@ class SplitProjection(nn.Module):
         self.key_value = QKVParallelLinear(
             fused.hidden_size, size, 0, fused.total_num_kv_heads, prefix=f"{prefix}.key_value", **options
         )
+        self.fused = fused if fused.hidden_size * fused.total_num_heads * size <= SMALL else None
 
     def queries(self, x: Tensor) -> Tensor:
         """``[rows, hidden]`` to ``[rows, heads * head_dim]``."""
@@ -41,6 +53,9 @@ class SplitProjection(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
         """As the fused one: ``[rows, hidden]`` to ``[rows, (heads + 2 * kv_heads) * head_dim]``."""
+        if self.fused is not None:
+            whole: tuple[Tensor, None] = self.fused(x)
+            return whole
         both, _ = self.key_value(x)
         return torch.cat((self.queries(x), both), dim=-1), None
 
@@ -55,3 +70,7 @@ class SplitProjection(nn.Module):
             else:
                 parameter.weight_loader(parameter, weight, shard)
             yield f"{part}.{name}"
+            if self.fused is not None:
+                whole = getattr(self.fused, name)
+                whole.weight_loader(whole, weight, shard)
+                yield f"fused.{name}"
