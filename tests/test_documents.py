@@ -145,15 +145,17 @@ class ParsedError(Exception):
 
 def script(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own parser takes these arguments; there it is stopped."""
+    known = argparse.ArgumentParser.parse_known_args
 
     def parse(parser, arguments=None, namespace=None):
-        _, left = parser.parse_known_args(arguments, namespace)
+        _, left = known(parser, arguments, namespace)
         assert not left, words
         raise ParsedError
 
     start, name = (runpy.run_module, words[2]) if words[1] == "-m" else (runpy.run_path, str(ROOT / words[1]))
     with monkeypatch.context() as patched:
         patched.setattr(argparse.ArgumentParser, "parse_args", parse)
+        patched.setattr(argparse.ArgumentParser, "parse_known_args", parse)  # of scripts that hand on what is left
         patched.setattr(sys, "argv", words[2:] if words[1] == "-m" else words[1:])
         if words[1] != "-m":
             patched.syspath_prepend(str((ROOT / words[1]).parent))
