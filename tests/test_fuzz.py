@@ -18,4 +18,4 @@ from targets import READERS
 def test_a_changed_file_is_read_or_refused(tmp_path, reader):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert run(reader, 250, 0, tmp_path) < 250  # and no other error, of these and of those that are kept
+        assert 0 < run(reader, 250, 0, tmp_path) < 250  # and no other error, of these and of those that are kept

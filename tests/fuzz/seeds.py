@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 
+import numpy as np
 from PIL import Image
 
 from lookless import Geometry, Keep, Plan, Scores, Skip, Top, Window
 from lookless.answers import Answer
 from lookless.optimize.folder import Part, Run, Target, TaskData
+from lookless.routing import PlanSet, planset
+from lookless.routing.centroids import Belief, Centroids
 from lookless.routing.planset import Manifest, Task
 from lookless.search.front import Candidate, Front
 from lookless.weights import Weights, pack
@@ -31,9 +34,14 @@ def _evaluation() -> dict:
     return {"model": "m", "data": "d", "samples": 1, "accuracy_dense": estimate, "answers": [answer.model_dump()]}
 
 
-def _set() -> Manifest:
+def plan_set() -> PlanSet:
+    """Its folder has more files than the one that is changed."""
+    ones, one = np.ones(2), np.ones(1)
+    centroids, belief = Centroids(ones, ones, np.eye(2)[:, :1], one, one, np.ones((1, 1))), Belief(one, one, 0.5)
     task = Task(name="a", data="d", data_hash="x", sample_hashes=("y",), right=1, wrong=0, fell_back=0)
-    return Manifest(model="m", embeddings="x", tokenizer="y", doubt=0.1, tasks=(task,), numbers="z")
+    numbers = planset._hash(planset._numbers(centroids, belief))
+    manifest = Manifest(model="m", embeddings="x", tokenizer="y", doubt=0.1, tasks=(task,), numbers=numbers)
+    return PlanSet(manifest, {"a": PLAN}, PLAN, centroids, belief)
 
 
 def _run() -> Run:
@@ -69,7 +77,7 @@ SEEDS = {
     "csv": lambda: b'question,answer,id\n"what, now?",a,1\nand?,b,2\n',
     "answer": lambda: json.dumps(_evaluation()["answers"][0]).encode(),
     "evaluation": lambda: json.dumps(_evaluation()).encode(),
-    "set": lambda: _set().model_dump_json().encode(),
+    "set": lambda: plan_set().manifest.model_dump_json().encode(),
     "run": lambda: _run().model_dump_json().encode(),
     "front": lambda: _front().model_dump_json().encode(),
     "fitted": lambda: pack([Weights.of([0.5, 1.0], [[1.0, 2.0]], [[1.0], [2.0]])]),
