@@ -12,7 +12,7 @@ CLOSEST := apply cache calls cli flops generate loading masks runtime terminal t
 PARALLEL := -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 SHIM := tests/helpers/cpu_torchvision.py
 
-.PHONY: demo test test-slow test-vllm test-lmms test-oldest test-wheel quick lint format docs train lock audit release clean
+.PHONY: demo test test-slow test-vllm test-vllm-slow test-lmms test-oldest test-wheel quick lint format docs train lock audit release clean
 
 demo: $(VENV)/.installed ## calibrate, plan, apply and measure on the shipped reference model
 	$(BIN)/lookless demo --out lookless-demo --overwrite
@@ -24,7 +24,10 @@ test-slow: $(VENV)/.installed-dev ## what every page shows, what shipped models 
 	$(BIN)/python -m pytest -m slow $(PARALLEL)
 
 test-vllm: $(VLLM)/.installed ## the plug-in inside vLLM's engines on a CPU: an environment of 3 GB, then minutes
-	$(VLLM)/bin/python -m pytest tests/engine
+	$(VLLM)/bin/python -m pytest -m "not slow" tests/engine
+
+test-vllm-slow: $(VLLM)/.installed ## every family compiled, in bfloat16, over two processes and short of memory: half an hour
+	$(VLLM)/bin/python -m pytest -m slow tests/engine
 
 test-lmms: $(LMMS)/.installed ## the plug-in inside lmms-eval on a CPU: an environment of 2 GB, then minutes
 	$(LMMS)/bin/python -m pytest tests/lmms

@@ -29,12 +29,12 @@ BELOW = 0.02
 def finalists(front: Front, target: Target) -> tuple[Candidate, ...]:
     """The plans of the lowest risk in each bin of prices; of a budget, the best within it in front of all."""
     price, limit = target.price, target.value if target.kind != "retention" else 0.0
-    cheap = [one for one in front.candidates if one.price(price) <= MILD]
+    cheap = front.ranked(MILD, price)
     bins: dict[int, list[Candidate]] = {}
     for one in cheap:
         bins.setdefault(int(BINS * one.price(price)), []).append(one)
-    kept = [one for found in bins.values() for one in sorted(found, key=lambda c: c.risk)[:EACH]]
-    within = sorted((one for one in cheap if one.price(price) <= limit), key=lambda c: c.risk)[: 3 * EACH]
+    kept = [one for found in bins.values() for one in found[:EACH]]
+    within = [one for one in cheap if one.price(price) <= limit][: 3 * EACH]
     unique = {one.plan.layers: one for one in (*within, *(one for one in kept if one.price(price) > limit))}
     return tuple(sorted(unique.values(), key=lambda c: -c.price(price)))
 
