@@ -260,9 +260,10 @@ def test_table_and_files(report, tmp_path):
     assert table[1] == ("", "plan", "3.00 (1.50)", "16.00 (1.00)", "80.0 (0.80)", "200 (1.00)", "10.0 (1.00)")
     assert [row[0] for row in table] == ["1", "", "4", ""]
     assert "keeps 75.0% of the decoder's prefill FLOPs (skipped: 50% of attention rows, 25% of ffn" in verdict(report)
-    assert "80.0% of TTFT at concurrency 1; it is slower than stock at concurrency 4" in verdict(report)
-    faster = report.model_copy(update={"levels": report.levels[:1]})
-    assert "it is at least as fast as stock throughout" in verdict(faster)
+    pace = "In requests/s it is faster than stock at concurrency 1, slower than stock at concurrency 4."
+    assert f"80.0% of TTFT at concurrency 1. {pace}" in verdict(report)
+    torn = report.model_copy(update={"levels": (level(1, [(2, 3), (3, 2)]), level(4, [(8, 9), (9, 8)]))})
+    assert "it is not told apart from stock (rounds disagree) at concurrency 1, 4." in verdict(torn)
     assert traffic_table(report).row_count == 4
     save(report, tmp_path)
     assert TrafficReport.model_validate_json((tmp_path / "traffic.json").read_text()) == report

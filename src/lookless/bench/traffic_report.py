@@ -36,15 +36,25 @@ def describe(r: TrafficReport) -> str:
 
 
 def verdict(r: TrafficReport) -> str:
-    """Is the plan slower at any concurrency, and is TTFT reduced in proportion to the FLOPs saved?"""
-    slower = [str(level.concurrency) for level in r.levels if level.ratios.requests < 1]
-    pace = f"slower than stock at concurrency {', '.join(slower)}" if slower else "at least as fast as stock throughout"
+    """At which concurrency is the plan faster, and is TTFT reduced in proportion to the FLOPs saved?"""
+    paces: dict[str, list[str]] = {}
+    for level in r.levels:
+        paces.setdefault(_pace(level), []).append(str(level.concurrency))
+    pace = ", ".join(f"{how} at concurrency {', '.join(where)}" for how, where in paces.items())
     first = min(r.levels, key=lambda level: level.concurrency)
     skipped = ", ".join(f"{share:.0%} of {operator} rows" for operator, share in r.rows_skipped.items())
     return (
         f"{r.plan} keeps {r.flops_kept:.1%} of the decoder's prefill FLOPs (skipped: {skipped}, counted in the engine) "
-        f"and {first.ratios.ttft:.1%} of TTFT at concurrency {first.concurrency}; it is {pace}."
+        f"and {first.ratios.ttft:.1%} of TTFT at concurrency {first.concurrency}. In requests/s it is {pace}."
     )
+
+
+def _pace(level: Level) -> str:
+    """The plan beside stock, where all rounds say the same."""
+    faster = {round_.plan.requests_per_s > round_.stock.requests_per_s for round_ in level.rounds}
+    if len(faster) > 1:
+        return "not told apart from stock (rounds disagree)"
+    return "faster than stock" if faster == {True} else "slower than stock"
 
 
 def rows(r: TrafficReport) -> list[tuple[str, ...]]:
