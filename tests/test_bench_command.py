@@ -21,7 +21,7 @@ from lookless.bench.prefill_report import (
 )
 from lookless.bench.prefill_results import STOCK, PrefillSeries
 from lookless.bench.subjects import subject_of_geometry
-from lookless.cli.bench import LIVENESS
+from lookless.bench.timed_plans import LIVENESS
 from lookless.cli.main import app
 from lookless.errors import ModelError
 from lookless.flops import prefill

@@ -145,7 +145,7 @@ def test_sees(shipped, task):
     assert accuracy >= stated - 3 * error
 
 
-@pytest.mark.long
+@pytest.mark.slow  # what the weights and the questions say, which change seldom
 def test_blind_it_guesses(shipped, task):
     """The same questions on noise: nothing in the wording gives the answer away."""
     rng = np.random.default_rng(0)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -143,8 +144,10 @@ def test_a_server_that_dies_is_quoted(fake):
 
 def test_a_server_that_is_never_ready(fake, monkeypatch):
     """By a clock that waits for what it says."""
-    log = fake / "log"
-    clock = SimpleNamespace(monotonic=lambda: 2.0 if "waiting" in log.read_text() else 0.0, sleep=time.sleep)
+    log, calls = fake / "log", count()
+    clock = SimpleNamespace(
+        monotonic=lambda: 2.0 if next(calls) and "waiting" in log.read_text() else 0.0, sleep=time.sleep
+    )
     monkeypatch.setattr(server, "time", clock)
     words = [sys.executable, "-c", "import time, sys; print('waiting', flush=True); time.sleep(60)"]
     with (

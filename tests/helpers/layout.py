@@ -158,6 +158,7 @@ INSIDE = {
         "dummy_checkpoint",
         "lower_bound",
         "subjects",
+        "timed_plans",
         "prefill_results",
         "prefill",
         "roofline",
