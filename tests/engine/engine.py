@@ -3,11 +3,12 @@
 Usage: ``engine.py JOB.json ANSWERS.pt``. A job is a list of engines::
 
     {"options": {...of vllm.LLM...}, "rounds": [[[text, images], ...], ...], "tokens": 4, "words": [...],
-     "version": null or what vLLM is to call itself, "variables": {...} of the environment}
+     "version": null or what vLLM is to call itself, "variables": {...} of the environment,
+     "small": null or up to how many weights a projection is held fused, too}
 
 Of each engine there is either ``error``, what it said when it refused to start, or ``rounds`` of answers, ``counts`` of
 rows and of ``steps`` of the plug-in, the ``rows`` that were seen at the modules themselves, the ``hash`` that finds
-compiled graphs again, and the attention ``backend``.
+compiled graphs again, the attention ``backend``, and the number of ``modules`` where they are in one process.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.model_executor.layers.attention import Attention
 
 import gpu_kernels
+from lookless.serving import projections
 from lookless.serving.counters import ensure_folder, read, read_steps
 from prompts import Prompt
 
@@ -49,7 +51,11 @@ OPTIONS = {
 
 def answered(job: dict[str, Any]) -> dict[str, Any]:
     os.environ.update(job["variables"])
-    with mock.patch.object(vllm, "__version__", job["version"] or vllm.__version__):
+    small = projections.SMALL if job.get("small") is None else job["small"]
+    with (
+        mock.patch.object(vllm, "__version__", job["version"] or vllm.__version__),
+        mock.patch.object(projections, "SMALL", small),
+    ):
         try:
             llm = vllm.LLM(**{**OPTIONS, **job["options"]})
         except Exception as problem:
@@ -67,6 +73,8 @@ def answered(job: dict[str, Any]) -> dict[str, Any]:
     config = llm.llm_engine.vllm_config
     backend = {each.attn_backend.get_name() for each in get_layers_from_vllm_config(config, Attention).values()}
     seen = {"counts": counts, "steps": steps, "rows": rows, "hash": config.compute_hash(), "backend": " ".join(backend)}
+    if config.parallel_config.world_size == 1:
+        seen["modules"] = llm.apply_model(lambda model: len(list(model.modules())))[0]
     return {"rounds": rounds, **seen}
 
 

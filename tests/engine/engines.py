@@ -75,9 +75,11 @@ def job(
     words: list[int] = WORDS,
     version: str | None = None,
     variables: dict[str, str] | None = None,
+    small: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """One engine that may answer with ``words``; ``options`` are those of ``vllm.LLM``."""
+    """One engine that may answer with ``words``; projections up to ``small`` are held fused, too; ``options`` are those
+    of ``vllm.LLM``."""
     if plan is not None:
         options["additional_config"] = {"lookless": {"plan": str(plan)}}
     return {
@@ -87,6 +89,7 @@ def job(
         "words": words,
         "version": version,
         "variables": variables or {},
+        "small": small,
     }
 
 

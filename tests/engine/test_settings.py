@@ -113,6 +113,14 @@ def test_full_plan_and_a_plan_the_checkpoint_names(llava, tmp_path):
     assert len({answers["hash"] for answers in (stock, full, by_checkpoint)}) == 3
 
 
+def test_projections_too_large_to_be_held_twice(llava, tmp_path):
+    """Decode steps run the two parts, as steps with an image do."""
+    folder, reference, asked, plan = llava
+    large, held = run(tmp_path, [job(folder / "model", asked[:1], folder / "plan", small=n) for n in (0, None)])
+    assert gap(large, asked[:1], reference, plan) <= CLOSE
+    assert large["modules"] < held["modules"]
+
+
 def test_tensor_parallel(family, tmp_path):
     folder, reference, asked, plan = family
     (answers,) = run(
