@@ -50,7 +50,7 @@ def _qwen3_5(words: Any) -> tuple[Any, Any]:
 #: Of lmms-eval's classes, those that no shipped model is for, and one with a second architecture.
 TINY = {
     "qwen2_5_vl": CHECKPOINTS["qwen2_5_vl"],
-    "qwen3_5": Checkpoint("qwen3_5", _qwen3_5, checkpoints._QWEN),
+    "qwen3_5": Checkpoint("qwen3_5", _qwen3_5, checkpoints._QWEN[0]),
     "internvl_hf": CHECKPOINTS["internvl"],
     "llava_hf": CHECKPOINTS["llava_next"],
 }
