@@ -201,12 +201,13 @@ def one_sentence(command: Command) -> Command:
 def spread(command: Command) -> Command:
     """``command``, whose parameter of a dataclass is as many options: what several commands take is declared once, as
     the fields of the class."""
-    hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    # not get_type_hints, which until Python 3.10 hides what is annotated within Optional where a default is None
+    declared = inspect.signature(command, eval_str=True).parameters
+    groups: dict[str, Any] = {name: one.annotation for name, one in declared.items() if is_dataclass(one.annotation)}
 
     def parts(parameter: Parameter) -> Iterator[Parameter]:
         if parameter.name not in groups:
-            yield parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[parameter.name])
+            yield parameter.replace(kind=Parameter.KEYWORD_ONLY)
             return
         group = groups[parameter.name]
         inner = get_type_hints(group, include_extras=True)
@@ -218,7 +219,7 @@ def spread(command: Command) -> Command:
         made = {name: group(**{f.name: given.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
         command(**given, **made)
 
-    parameters = [part for parameter in inspect.signature(command).parameters.values() for part in parts(parameter)]
+    parameters = [part for parameter in declared.values() for part in parts(parameter)]
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run  # type: ignore[return-value]

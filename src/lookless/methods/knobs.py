@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, wraps
-from typing import Annotated, Any, Literal, ParamSpec, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, ParamSpec, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -108,25 +108,30 @@ def at_depth(layer: int, layers: int, of: int) -> int:
 
 def knobs_of(make: Callable[..., Plan]) -> dict[str, Knob]:
     """The keyword-only arguments of ``make``."""
-    hints, found = get_type_hints(make, include_extras=True), {}
-    for name, parameter in inspect.signature(make).parameters.items():
+    found = {}
+    for name, parameter in _parameters(make).items():
         if parameter.kind is parameter.KEYWORD_ONLY:
-            hint = hints[name]
+            hint = parameter.annotation
             scaled = get_origin(hint) is Annotated
             kind, scaling = get_args(hint)[:2] if scaled else (hint, None)
             found[name] = Knob(name, kind, scaling, parameter.default)
     return found
 
 
+def _parameters(make: Callable[..., Plan]) -> Mapping[str, inspect.Parameter]:
+    """With their annotations evaluated: ``get_type_hints`` does so, too, but until Python 3.10 it puts those of a
+    default None within ``Optional``."""
+    return inspect.signature(make, eval_str=True).parameters
+
+
 @cache
 def measures_of(make: Callable[..., Plan]) -> dict[str, str]:
     """Which measure each argument of ``make`` reads, of those that say: ``scores: Annotated[Scores, "ffn_effect"]``."""
-    hints = get_type_hints(make, include_extras=True)
-    positional = [p.name for p in inspect.signature(make).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    positional = {p.name: p.annotation for p in _parameters(make).values() if p.kind is not p.KEYWORD_ONLY}
     return {
-        name: get_args(hints[name])[1]
-        for name in positional
-        if get_origin(hints.get(name)) is Annotated and isinstance(get_args(hints[name])[1], str)
+        name: get_args(hint)[1]
+        for name, hint in positional.items()
+        if get_origin(hint) is Annotated and isinstance(get_args(hint)[1], str)
     }
 
 
