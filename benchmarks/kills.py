@@ -45,7 +45,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *("--plan", "../plan", "--out", "answers.json"),
     ),
     "certify": (
-        *("certify", "reference", "--data", "reference:chart", "--data", "reference:attribute", "--limit", "12"),
+        *("certify", "reference", "--data", "reference:chart", "--data", "reference:attribute", "--limit", "24"),
         *("--batch", "2", "--plan", "../plan", "--plan", "../bold", "--retention", "0.5", "--out", "certificate.json"),
     ),
     "optimize": (

@@ -244,6 +244,26 @@ def test_a_search_resumes_where_it_ended(objective, additive, tmp_path):
         search(other, additive, path=path, tasks=("a",))
 
 
+def test_a_killed_search_counts_as_one_that_was_not(additive, tmp_path, monkeypatch):
+    """From every front that is written, in a process that remembers nothing else; also in the midst of a step."""
+    fronts, save = [], Front.save
+    monkeypatch.setattr(Front, "save", lambda front, path: fronts.append(front) or save(front, path))
+    monkeypatch.setattr("lookless.search.archive.SAVE_S", -1.0)
+    path, budgets = tmp_path / "front.json", BUDGETS[:2]
+
+    def fresh():
+        return Objective(tiny_loaded(MODEL), TASKS, position="last", progress=False)
+
+    def what(front):
+        return front.model_copy(update={"seconds": 0.0})
+
+    whole = search(fresh(), additive, path=path, budgets=budgets)
+    assert whole.evaluations == sum(gain.evaluations for gain in whole.gains) > 10
+    for front in fronts[:: len(fronts) // 8]:
+        save(front, path)
+        assert what(search(fresh(), additive, path=path, budgets=budgets)) == what(whole)
+
+
 def test_effects_sample_by_sample_are_the_objectives(objective):
     plans = [p.model_copy(update={"geometry": objective.geometry}) for p in random_plans(4, static=True)]
     found = effects_of(tiny_loaded(MODEL), TASKS[0], [*plans, Plan.full(objective.geometry)], position="last")

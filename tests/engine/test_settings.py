@@ -55,7 +55,8 @@ def llava(tmp_path_factory: Any) -> Any:
 def test_compiled(family, tmp_path):
     """Steps with an image are a graph of their own, but for a chunk without text; a second start finds it again."""
     folder, reference, asked, plan = family
-    compiled = {"enforce_eager": False, "max_num_batched_tokens": 64}
+    # vLLM's dummy prompt of Qwen3-VL has its published tokens, which the tiny tokenizers have not
+    compiled = {"enforce_eager": False, "max_num_batched_tokens": 64, "skip_mm_profiling": True}
     first, second = run(tmp_path, [job(folder / "model", asked, folder / "plan", **compiled)] * 2)
     for answers in (first, second):
         assert gap(answers, asked, reference, plan) <= CLOSE

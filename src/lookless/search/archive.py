@@ -98,9 +98,11 @@ class Archive:
     _started: float = field(default_factory=perf_counter)
     _saved: float = field(default_factory=perf_counter)
     surrogate: Surrogate = field(init=False)
+    _settled: int = 0  # evaluations up to the end of the last step
 
     def __post_init__(self) -> None:
         self.begin()
+        self._settle()
 
     def begin(self) -> None:
         """At the begin of a step guesses are of the plans that were run on all samples: what a search that goes on
@@ -203,7 +205,13 @@ class Archive:
                 plans=len(self.candidates),
             )
             self.gains.append(gain)
+        self._settle()
         self.save()
+
+    def _settle(self) -> None:
+        """A step has ended: one that is killed in the next goes on from here."""
+        self._settled = self.evaluations
+        self.objective.count_anew(self.candidates)
 
     def has(self, step: str, budget: float) -> bool:
         """Whether ``step`` is done for ``budget``."""
@@ -212,7 +220,7 @@ class Archive:
     def front(self) -> Front:
         return Front(
             provenance=self.provenance or self.objective.made_by("joint"),
-            evaluations=self.evaluations,
+            evaluations=self._settled,
             seconds=self.seconds + perf_counter() - self._started,
             price=self.price,
             tasks=self.tasks,
@@ -243,3 +251,4 @@ class Archive:
             self.candidates[one.plan.live().layers] = priced
         self.spent, self.seconds = front.evaluations, front.seconds
         self.gains = list(front.gains) if is_same else []
+        self._settle()

@@ -109,6 +109,7 @@ class Objective:
         self._known: dict[tuple[LayerPlan, ...], dict[int, Effect]] = {
             self._full: dict.fromkeys(range(self._samples), Effect(0.0, 0.0, False))
         }
+        self.count_anew(())
         together = Samples(" + ".join(task.name for task in given), tuple(item for task in given for item in task))
         self.provenance = Provenance(
             knobs={"distance": getattr(distance, "__name__", "distance"), "position": position},
@@ -163,8 +164,14 @@ class Objective:
         plan.check(self.geometry)
         self._located.reads_tower(plan)
         live = plan.live().layers
-        self.evaluations += live not in self._known
+        self.evaluations += live not in self._counted
+        self._counted.add(live)
         return self._known.setdefault(live, {})
+
+    def count_anew(self, but: Iterable[tuple[LayerPlan, ...]]) -> None:
+        """From here on plans count as evaluations again, ``but`` some live rows: so that a search that goes on counts
+        as one that was not interrupted, which remembers more of what it ran."""
+        self._counted = {self._full, *but}
 
     def _run(self, plan: Plan, samples: Sequence[int]) -> dict[int, Effect]:
         """The effect on each sample, run where its full run is held."""
