@@ -29,14 +29,14 @@ PAGE = ROOT / "docs" / "performance.md"
 BEGIN = "<!-- what follows is written by benchmarks/first_token.py -->"
 END = "<!-- end of what benchmarks/first_token.py writes -->"
 MODEL, LAYERS, METHOD, VISUAL, TEXT = "LLaVA-1.5-7B", 3, "shortv", 576, 66
-REQUESTS, WARM_UP = 12, 2
+REQUESTS, WARM_UP = 24, 2
 STOCK, PLAN = "stock", "plan"
 HEADS = ("", "request ms", "vision tower ms", "decoder ms")
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
 
 
 def measure(which: str, folder: Path, plan: Path, side: int) -> dict[str, float]:
-    """Milliseconds of a request for one token, the median of some, and of its parts."""
+    """Milliseconds of a request for one token and of its parts, and its text tokens; the medians of some."""
     import numpy as np
     import vllm
     from PIL import Image
@@ -61,14 +61,17 @@ def measure(which: str, folder: Path, plan: Path, side: int) -> dict[str, float]
 
     llm.apply_model(watch)
     one = vllm.SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
-    numbers, tokenizer, whole = np.random.default_rng(0), llm.get_tokenizer(), []
+    numbers, tokenizer, whole, text = np.random.default_rng(0), llm.get_tokenizer(), [], []
     for _ in range(WARM_UP + REQUESTS):
         words = tokenizer.decode(numbers.integers(7, 60, TEXT).tolist())
         image = Image.fromarray(numbers.integers(0, 255, (side, side, 3), dtype=np.uint8))
         started = time.perf_counter()
-        llm.generate({"prompt": f"<image>\n{words}", "multi_modal_data": {"image": image}}, one, use_tqdm=False)
+        asked = {"prompt": f"<image>\n{words}", "multi_modal_data": {"image": image}}
+        [out] = llm.generate(asked, one, use_tqdm=False)
         whole.append((time.perf_counter() - started) * 1e3)
-    return {name: median(times[WARM_UP:]) for name, times in zip(HEADS[1:], (whole, tower, decoder), strict=True)}
+        text.append(len(out.prompt_token_ids) - VISUAL)
+    times = zip(HEADS[1:], (whole, tower, decoder), strict=True)
+    return {name: median(each[WARM_UP:]) for name, each in times} | {"text": median(text)}
 
 
 def timed(stock: Callable[..., Any], into: list[float]) -> Callable[..., Any]:
@@ -92,13 +95,14 @@ def apart(which: str, served: Served, plan: Path) -> dict[str, float]:
 
 
 def section(found: dict[str, dict[str, float]], served: Served, plan: Plan) -> str:
-    full, run = (flops.prefill(served.geometry, visual=VISUAL, text=TEXT, plan=p).total for p in (None, plan.live()))
+    text = found[PLAN]["text"]
+    full, run = (flops.prefill(served.geometry, visual=VISUAL, text=text, plan=p).total for p in (None, plan.live()))
     rows = [(which, *(f"{times[name]:.0f}" for name in HEADS[1:])) for which, times in found.items()]
     kept = {name: found[PLAN][name] / found[STOCK][name] for name in HEADS[1:]}
     rows.append(("kept", *(f"{share:.1%}" for share in kept.values())))
     decoder = kept[HEADS[-1]]
     told = (
-        f"{served.name}, {METHOD}, {VISUAL} visual and some {TEXT} text tokens, bfloat16, {processor()}, "
+        f"{served.name}, {METHOD}, {VISUAL} visual and {text:.0f} text tokens, bfloat16, {processor()}, "
         f"{len(os.sched_getaffinity(0))} cores; median of {REQUESTS} requests for one token, alone in the engine. The "
         f"plan keeps {run / full:.1%} of the decoder's FLOPs and {decoder:.1%} of its time, {decoder * full / run:.2f} "
         f"times as much."
