@@ -105,3 +105,4 @@ class Recorded(Objective):
             )
         self.earlier = record.seconds
         self._known |= {one.rows: dict(enumerate(one.effects)) for one in record.plans}
+        self._counted |= self._known.keys()
