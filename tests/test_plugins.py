@@ -10,6 +10,7 @@ import pytest
 
 from helpers.scores import of
 from lookless import Geometry, Keep, Plan, methods
+from lookless.bench.timed_plans import timed_plans
 from lookless.errors import PlanError
 from lookless.methods import METHODS, Method
 
@@ -25,11 +26,16 @@ def test_another_packages_method(monkeypatch):
     monkeypatch.setattr(methods.registry, "entry_points", lambda group: [point])
     monkeypatch.setattr(EntryPoint, "load", lambda self: Method(squint, "0000.00000", "Squint", paper_layers=4))
     assert methods.find("squint").build(of(12)).layers[3].keep == Keep(0)
+    assert timed_plans(of(12), ["squint"])["squint"].layers[3].keep == Keep(0)
     assert "squint" not in METHODS
 
 
 def gone(model: Geometry | int) -> Plan:
     raise SystemExit(3)
+
+
+def untold(model: Geometry | int, *, depth=1) -> Plan:
+    return Plan.full(model).at([depth], keep=Keep(0))
 
 
 @pytest.mark.parametrize(
@@ -39,6 +45,10 @@ def gone(model: Geometry | int) -> Plan:
         (lambda: squint, "is a function and should be a lookless.methods.Method"),
         (lambda: sys.exit(), "cannot be used (SystemExit: SystemExit): mend or uninstall it"),
         (lambda: Method(gone, "0000.00000", "Gone"), "cannot be used (SystemExit: 3)"),
+        (
+            lambda: Method(untold, "0000.00000", "Untold"),
+            "cannot be used (TypeError: depth of untold has no annotation",
+        ),
         (
             lambda: Method(squint, "0000.00000", "Squint", paper_layers=4, paper_arguments={"depth": 1}),
             "cannot be used (KeyError: 'depth')",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..geometry import Geometry
-from ..methods import METHODS
+from ..methods import find
 from ..plan import Plan
 
 LIVENESS = "liveness alone"
@@ -13,7 +13,7 @@ LIVENESS = "liveness alone"
 
 def timed_plan(name: str, geometry: Geometry) -> Plan:
     """That of a method, or :data:`LIVENESS`: what every plan saves without doing anything."""
-    return Plan.full(geometry).live() if name == LIVENESS else METHODS[name].sample(geometry)
+    return Plan.full(geometry).live() if name == LIVENESS else find(name).sample(geometry)
 
 
 def timed_plans(geometry: Geometry, names: Iterable[str]) -> dict[str, Plan]:

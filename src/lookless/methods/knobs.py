@@ -107,11 +107,13 @@ def at_depth(layer: int, layers: int, of: int) -> int:
 
 
 def knobs_of(make: Callable[..., Plan]) -> dict[str, Knob]:
-    """The keyword-only arguments of ``make``."""
+    """The keyword-only arguments of ``make``. Raises: TypeError: one is not annotated."""
     found = {}
     for name, parameter in _parameters(make).items():
         if parameter.kind is parameter.KEYWORD_ONLY:
             hint = parameter.annotation
+            if hint is parameter.empty:
+                raise TypeError(f"{name} of {make.__name__} has no annotation, which says how it is read")
             scaled = get_origin(hint) is Annotated
             kind, scaling = get_args(hint)[:2] if scaled else (hint, None)
             found[name] = Knob(name, kind, scaling, parameter.default)
