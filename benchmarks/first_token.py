@@ -20,7 +20,9 @@ from statistics import median
 from typing import Any
 
 from lookless import Plan, files, flops, methods
+from lookless.bench.prefill_results import STOCK
 from lookless.bench.traffic_client import Served, served_geometry
+from lookless.bench.traffic_results import PLAN
 from lookless.machine import processor
 from lookless.markdown import markdown_table, spliced, wrapped
 
@@ -30,7 +32,6 @@ BEGIN = "<!-- what follows is written by benchmarks/first_token.py -->"
 END = "<!-- end of what benchmarks/first_token.py writes -->"
 MODEL, LAYERS, METHOD, VISUAL, TEXT = "LLaVA-1.5-7B", 3, "shortv", 576, 66
 REQUESTS, WARM_UP = 24, 2
-STOCK, PLAN = "stock", "plan"
 HEADS = ("", "request ms", "vision tower ms", "decoder ms")
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
 

@@ -23,7 +23,7 @@ from lookless.reference.worlds import sample_chart, sample_scene
 
 CLASSES = {"llava": LlavaForConditionalGeneration, "qwen3_vl": Qwen3VLForConditionalGeneration}
 CARDS = {name: json.loads((folder / "scores.json").read_text()) for name, folder in MODELS.items()}
-QUESTIONS, BLIND_QUESTIONS = 100, 200
+QUESTIONS = 200
 #: A guesser who knows the tasks but not the image: the most common answer of each; the margin is three standard errors.
 BLIND = {"existence": 0.5, "attribute": 0.2, "counting": 0.22, "spatial": 0.42, "text": 0.0, "chart": 0.3}
 BLIND |= {"relation": 0.15, "comparison": 0.3, "table": 0.1, "listing": 0.0}
@@ -149,7 +149,7 @@ def test_sees(shipped, task):
 def test_blind_it_guesses(shipped, task):
     """The same questions on noise: nothing in the wording gives the answer away."""
     rng = np.random.default_rng(0)
-    seen = load_data(f"reference:{task}", limit=BLIND_QUESTIONS)
+    seen = load_data(f"reference:{task}", limit=QUESTIONS)
     noise = Samples(
         "noise",
         tuple(

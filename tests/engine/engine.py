@@ -51,7 +51,7 @@ OPTIONS = {
 
 def answered(job: dict[str, Any]) -> dict[str, Any]:
     os.environ.update(job["variables"])
-    small = projections.SMALL if job.get("small") is None else job["small"]
+    small = projections.SMALL if job["small"] is None else job["small"]
     with (
         mock.patch.object(vllm, "__version__", job["version"] or vllm.__version__),
         mock.patch.object(projections, "SMALL", small),

@@ -26,8 +26,6 @@ from stock import Reference
 #: of bfloat16's own rounding, seen without a plan; the plan moves three times as much, and rounds a third as much
 ROUNDING = 4.0
 FIRST_WORD = 7  # of the shipped models' vocabularies, behind all special tokens
-
-
 LLAVA = "llava"
 
 

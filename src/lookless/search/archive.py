@@ -191,8 +191,8 @@ class Archive:
             found_by=found_by,
         )
 
-    def gained(self, step: str, budget: float, evaluations: int) -> None:
-        """Note what has been reached within ``budget`` at the end of ``step``, which ran so many plans."""
+    def gained(self, step: str, budget: float) -> None:
+        """Note what has been reached within ``budget`` at the end of ``step``, and how many plans it ran."""
         best = self.best(budget)
         if best is not None:
             gain = Gain(
@@ -201,7 +201,7 @@ class Archive:
                 risk=best.risk,
                 distance=best.distance,
                 found_by=best.found_by,
-                evaluations=evaluations,
+                evaluations=self.evaluations - self._settled,
                 plans=len(self.candidates),
             )
             self.gains.append(gain)

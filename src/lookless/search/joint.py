@@ -89,12 +89,11 @@ def joint_search(
         _additive(archive, additive, budget)
         _methods(archive, plans, searched or {}, budget)
         if not archive.has("joint", budget):
-            before = archive.evaluations
             count = proposals if isinstance(proposals, int) else proposals.get(budget, PROPOSALS)
             rng = random.Random(f"{seed}:{budget:g}")
             patient = patience if isinstance(proposals, int) else max(patience, count // 3)
             improve(archive, menu, additive, budget, proposals=count, patience=patient, rng=rng, progress=progress)
-            archive.gained("joint", budget, archive.evaluations - before)
+            archive.gained("joint", budget)
         if refit is not None:
             _refitted(archive, refit, budget)
     return archive.save()
@@ -104,32 +103,31 @@ def _refitted(archive: Archive, refit: Refit, budget: float) -> None:
     """The fitted cells of the best plan, which were fitted to the full model, fitted to the plan that they are in."""
     if archive.has("refitted", budget):
         return
-    before, best = archive.evaluations, archive.best(budget)
+    best = archive.best(budget)
     if best is not None and best.plan.weights:
         archive.add(refit(best.plan), "refitted", against=best)
-    archive.gained("refitted", budget, archive.evaluations - before)
+    archive.gained("refitted", budget)
 
 
 def _additive(archive: Archive, additive: Additive, budget: float) -> None:
     if archive.has("additive", budget):
         return
-    before, full = archive.evaluations, Plan.full(archive.objective.geometry)
+    full = Plan.full(archive.objective.geometry)
     tables = [additive, additive.without_fitted] if additive.weights else [additive]
     for table in tables:  # a fitted cell's risk alone promises more than it holds among others
         choice = table.plan(budget, archive.pricing, full)
         if choice is not None:
             archive.add(choice[0], "additive")
-    archive.gained("additive", budget, archive.evaluations - before)
+    archive.gained("additive", budget)
 
 
 def _methods(archive: Archive, plans: Mapping[str, list[Plan]], searched: Mapping[str, Seed], budget: float) -> None:
     """Each method's dearest plan within the budget, run on all samples unless it is sure to be worse."""
     if archive.has("methods", budget):
         return
-    before = archive.evaluations
     for name, plan in _of_methods(archive, plans, searched, budget):
         archive.add(plan, name, against=archive.best(budget))
-    archive.gained("methods", budget, archive.evaluations - before)
+    archive.gained("methods", budget)
 
 
 def _of_methods(

@@ -1,8 +1,8 @@
 """vLLM's fused projection of queries, keys and values, in two: not every row that makes keys also makes queries.
 
-A step without visual tokens wants it fused: two products and their concatenation take 15 us more than one, which is 5 %
-of a step that decodes with layers of width 192. So a small one is held as it was, too; of a large one that is lost in
-the time that its weights take to be read, and they are held once.
+A step without visual tokens wants it fused: two products and their concatenation are more steps than one, which shows
+where a layer is small. So a small one is held as it was, too; of a large one that is lost in the time that its weights
+take to be read, and they are held once.
 """
 
 from __future__ import annotations
