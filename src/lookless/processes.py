@@ -9,6 +9,7 @@ imported.
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import traceback
@@ -198,7 +199,13 @@ def sendable(error: Exception) -> Exception:
 
 @contextmanager
 def _group() -> Iterator[None]:
+    """The processes are connected while the block runs, and no longer: what stays of a group, its threads, may abort
+    a process that ends.
+    """
     import torch.distributed as dist
+
+    # Its functions hold, as defaults, the group that there is at its import, and Transformers imports it with a model.
+    importlib.import_module("torch.distributed.nn.functional")
 
     with _reached():
         dist.init_process_group("gloo", timeout=PATIENCE)
