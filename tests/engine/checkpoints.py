@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 LAYERS = 5
-SPECIAL = ["<pad>", "<s>", "</s>", "<image>", "<video>", "<start>", "<end>"]
+SPECIAL = ("<pad>", "<s>", "</s>", "<image>", "<video>", "<start>", "<end>")
+#: As published: vLLM writes those of Qwen3-VL out.
+QWEN = (*SPECIAL[:3], "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 PAD, BOS, EOS, IMAGE, VIDEO, START, END = range(len(SPECIAL))
 VOCABULARY = len(SPECIAL) + 256
 #: tokens that a model may answer with; a random one would also say that here is an image
@@ -49,6 +51,7 @@ class Checkpoint:
         build: model and processor, the same each time.
         image, video: what stands for an image in a prompt, and for a video; None where the family takes no videos.
         sizes: width and height of a plain image and of a wide one.
+        special: the words of the special tokens.
     """
 
     name: str
@@ -56,10 +59,11 @@ class Checkpoint:
     image: str = "<image>"
     sizes: tuple[tuple[int, int], tuple[int, int]] = ((_SIDE, _SIDE), (2 * _SIDE, _SIDE))
     video: str | None = None
+    special: tuple[str, ...] = SPECIAL
 
     def save(self, folder: Path) -> Path:
         torch.manual_seed(0)
-        model, processor = self.build(tokenizer(self.image))
+        model, processor = self.build(tokenizer(self.image, self.special))
         model = seen(model.eval())
         model.generation_config = hf.GenerationConfig(pad_token_id=PAD, eos_token_id=EOS)
         model.save_pretrained(folder)
@@ -67,10 +71,10 @@ class Checkpoint:
         return as_published(folder)
 
 
-def tokenizer(image: str) -> hf.PreTrainedTokenizerFast:
-    """A token for each byte, and the special ones."""
+def tokenizer(image: str, special: tuple[str, ...]) -> hf.PreTrainedTokenizerFast:
+    """A token for each byte, and the ``special`` ones; ``image`` is how a prompt says that here is one."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *letters])}
+    vocabulary = {token: i for i, token in enumerate([*special, *letters])}
     plain = Tokenizer(models.BPE(vocabulary, merges=[]))
     plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     plain.decoder = decoders.ByteLevel()
@@ -85,13 +89,13 @@ def tokenizer(image: str) -> hf.PreTrainedTokenizerFast:
         bos_token="<s>",
         eos_token="</s>",
         extra_special_tokens={
-            "image_token": "<image>",
-            "video_token": "<video>",
-            "vision_start_token": "<start>",
-            "vision_end_token": "<end>",
-            "start_image_token": "<start>",
-            "end_image_token": "<end>",
-            "context_image_token": "<image>",
+            "image_token": special[IMAGE],
+            "video_token": special[VIDEO],
+            "vision_start_token": special[START],
+            "vision_end_token": special[END],
+            "start_image_token": special[START],
+            "end_image_token": special[END],
+            "context_image_token": special[IMAGE],
         },
         chat_template=template,
         padding_side="left",
@@ -255,9 +259,10 @@ def _qwen3(words: Any) -> tuple[Any, Any]:
         tie_word_embeddings=False,
         **_IDS,
     )
+    half = [0.5] * 3  # as published: vLLM normalises videos as images
+    images = hf.Qwen2VLImageProcessor(**_pixels(16), image_mean=half, image_std=half)
     videos = hf.Qwen3VLVideoProcessor(**_pixels(16))
-    processor = hf.Qwen3VLProcessor(hf.Qwen2VLImageProcessor(**_pixels(16)), words, videos, words.chat_template)
-    return hf.Qwen3VLForConditionalGeneration(config), processor
+    return hf.Qwen3VLForConditionalGeneration(config), hf.Qwen3VLProcessor(images, words, videos, words.chat_template)
 
 
 def _qwen3_moe(words: Any) -> tuple[Any, Any]:
@@ -315,25 +320,21 @@ def _internvl(words: Any) -> tuple[Any, Any]:
     return hf.InternVLForConditionalGeneration(config), processor
 
 
-_QWEN = "<start><image><end>", "<start><video><end>"
-
-
-def _of_qwen(name: str, build: Any, *sizes: tuple[int, int]) -> Checkpoint:
-    """Videos of those with timestamps are refused under a plan."""
-    image, video = _QWEN
-    return Checkpoint(name, build, image, sizes, video if name.startswith("qwen2") else None)
+def of_qwen(name: str, build: Any, *sizes: tuple[int, int]) -> Checkpoint:
+    image, video = (f"{QWEN[START]}{QWEN[shown]}{QWEN[END]}" for shown in (IMAGE, VIDEO))
+    return Checkpoint(name, build, image, sizes, video, QWEN)
 
 
 _ALL = [
     Checkpoint("llava", _llava),
     Checkpoint("llava_next", _llava_next),
     Checkpoint("llava_onevision", _llava_onevision, video="<video>"),
-    _of_qwen("qwen2_vl", _qwen2, (84, 112), (140, 84)),
-    _of_qwen("qwen2_5_vl", _qwen2_5, (84, 112), (140, 84)),
-    _of_qwen("qwen3_vl", _qwen3, (96, 128), (160, 96)),
-    _of_qwen("qwen3_vl_moe", _qwen3_moe, (96, 128), (160, 96)),
+    of_qwen("qwen2_vl", _qwen2, (84, 112), (140, 84)),
+    of_qwen("qwen2_5_vl", _qwen2_5, (84, 112), (140, 84)),
+    of_qwen("qwen3_vl", _qwen3, (96, 128), (160, 96)),
+    of_qwen("qwen3_vl_moe", _qwen3_moe, (96, 128), (160, 96)),
     Checkpoint("internvl", _internvl, video="<video>"),
 ]
 #: Its gated delta rule runs on a CPU in bfloat16 alone.
-QWEN3_5 = _of_qwen("qwen3_5", _qwen3_5, (96, 128), (160, 96))
+QWEN3_5 = of_qwen("qwen3_5", _qwen3_5, (96, 128), (160, 96))
 CHECKPOINTS: dict[str, Checkpoint] = {checkpoint.name: checkpoint for checkpoint in _ALL}

@@ -13,7 +13,7 @@ from lmms_eval.models import MODEL_REGISTRY_V2, get_model
 
 import lookless
 from engine import checkpoints
-from engine.checkpoints import CHECKPOINTS, LAYERS, Checkpoint
+from engine.checkpoints import CHECKPOINTS, LAYERS
 from lookless.errors import LooklessError, ModelError, PlanError, PlanMismatchError
 from lookless.lmms.export import write_task
 from lookless.lmms.names import CLASSES
@@ -50,7 +50,7 @@ def _qwen3_5(words: Any) -> tuple[Any, Any]:
 #: Of lmms-eval's classes, those that no shipped model is for, and one with a second architecture.
 TINY = {
     "qwen2_5_vl": CHECKPOINTS["qwen2_5_vl"],
-    "qwen3_5": Checkpoint("qwen3_5", _qwen3_5, checkpoints._QWEN[0]),
+    "qwen3_5": checkpoints.of_qwen("qwen3_5", _qwen3_5),
     "internvl_hf": CHECKPOINTS["internvl"],
     "llava_hf": CHECKPOINTS["llava_next"],
 }

@@ -76,7 +76,7 @@ def _after_request(stock: Any) -> Any:
         settings = Settings.of(self.vllm_config)
         if settings is not None and not settings.plan.is_full:
             try:
-                check_request(request, self.vllm_config.model_config.hf_config.model_type)
+                check_request(request)
             except ServingError as problem:  # vLLM reports only errors of its own class to a client
                 from vllm.exceptions import VLLMValidationError
 

@@ -36,8 +36,6 @@ SERVED = (
     "qwen3_5",
     "internvl",
 )
-#: Families whose videos have a timestamp before each frame.
-TIMESTAMPS = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5")
 
 
 @dataclass(frozen=True)
@@ -172,22 +170,14 @@ def keeps_text_apart(plan: Plan) -> bool:
     return withdrawn_from(plan) < len(plan.layers) or any(map(is_blind, plan.layers))
 
 
-def check_request(request: Any, model_type: str) -> None:
-    """Raises: ServingError: a request cannot be answered under a plan.
-
-    Of a prompt with an image it wants log-probabilities: visual rows are not finished in the last layer, and the first
-    text token after an image is predicted from one. Or it has a video whose frames have words between them, which the
-    family's processor tells the engine to be visual.
+def check_request(request: Any) -> None:
+    """Raises: ServingError: of a prompt with an image a request wants log-probabilities, which it cannot have under a
+    plan: visual rows are not finished in the last layer, and the first text token after an image is predicted from one.
     """
     if request.mm_features and getattr(request.sampling_params, "prompt_logprobs", None) is not None:
         raise ServingError(
             "prompt_logprobs of a prompt with an image are not the model's under a lookless plan: leave "
             "prompt_logprobs out, or serve without the plan."
-        )
-    if model_type in TIMESTAMPS and any(each.modality == "video" for each in request.mm_features or ()):
-        raise ServingError(
-            f"videos of {model_type!r} are not served under a lookless plan, as vLLM takes the timestamps between "
-            f"their frames for visual tokens: send frames as images, or serve without the plan."
         )
 
 
