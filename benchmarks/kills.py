@@ -40,6 +40,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *("calibrate", "reference", "--data", "reference:chart", "--samples", "8"),
         *("--measure", "visual_information_gain", "--measure", "ffn_effect", "--out", "scores"),
     ),
+    "screen": (
+        *("calibrate", "reference", "--data", "reference:chart", "--samples", "6", "--screen", "7"),
+        *("--measure", "visual_information_gain", "--measure", "ffn_effect", "--out", "scores"),
+    ),
     "eval": (
         *("eval", "reference", "--data", "reference:chart", "--limit", "24", "--batch", "2"),
         *("--plan", "../plan", "--out", "answers.json"),

@@ -8,11 +8,13 @@ import torch
 
 from helpers.loaded import ONE, loaded_of, made
 from lookless import Scores, calibrate, load_data, screen
+from lookless.calibration import screening
 from lookless.calibration.screening import SCREENED, _in_doubt
 from lookless.calibration.sweep import INTERVENTIONS
 from lookless.errors import ScoresError
 from lookless.runtime.families import locate
 from lookless.runtime.prompts import prompts_of
+from lookless.unfinished import Unfinished
 
 VIG, FFN = "visual_information_gain", "ffn_effect"
 
@@ -157,6 +159,39 @@ def test_each_token_of_the_answer_is_told(reference):
     assert found.position == "answer"
     assert found.passes == 1 + len(each)
     assert found.per_sample[0][0] == pytest.approx(np.mean(each), rel=0.1, abs=1e-9)
+
+
+def test_a_killed_screening_goes_on(reference, tmp_path, monkeypatch):
+    """From every estimate and every measurement that it has finished, to the same scores."""
+    samples = load_data("reference:chart", split="calibration", limit=3)
+    wanted, kept = {VIG: 7, FFN: 7}, Unfinished(tmp_path / "kept")
+    whole = screen(reference, samples, wanted, progress=False)
+    measured = sum(np.sum(scores.measured) for scores in whole.values())
+    made = {"_estimates": 0, "divergence_under": 0}
+
+    def counted(name, limit):
+        real, made[name] = getattr(screening, name), 0
+
+        def call(*given):
+            if made[name] == limit:
+                raise KeyboardInterrupt
+            made[name] += 1
+            return real(*given)
+
+        monkeypatch.setattr(screening, name, call)
+
+    for name, limit in (("_estimates", 2), ("divergence_under", 4)):
+        counted(name, limit)
+        with pytest.raises(KeyboardInterrupt):
+            screen(reference, samples, wanted, progress=False, kept=kept)
+        monkeypatch.undo()
+    counted("_estimates", None)
+    counted("divergence_under", None)
+    found = screen(reference, samples, wanted, progress=False, kept=kept)
+    assert made == {"_estimates": 0, "divergence_under": measured - 4}
+    assert measured > 5
+    for name, scores in found.items():
+        assert scores.model_copy(update={"seconds": whole[name].seconds}) == whole[name]
 
 
 @pytest.mark.parametrize("seed", range(20))

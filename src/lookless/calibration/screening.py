@@ -42,6 +42,8 @@ from ..loading import Loaded
 from ..progress import track
 from ..runtime.families import Located, locate
 from ..scores import Scores
+from ..unfinished import Unfinished
+from ..version import __version__
 from .distances import kl, reverse_kl
 from .gradients import first_order_effects, frozen_parameters, update_gradients
 from .replay import (
@@ -78,6 +80,7 @@ def screen(
     position: Position = "last",
     trust: float = TRUST,
     progress: bool = True,
+    kept: Unfinished | None = None,
 ) -> dict[str, Scores]:
     """Scores that name the lowest layers of some measures as :func:`lookless.calibrate` would, in fewer passes::
 
@@ -94,6 +97,8 @@ def screen(
         position: as in :func:`lookless.calibrate`; ``answer`` takes a backward pass for each token of the answer.
         trust: an estimate is taken to be within this factor of the score. At 1 nothing is measured.
         progress: show a bar on standard error.
+        kept: where estimates and measurements are kept as they come, and those of a run that was killed are found: it
+            runs each sample forward again, and does nothing else twice.
 
     Returns:
         Scores by measure, in nats. :attr:`Scores.measured` says which were measured, :attr:`Scores.passes` what they
@@ -108,11 +113,16 @@ def screen(
     started, located = time.perf_counter(), locate(loaded.model)
     _check(lowest, len(located.layers), trust)
     interventions = {name: INTERVENTIONS[name] for name in lowest}
-    runs, estimates = _all_estimated(loaded, located, samples, interventions, position, progress)
+    if kept is not None:
+        kept = kept.of("screen", loaded.fingerprint, samples.hash, position, sorted(lowest), __version__)
+    runs, estimates, seconds = _all_estimated(loaded, located, samples, interventions, position, progress, kept)
+    started -= seconds
     backward = sum(run.prompt.read.stop - run.prompt.read.start for run in runs)
     found = {}
     for name, count in lowest.items():
-        settled = _settle(loaded, located, runs, name, estimates[name], count, trust, progress)
+        mine = None if kept is None else kept.of(name)
+        settled = _settle(loaded, located, runs, name, estimates[name], count, trust, progress, mine)
+        started -= settled.seconds
         lengths = [run.prompt.lengths for run in runs]
         scores = scores_of(loaded, samples, name, settled.scores.tolist(), lengths, position=position, started=started)
         passes = 1 + (backward + settled.passes) / len(runs)
@@ -146,37 +156,53 @@ def _all_estimated(
     interventions: Mapping[str, Intervention],
     position: Position,
     progress: bool,
-) -> tuple[list[FullRun], dict[str, list[list[float]]]]:
-    """The full run of each sample, and of each measure the estimates in nats, ``[samples][layers]``."""
+    kept: Unfinished | None,
+) -> tuple[list[FullRun], dict[str, list[list[float]]], float]:
+    """The full run of each sample, of each measure the estimates in nats, ``[samples][layers]``, and seconds that those
+    which were known took."""
+    known, seconds = ({}, 0.0) if kept is None else kept.known(len(samples))
     runs, estimates = [], {name: [] for name in interventions}  # type: ignore[var-annotated]
-    for prompt in visual_prompts(loaded, samples, f"estimates on {samples.name}", position, progress):
-        run, rows = _estimated(loaded.model, located, prompt, interventions)
+    for place, prompt in enumerate(visual_prompts(loaded, samples, f"estimates on {samples.name}", position, progress)):
+        began = time.perf_counter()
+        run, rows = _estimated(loaded.model, located, prompt, interventions, known.get(place))
+        if kept is not None and place not in known:
+            kept.add(place, rows, time.perf_counter() - began)
         runs.append(run)
         for name, row in rows.items():
             estimates[name].append(row)
-    return runs, estimates
+    return runs, estimates, seconds
 
 
 def _estimated(
-    model: nn.Module, located: Located, prompt: VisualPrompt, interventions: Mapping[str, Intervention]
+    model: nn.Module,
+    located: Located,
+    prompt: VisualPrompt,
+    interventions: Mapping[str, Intervention],
+    known: dict[str, list[float]] | None,
 ) -> tuple[FullRun, dict[str, list[float]]]:
-    """The full run of one prompt, and of each measure an estimate per layer, in nats."""
+    """The full run of one prompt, and of each measure an estimate per layer, in nats: those that are ``known``, or by
+    gradients."""
     with frozen_parameters(model), record_activations(located) as recorded, torch.enable_grad():
         last = located.inner(**prompt.inputs, use_cache=False).last_hidden_state
         logits = located.logits(last[0, prompt.read])
         check_finite(logits, "the full model", prompt.name)
-        odds = _log_odds(logits)
-        effects = [
-            _effects(target, recorded, prompt.visual.to(last.device), keep_graph=i + 1 < len(odds))
-            for i, target in enumerate(odds)
-        ]
+        estimates = known or _estimates(logits, recorded, prompt.visual.to(last.device), interventions)
+    return full_run_of(model, located, prompt, recorded), estimates
+
+
+def _estimates(
+    logits: Tensor, recorded: Activations, visual: Tensor, interventions: Mapping[str, Intervention]
+) -> dict[str, list[float]]:
+    """Of each measure an estimate per layer, by the gradients of ``logits [rows read, vocabulary]``."""
+    odds = _log_odds(logits)
+    effects = [_effects(target, recorded, visual, keep_graph=i + 1 < len(odds)) for i, target in enumerate(odds)]
     full = odds.detach().double().cpu()[:, None]  # [rows read, 1]
     found = {}
     for name, intervention in interventions.items():
         skipped = (intervention.cells.attention == Skip(), intervention.cells.ffn == Skip())
         effect = torch.tensor([of_row[skipped] for of_row in effects], dtype=torch.float64)  # [rows read, layers]
         found[name] = intervention.distance(_of_two(full), _of_two(full - effect)).mean(0).tolist()
-    return full_run_of(model, located, prompt, recorded), found
+    return found
 
 
 def _effects(
@@ -212,11 +238,13 @@ class _Settled:
 
     Attributes:
         scores, is_measured: ``[samples, layers]``; a score that is not measured is an estimate.
+        seconds: what those measurements took that were known.
         passes: what the measurements cost, all samples together.
     """
 
     scores: NDArray[np.float64]
     is_measured: NDArray[np.bool_]
+    seconds: float = 0.0
 
     @property
     def passes(self) -> float:
@@ -233,15 +261,20 @@ def _settle(
     count: int,
     trust: float,
     progress: bool,
+    kept: Unfinished | None,
 ) -> _Settled:
     """Measure what is in doubt until the ``count`` lowest layers are known."""
     intervention, scores = INTERVENTIONS[name], np.array(estimates)
-    settled = _Settled(scores, np.zeros(scores.shape, dtype=bool))
+    known, seconds = ({}, 0.0) if kept is None else kept.known(scores.size)
+    settled = _Settled(scores, np.zeros(scores.shape, dtype=bool), seconds)
     for sample, layer in track(_in_doubt(scores, settled.is_measured, count, trust), f"{name} near the cut", progress):
-        plan = one_row(located.geometry, layer, intervention.cells)
-        scores[sample, layer] = divergence_under(
-            loaded.model, located, runs[sample], layer, plan, intervention.distance
-        )
+        began, place = time.perf_counter(), sample * scores.shape[1] + layer
+        if place not in known:
+            plan = one_row(located.geometry, layer, intervention.cells)
+            known[place] = divergence_under(loaded.model, located, runs[sample], layer, plan, intervention.distance)
+            if kept is not None:
+                kept.add(place, known[place], time.perf_counter() - began)
+        scores[sample, layer] = known[place]
         settled.is_measured[sample, layer] = True
     return settled
 

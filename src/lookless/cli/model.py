@@ -127,7 +127,7 @@ def calibrate(
 
     For a plan that skips 7 layers: lookless calibrate reference --data reference:chart --screen 7 --out scores.json
 
-    A run that was killed goes on from the samples that it has measured, but with --screen.
+    A run that was killed goes on from what it has measured.
     """
     from .. import terminal
     from ..calibration.gradients import scores_of_names
@@ -149,11 +149,12 @@ def calibrate(
     if lowest is None:
         found = scores_of_names(loaded, chosen, measures, position=position, kept=kept)  # type: ignore[arg-type]
     else:
-        found = screen(loaded, chosen, dict.fromkeys(measures, lowest), position=position)  # type: ignore[arg-type]
+        wanted = dict.fromkeys(measures, lowest)
+        found = screen(loaded, chosen, wanted, position=position, kept=kept)  # type: ignore[arg-type]
     paths = {name: out_path / f"{name}.json" if len(measures) > 1 else out_path for name in measures}
     for name, path in paths.items():
         found[name].save(path)
-    if lowest is None and kept is not None:
+    if kept is not None:
         kept.remove()
     _warn_if_all_seen(chosen, data)
     if as_json:
