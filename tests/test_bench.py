@@ -62,6 +62,7 @@ def test_shapes_are_the_geometrys(preset, kind):
     assert (block.q_proj.bias is not None) == (kind == "qwen2")
 
 
+@pytest.mark.usefixtures("apart")
 @pytest.mark.parametrize("plan", [None, *(name for name in STATIC if name != "keep, then window")])
 @torch.no_grad()
 def test_the_lower_bound_is_the_flops_of_the_formula(small, plan):

@@ -142,6 +142,7 @@ def decoder_flops(model, plan, arguments):
     return sum(counts[decoder].values()) - sum(counts.get(f"{decoder}.rotary_emb", {}).values())
 
 
+@pytest.mark.usefixtures("apart")
 @pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe"])
 @torch.no_grad()
 def test_what_plans_save_is_pytorchs_own_count(name):
@@ -159,6 +160,7 @@ def test_what_plans_save_is_pytorchs_own_count(name):
         assert saved == mine - its
 
 
+@pytest.mark.usefixtures("apart")
 @torch.no_grad()
 def test_the_lower_bound_has_every_projection():
     model = FAMILIES[NAME].build()

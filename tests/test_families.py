@@ -96,6 +96,7 @@ def test_every_implementation_of_experts(kind):
                 assert far(model(**arguments).logits[text], slow) < TOLERANCE, (plan, batch)
 
 
+@pytest.mark.usefixtures("apart")
 @pytest.mark.parametrize("plan", ["skip", "keep, then skip", "top", "sink"])
 @torch.no_grad()
 def test_the_formula_of_experts_is_pytorchs_own_count(plan):
@@ -111,6 +112,7 @@ def test_the_formula_of_experts_is_pytorchs_own_count(plan):
     assert counted == told.total
 
 
+@pytest.mark.usefixtures("apart")
 @torch.no_grad()
 def test_the_lower_bound_reads_the_experts_that_are_picked(monkeypatch):
     family, model = FAMILIES[MOE], FAMILIES[MOE].build()

@@ -247,6 +247,7 @@ def counted_in_decoder(counter: FlopCounterMode) -> int:
     return sum(counts[decoder].values()) - sum(counts.get(f"{decoder}.rotary_emb", {}).values())
 
 
+@pytest.mark.usefixtures("apart")
 @pytest.mark.parametrize("variant", ["clip-llama", "clip-llama-mha", "siglip-qwen2"])
 @pytest.mark.parametrize("plan", COUNTED.values(), ids=COUNTED)
 @torch.no_grad()
@@ -270,6 +271,7 @@ def test_formula_is_pytorchs_own_count(variant, plan):
     assert decoder == expected.total
 
 
+@pytest.mark.usefixtures("apart")
 @torch.no_grad()
 def test_formula_and_rows_are_what_is_counted_of_random_plans():
     model = tiny_llava("clip-llama")

@@ -268,6 +268,7 @@ def decoder_flops(model, plan, arguments, **more):
     return sum(counts[decoder].values()) - sum(counts.get(f"{decoder}.rotary_emb", {}).values())
 
 
+@pytest.mark.usefixtures("apart")
 @pytest.mark.parametrize("name", GEMMA)
 @torch.no_grad()
 def test_the_formula_is_pytorchs_own_count(name, monkeypatch):

@@ -72,6 +72,7 @@ def test_the_frames_of_a_video_have_the_images_id():
 # prices
 
 
+@pytest.mark.usefixtures("apart")
 @pytest.mark.parametrize("plan", ["full", "skip", "top", "neurons"])
 @pytest.mark.parametrize("name", NEW)
 @torch.no_grad()

@@ -202,6 +202,7 @@ def test_a_decoder_of_such_a_shape_can_be_timed(model, tmp_path):
 # prices
 
 
+@pytest.mark.usefixtures("apart")
 @pytest.mark.parametrize("plan", [SKIP, STATIC["skip"], STATIC["top"]])
 @torch.no_grad()
 def test_what_plans_save_is_pytorchs_own_count(model, plan):

@@ -11,7 +11,7 @@ from helpers.families import FAMILIES
 from helpers.models import BATCHES, tiny_llava
 from lookless import Plan, Skip, apply
 from lookless.runtime import inplace
-from lookless.runtime.inplace import BLOCK, Buffers, gated_ffn, linear, rms_norm, rotate
+from lookless.runtime.inplace import BLOCK, Buffers, Turn, gated_ffn, linear, rms_norm, rotate
 
 IDS = torch.tensor(FAMILIES["llava"].visual_ids)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -41,7 +41,7 @@ def test_rotation_is_transformers(rows, in_place):
     x, cos, sin = random(2, rows, 4, 16), random(1, rows, 16), random(2, rows, 16).flip(0)
     expected, _ = apply_rotary_pos_emb(x, x, cos, sin, unsqueeze_dim=2)
     given = x.clone()
-    got = rotate(given, cos, sin, in_place=in_place)
+    got = rotate(given, Turn(cos, sin), in_place=in_place)
     torch.testing.assert_close(got, expected)
     assert torch.equal(given, got if in_place else x)
 
@@ -81,7 +81,7 @@ def test_what_a_hook_sees_stays():
 
 @torch.no_grad()
 def test_only_plain_projections_write_into_buffers():
-    x, buffers = random(1, 1200, 32), Buffers()  # as many numbers as are worth a buffer
+    x, buffers = random(1, 2400, 32), Buffers()  # as many numbers as are worth a buffer
     plain = nn.Linear(32, 16)
     first = linear(plain, x, buffers, "a")
     assert linear(plain, x + 1, buffers, "a").data_ptr() == first.data_ptr()

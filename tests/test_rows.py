@@ -7,7 +7,7 @@ import torch
 
 from lookless import Window
 from lookless.layer_plan import LIVE, TEXT, VISUAL
-from lookless.runtime.calls import attend, causal_calls, padded_mask, scaled_dot_product, window_calls
+from lookless.runtime.calls import FEW, attend, causal_calls, padded_mask, scaled_dot_product, window_calls
 from lookless.runtime.prompts import Prompts
 from lookless.runtime.rows import runs_of
 
@@ -106,8 +106,9 @@ def random_heads(layout):
     return (torch.randn(len(layout), len(layout[0]), HEADS, WIDTH) for _ in range(3))
 
 
+@pytest.mark.parametrize("heads", [1, 2 * FEW], ids=["together", "apart"])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_causal_attention(layout):
+def test_causal_attention(layout, heads):
     q, k, v = random_heads(layout)
     prompts, n = prompts_of(layout), len(layout[0])
     causal = torch.ones(n, n, dtype=torch.bool).tril() & wanted(layout, "live")[:, None, :]
@@ -116,10 +117,17 @@ def test_causal_attention(layout):
         rows = prompts.rows(SETS[kind])
         if not rows.count:
             continue
-        calls = causal_calls(rows, live)
+        calls = causal_calls(rows, live, heads=heads)
         out = attend(rows.gather(q), live.gather(k), live.gather(v), calls, WIDTH**-0.5)
         expected = rows.gather(written_out(q, k, v, causal | torch.eye(n, dtype=torch.bool)))
         torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize(("heads", "calls"), [(FEW // 18, 1), (FEW // 18 + 1, 2)])
+def test_runs_share_a_call_that_scores_few_keys_for_nothing(heads, calls):
+    """Three rows before the image score six keys after them: with their own call they need none of these."""
+    prompts = prompts_of(["tttvvvvtt"])
+    assert len(causal_calls(prompts.rows(TEXT), prompts.rows(LIVE), heads=heads)) == calls
 
 
 @pytest.mark.parametrize("whole", [False, True])

@@ -172,7 +172,8 @@ def _attention(
     for wanted in (text, RowSet("none", part.query.visual)) if together else (part.query,):
         query = prompts.rows(wanted)
         if query.count:
-            calls = causal_calls(query, key, scattered=wanted.choice is not None)
+            heads = (1 if query.packed else batch) * module.config.num_attention_heads
+            calls = causal_calls(query, key, scattered=wanted.choice is not None, heads=heads)
             steps.append(_call(module, batch, query, key, calls))
     return steps
 

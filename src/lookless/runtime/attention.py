@@ -61,7 +61,7 @@ def run_attention(
         if not query_rows.count:  # a chunk that is all image, or an image withdrawn
             continue
         normed = prompts.within(query_rows, record.rows).gather(record.normed)
-        query, gate = project_gated(module, "q", normed, prompts.rotary_of(query_rows, record.rotary), buffers)
+        query, gate = project_gated(module, "q", normed, prompts.turn_of(query_rows, record.rotary), buffers)
         part_value = value if part.is_sink else record.value
         output = _attend(part, prompts, record, query, part_value, held if part_value is value else None)
         output = output if gate is None else output * gate.sigmoid()
@@ -95,7 +95,8 @@ def _prefill(part: AttentionPart, prompts: Prompts, record: LayerRecord, query: 
         elif reach is not None:
             found = sliding_calls(query_rows, key_rows, reach)
         else:
-            found = causal_calls(query_rows, key_rows, scattered=part.query.choice is not None)
+            heads = query.shape[0] * query.shape[2]
+            found = causal_calls(query_rows, key_rows, scattered=part.query.choice is not None, heads=heads)
         return [call.added(query.dtype) for call in found]
 
     inner = prompts.within(key_rows, record.rows)

@@ -76,31 +76,44 @@ def padded_mask(query: Rows, key: Rows, positions: Tensor, dtype: torch.dtype, r
     return _added(allowed, dtype)[:, None]
 
 
-def causal_calls(query: Rows, key: Rows, *, scattered: bool = False) -> list[Call]:
+def causal_calls(query: Rows, key: Rows, *, heads: int, scattered: bool = False) -> list[Call]:
     """The calls by which each of ``query``'s rows attends to ``key``'s rows of its own prompt, up to itself.
 
     Query rows are among the key rows. A run of consecutive queries needs no key after it, and a run at the very
-    beginning no mask. ``scattered`` rows, or more than a few runs, go to one masked call.
+    beginning no mask. ``scattered`` rows, or more than a few runs, go to one masked call. So do runs that score so few
+    keys more, in all ``heads`` of all prompts of a call, that a call of their own costs more.
     """
 
     def of_prompt(queries: list[int], count: int, q_start: int, k_start: int) -> list[Call]:
         runs = runs_of(queries)
-        if scattered or len(runs) > CALLS:
-            rows = torch.tensor(queries, device=query.device)
-            mask = torch.arange(count, device=query.device)[None, :] <= rows[:, None]
-            here = slice(q_start, q_start + len(queries))
-            return [Call(here, (slice(k_start, k_start + count),), mask)]
+        is_one = scattered or len(runs) > CALLS
         calls, at = [], q_start
-        for start, end in runs:
-            mask = None
-            if start > 0 and end - start > 1:
-                ends = torch.arange(start, end, device=query.device)
-                mask = torch.arange(end, device=query.device)[None, :] <= ends[:, None]
-            calls.append(Call(slice(at, at + end - start), (slice(k_start, k_start + end),), mask))
-            at += end - start
+        for group in [runs] if is_one else _together(runs, FEW // heads):
+            rows = torch.cat([torch.arange(start, end, device=query.device) for start, end in group])
+            end = count if is_one else group[-1][1]
+            is_causal = len(rows) == end or (len(rows) == 1 and group[0][1] == end)
+            mask = None if is_causal else torch.arange(end, device=query.device)[None, :] <= rows[:, None]
+            calls.append(Call(slice(at, at + len(rows)), (slice(k_start, k_start + end),), mask))
+            at += len(rows)
         return calls
 
     return _by_prompt(query, key, of_prompt)
+
+
+def _together(runs: list[tuple[int, int]], most: int) -> list[list[tuple[int, int]]]:
+    """Runs of queries, side by side as long as a call of all of them scores at most so many keys for nothing."""
+    groups: list[list[tuple[int, int]]] = []
+    spare = 0
+    for start, end in runs:
+        before = sum(last - first for first, last in groups[-1]) if groups else 0
+        more = before * (end - groups[-1][-1][1]) if groups else 0
+        if groups and spare + more <= most:
+            groups[-1].append((start, end))
+            spare += more
+        else:
+            groups.append([(start, end)])
+            spare = 0
+    return groups
 
 
 def sliding_calls(query: Rows, key: Rows, reach: int) -> list[Call]:

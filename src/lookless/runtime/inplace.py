@@ -12,6 +12,8 @@ The same holds where gradients are needed, under autocast or a compiler, and on 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -23,7 +25,7 @@ from transformers.activations import SiLUActivation
 from ..geometry import GATED
 from .counting import is_hooked, report
 
-Rotary = tuple[Tensor, Tensor]  # cos and sin, [..., rows, head_dim]
+Rotary = tuple[Tensor, Tensor]  # cos and sin of whole sequences, [batch or 1, sequence, width]
 
 BLOCK = 1 << 18  # numbers for each thread at once: a megabyte in float32, which stays in a core's cache
 FEW = 1 << 15  # numbers that PyTorch gives to one thread, and that fit into its cache
@@ -56,14 +58,16 @@ class Buffers:
 
 def linear(module: Any, x: Tensor, buffers: Buffers | None = None, name: str = "") -> Tensor:
     """``module``, a projection, on ``x [..., width]``; its result lies in the buffer ``name`` if that is allowed, and
-    it is not small."""
+    neither of them is small."""
     if not is_own(module):
         made: Tensor = module(x)
         return made
     report(module, x)
-    if buffers is None or is_small(x) or not may_write(x) or x.dtype != module.weight.dtype:
+    shape = (*x.shape[:-1], module.out_features)
+    is_little = is_small(x) or prod(shape) < FEW
+    if buffers is None or is_little or not may_write(x) or x.dtype != module.weight.dtype:
         return F.linear(x, module.weight, module.bias)
-    out = buffers.take(name, (*x.shape[:-1], module.out_features), x)
+    out = buffers.take(name, shape, x)
     flat, into = x.flatten(0, -2), out.view(-1, module.out_features)
     if module.bias is None:
         torch.mm(flat, module.weight.t(), out=into)
@@ -108,13 +112,35 @@ def _norm_rows(x: Tensor, weight: Tensor, epsilon: float, into: Tensor) -> None:
     torch.mul(x, squares.mean(-1, keepdim=True).add_(epsilon).rsqrt_(), out=into).mul_(weight)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, in_place: bool = False, neighbours: bool = False) -> Tensor:
-    """Rotary embedding of ``x [..., rows, heads, head_dim]`` by ``cos, sin [..., rows, head_dim]``; where those are
-    narrower, of the first of a head's numbers alone. A number turns with that of the other half, or its neighbour."""
-    if (width := cos.shape[-1]) < x.shape[-1]:
-        turned = rotate(x[..., :width], cos, sin, in_place=in_place, neighbours=neighbours)
-        return x if in_place else torch.cat((turned, x[..., width:]), dim=-1)
-    cos, sin, half = cos.unsqueeze(-2), sin.unsqueeze(-2), x.shape[-1] // 2
+@dataclass(frozen=True)
+class Turn:
+    """The rotary embedding of some rows, for all layers: ``cos`` and ``sin [..., rows, width]``."""
+
+    cos: Tensor
+    sin: Tensor
+
+    @property
+    def width(self) -> int:
+        """How many of a head's numbers turn, from the first on."""
+        return self.cos.shape[-1]
+
+    @cached_property
+    def of_heads(self) -> tuple[Tensor, Tensor]:
+        """``[..., rows, 1, width]``: cos, and sin as it multiplies the other half of a head, its sign included."""
+        first, second = self.sin.chunk(2, dim=-1)
+        return self.cos.unsqueeze(-2), torch.cat((-first, second), dim=-1).unsqueeze(-2)
+
+
+def rotate(x: Tensor, turn: Turn, *, in_place: bool = False, neighbours: bool = False) -> Tensor:
+    """Rotary embedding of ``x [..., rows, heads, head_dim]``; where the turn is narrower, of the first of a head's
+    numbers alone. A number turns with that of the other half, or its neighbour."""
+    if turn.width < x.shape[-1]:
+        turned = rotate(x[..., : turn.width], turn, in_place=in_place, neighbours=neighbours)
+        return x if in_place else torch.cat((turned, x[..., turn.width :]), dim=-1)
+    if not (in_place or neighbours):
+        cos, signed = turn.of_heads
+        return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), signed)
+    cos, sin, half = turn.cos.unsqueeze(-2), turn.sin.unsqueeze(-2), x.shape[-1] // 2
     one, other = (slice(0, None, 2), slice(1, None, 2)) if neighbours else (slice(half), slice(half, None))
     if not in_place:
         out = x * cos
@@ -130,16 +156,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, in_place: bool = False, neigh
     return x
 
 
-def project(module: Any, which: str, normed: Tensor, rotary: Rotary | None, buffers: Buffers | None = None) -> Tensor:
+def project(module: Any, which: str, normed: Tensor, turn: Turn | None, buffers: Buffers | None = None) -> Tensor:
     """Queries (``q``) or keys (``k``) ``[groups, rows, heads, head_dim]``, normed where the model does, and rotated.
 
     With ``buffers`` they lie in the memory of the FFN's gate.
     """
-    return project_gated(module, which, normed, rotary, buffers)[0]
+    return project_gated(module, which, normed, turn, buffers)[0]
 
 
 def project_gated(
-    module: Any, which: str, normed: Tensor, rotary: Rotary | None, buffers: Buffers | None = None
+    module: Any, which: str, normed: Tensor, turn: Turn | None, buffers: Buffers | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """As :func:`project`, and beside queries the gate of what their heads read, ``[groups, rows, heads * head_dim]``;
     None of an attention without one."""
@@ -152,17 +178,17 @@ def project_gated(
     may_overwrite = is_own(projection) and may_write(x)
     norm = module._modules.get(f"{which}_norm") or module._modules.get(f"{which}_layernorm")
     x = x if norm is None else rms_norm(norm, x, x if may_overwrite else None)
-    if rotary is None:
+    if turn is None:
         return x, gate
-    return rotate(x, *rotary, in_place=may_overwrite and not is_small(x), neighbours=kind in NEIGHBOURS), gate
+    return rotate(x, turn, in_place=may_overwrite and not is_small(x), neighbours=kind in NEIGHBOURS), gate
 
 
-def project_normed(module: Any, normed: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+def project_normed(module: Any, normed: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
     """Keys, normed and rotated, and normed values, both ``[groups, rows, kv_heads, head_dim]``; where values have no
     projection of their own, they are the keys before their norm."""
     raw = heads(module.k_proj(normed), module.head_dim)
     value = raw if module.v_proj is None else heads(module.v_proj(normed), module.head_dim)
-    return rotate(module.k_norm(raw), *rotary), module.v_norm(value)
+    return rotate(module.k_norm(raw), turn), module.v_norm(value)
 
 
 def norm_into(module: Any, x: Tensor, buffers: Buffers | None) -> Tensor:

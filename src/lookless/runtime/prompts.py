@@ -15,7 +15,7 @@ from ..layer_plan import LIVE, RowSet
 from .calls import is_one_call
 from .decoders import LLAMA, Block
 from .families import Located
-from .inplace import Buffers, Rotary
+from .inplace import Buffers, Rotary, Turn
 from .rows import Rows
 from .stream import Stream
 
@@ -82,7 +82,7 @@ class Prompts:
         self.buffers = Buffers()
         self.stream = Stream()
         self._rotary: Tensor | None = None
-        self._rotary_of: dict[Rows, Rotary] = {}
+        self._turns: dict[Rows, Turn] = {}
         self.chosen: dict[Choice, tuple[Tensor, ...]] = {}
         self._shared: dict[Any, Any] = {}  # row sets, calls and masks, until fewer tokens are alive
         self._of_choices: dict[Any, Any] = {}  # those of this layer alone
@@ -154,7 +154,7 @@ class Prompts:
     def keep(self, alive: tuple[Tensor, ...]) -> None:
         """From here on only these visual rows are alive."""
         self.alive = alive
-        self._shared, self._rotary_of, self.made = {}, {}, None
+        self._shared, self._turns, self.made = {}, {}, None
 
     def move(self, device: torch.device) -> None:
         """Row sets are of tensors on ``device`` from here on."""
@@ -168,7 +168,7 @@ class Prompts:
 
     def clear_choices(self) -> None:
         """After the layer: its choices are not the next one's."""
-        self.chosen, self._of_choices, self._rotary_of = {}, {}, {}
+        self.chosen, self._of_choices, self._turns = {}, {}, {}
 
     @property
     def live(self) -> Rows:
@@ -211,14 +211,14 @@ class Prompts:
         found: Rows = self.once(("within", rows, outer), lambda: rows.within(outer))
         return found
 
-    def rotary_of(self, rows: Rows, rotary: Rotary) -> Rotary:
-        """Of ``rows`` the cos and sin that ``rotary`` holds of whole sequences; gathered once for all layers."""
+    def turn_of(self, rows: Rows, rotary: Rotary) -> Turn:
+        """The rotary embedding of ``rows``, of what ``rotary`` holds of whole sequences; made once for all layers."""
         cos, sin = rotary
         if self._rotary is not cos:  # under a device map each device has its own
-            self._rotary, self._rotary_of = cos, {}
-        found = self._rotary_of.get(rows)
+            self._rotary, self._turns = cos, {}
+        found = self._turns.get(rows)
         if found is None:
-            found = self._rotary_of[rows] = (rows.gather(cos), rows.gather(sin))
+            found = self._turns[rows] = Turn(rows.gather(cos), rows.gather(sin))
         return found
 
     def is_one_call(self, query: Rows, key: Rows) -> bool:

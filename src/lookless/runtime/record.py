@@ -108,11 +108,11 @@ def record_keys(
     if has_state(layer):  # its keys are in a state
         none = normed.new_zeros(*normed.shape[:2], 0, 0)
         return LayerRecord(module, rows, normed, none, none, rotary, None, None, layer_input)
-    turned = prompts.rotary_of(rows, rotary)
+    turn = prompts.turn_of(rows, rotary)
     if block.norms_values:
-        key, value = project_normed(module, normed, turned)
+        key, value = project_normed(module, normed, turn)
     else:
-        key, value = project(module, "k", normed, turned), heads(linear(module.v_proj, normed), module.head_dim)
+        key, value = project(module, "k", normed, turn), heads(linear(module.v_proj, normed), module.head_dim)
     past, own_mask = _past(module, cache), _own(mask, prompts, module)
     made = LayerRecord(
         *(module, rows, normed, key, value, rotary, past, own_mask, layer_input),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .attention import attention_mask
-from .inplace import project
+from .inplace import Turn, project
 from .prompts import Prompts
 from .record import LayerRecord
 
@@ -133,12 +133,12 @@ class View:
 
     def _project(self, which: str, rows: Tensor, rotated: bool) -> Tensor:
         normed = self._compact(self._record.normed)[self._index(rows)][None]
-        rotary = None
+        turn = None
         if rotated:
             cos, sin = self._record.rotary
             b = self.b if cos.shape[0] > 1 else 0
-            rotary = (cos[b, rows][None], sin[b, rows][None])
-        return project(self._record.module, which, normed, rotary)[0].transpose(0, 1)
+            turn = Turn(cos[b, rows][None], sin[b, rows][None])
+        return project(self._record.module, which, normed, turn)[0].transpose(0, 1)
 
     def _weights(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Attention of some rows over all their keys, ``[heads, rows, keys]``, and those keys' values
