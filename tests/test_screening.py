@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from helpers.loaded import ONE, loaded_of, made
-from lookless import Scores, calibrate, load_data, screen
+from lookless import Full, Scores, calibrate, load_data, screen
 from lookless.calibration import screening
 from lookless.calibration.screening import SCREENED, _in_doubt
 from lookless.calibration.sweep import INTERVENTIONS
 from lookless.errors import ScoresError
+from lookless.layer_plan import LayerPlan
+from lookless.methods import v_skip, v_skip_universal
 from lookless.runtime.families import locate
 from lookless.runtime.prompts import prompts_of
 from lookless.unfinished import Unfinished
@@ -242,6 +244,21 @@ def test_refusals(lowest, trust, why):
     with pytest.raises(ScoresError, match=why) as refused:
         screen(loaded_of(model, arguments), ONE, lowest, trust=trust, progress=False)
     assert str(refused.value).count("\n") == 0
+
+
+def test_another_number_of_layers_than_was_screened_for_is_refused(tmp_path):
+    """Which layer comes next is not known: it may be an estimate's."""
+    model, arguments = made("llava")
+    found = screen(loaded_of(model, arguments), ONE, {VIG: 2}, progress=False)[VIG]
+    found = Scores.load(found.save(tmp_path / "scores.json"))
+    assert [*v_skip(found, layers=2).at(found.lowest(2), attention=Full()).layers] == [LayerPlan()] * 5
+    assert found.lowest(0) == ()
+    for count in (1, 3):
+        with pytest.raises(ScoresError, match=f"screened for their 2 lowest layers, and {count} were asked for"):
+            v_skip(found, layers=count)
+    assert v_skip_universal(found, layers=2).layers == v_skip(found, layers=2).layers
+    with pytest.raises(ScoresError, match="several tasks are averaged in every layer: calibrate without --screen"):
+        v_skip_universal(found, found, layers=2)
 
 
 def test_the_share_measured(tmp_path):

@@ -19,7 +19,7 @@ from .errors import ScoresError
 from .geometry import Geometry
 from .version import __version__
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 Score = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -49,6 +49,7 @@ class Scores(BaseModel):
         seed: of the random draw from a file; None if there was none.
         seconds: duration of the measurement.
         measured: ``[samples][layers]``, whether a score was measured (and not estimated); None if all were.
+        screened: of how many lowest layers screening has made sure; None if all scores were measured.
         passes: passes through all layers per sample; a backward pass counts as a forward one. None if not counted.
     """
 
@@ -70,6 +71,7 @@ class Scores(BaseModel):
     seed: int | None = None
     seconds: float | None = None
     measured: tuple[tuple[bool, ...], ...] | None = None
+    screened: Annotated[int, Field(ge=1)] | None = None
     passes: float | None = None
     used_as: str | None = None
     lookless_version: str = __version__
@@ -131,10 +133,15 @@ class Scores(BaseModel):
         A tie is almost always at zero, and fewer layers use what a deep layer computes.
 
         Raises:
-            ScoresError: ``count`` is negative or larger than the number of layers.
+            ScoresError: ``count`` is negative or larger than the number of layers, or another than was screened for.
         """
         if not 0 <= count <= self.geometry.layers:
             raise ScoresError(f"{count} layers were asked for and the model has {self.geometry.layers}.")
+        if self.screened is not None and count not in (0, self.screened, self.geometry.layers):
+            raise ScoresError(
+                f"these scores of {self.name} were screened for their {self.screened} lowest layers, and {count} were "
+                f"asked for: ask for {self.screened}, or calibrate anew, with --screen {count} or without it."
+            )
         mean = self.mean
         return tuple(sorted(sorted(range(len(mean)), key=lambda layer: (mean[layer], -layer))[:count]))
 

@@ -126,7 +126,8 @@ def screen(
         lengths = [run.prompt.lengths for run in runs]
         scores = scores_of(loaded, samples, name, settled.scores.tolist(), lengths, position=position, started=started)
         passes = 1 + (backward + settled.passes) / len(runs)
-        update = {"measured": tuple(map(tuple, settled.is_measured.tolist())), "passes": passes}
+        measured = tuple(map(tuple, settled.is_measured.tolist()))
+        update = {"measured": measured, "screened": count, "passes": passes}
         found[name] = scores.model_copy(update=update)
     return found
 

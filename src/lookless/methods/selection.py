@@ -21,5 +21,11 @@ def first(order: tuple[int, ...], layers: int, total: int, what: str = "skip") -
 
 
 def change_lowest(scores: Scores, layers: int, **cells: Cell) -> Plan:
-    """``cells`` in the ``layers`` layers with the lowest mean score."""
-    return Plan.full(scores.geometry).at(first(ranking(scores), layers, scores.geometry.layers), **cells)
+    """``cells`` in the ``layers`` layers with the lowest mean score.
+
+    Raises:
+        PlanError: there are fewer layers.
+        ScoresError: the scores were screened for another number of them.
+    """
+    count = len(first(ranking(scores), layers, scores.geometry.layers))
+    return Plan.full(scores.geometry).at(scores.lowest(count), **cells)

@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Annotated
 
 from ..cells import Skip
-from ..errors import PlanError
+from ..errors import PlanError, ScoresError
 from ..plan import Plan
 from ..scores import Scores
 from .definition import Method
@@ -32,11 +32,17 @@ def v_skip_universal(*scores: Annotated[Scores, "visual_information_gain"], laye
     Raises:
         PlanError: no scores, or of another measure, ``by`` is not one of mean, rank, or ``layers`` are more than the
             model has.
+        ScoresError: several that were screened: of each task the lowest layers are known, and not of all together.
     """
     if not scores:
         raise PlanError("there are no scores: give those of at least one task.")
     if by not in ("mean", "rank"):
         raise PlanError(f"by is {by!r} and should be one of mean, rank.")
+    if len(scores) > 1 and any(s.screened for s in scores):
+        raise ScoresError(
+            "of scores that were screened only the lowest layers are known, and here the scores of several tasks are "
+            "averaged in every layer: calibrate without --screen."
+        )
     tasks = [s.mean if by == "mean" else _places(s) for s in scores]
     together = tuple(fmean(layer) for layer in zip(*tasks, strict=True))
     return change_lowest(scores[0].model_copy(update={"per_sample": (together,)}), layers, attention=Skip())
