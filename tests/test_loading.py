@@ -273,7 +273,11 @@ def test_configurations_that_are_none(folder, content):
     ("name", "line", "complaint"),
     [
         ("llava", {"question": "is <image> one?", "answer": ""}, "line 2: the question holds '<image>', which"),
-        ("qwen2_vl", {"question": "is <video> one?", "answer": ""}, "line 2: the question holds '<video>', which"),
+        (
+            "qwen2_vl",
+            {"question": "is <|video_pad|> one?", "answer": ""},
+            "line 2: the question holds '<|video_pad|>', which",
+        ),
         ("qwen2_vl", {"image": "thin.png", "question": "?", "answer": ""}, "line 2: the processor of"),
     ],
 )
