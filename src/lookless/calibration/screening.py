@@ -25,8 +25,10 @@ which come without a guarantee: an estimate that is wrong by more than the facto
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +44,7 @@ from ..loading import Loaded
 from ..progress import track
 from ..runtime.families import Located, locate
 from ..scores import Scores
-from ..unfinished import Unfinished
+from ..unfinished import Results, Unfinished
 from ..version import __version__
 from .distances import kl, reverse_kl
 from .gradients import first_order_effects, frozen_parameters, update_gradients
@@ -161,17 +163,14 @@ def _all_estimated(
 ) -> tuple[list[FullRun], dict[str, list[list[float]]], float]:
     """The full run of each sample, of each measure the estimates in nats, ``[samples][layers]``, and seconds that those
     which were known took."""
-    known, seconds = ({}, 0.0) if kept is None else kept.known(len(samples))
+    results = Results.of(kept, len(samples))
     runs, estimates = [], {name: [] for name in interventions}  # type: ignore[var-annotated]
     for place, prompt in enumerate(visual_prompts(loaded, samples, f"estimates on {samples.name}", position, progress)):
-        began = time.perf_counter()
-        run, rows = _estimated(loaded.model, located, prompt, interventions, known.get(place))
-        if kept is not None and place not in known:
-            kept.add(place, rows, time.perf_counter() - began)
+        run, rows = _estimated(loaded.model, located, prompt, interventions, partial(results.once, place))
         runs.append(run)
         for name, row in rows.items():
             estimates[name].append(row)
-    return runs, estimates, seconds
+    return runs, estimates, results.seconds
 
 
 def _estimated(
@@ -179,15 +178,15 @@ def _estimated(
     located: Located,
     prompt: VisualPrompt,
     interventions: Mapping[str, Intervention],
-    known: dict[str, list[float]] | None,
+    once: Callable[[Callable[[], Any]], Any],
 ) -> tuple[FullRun, dict[str, list[float]]]:
-    """The full run of one prompt, and of each measure an estimate per layer, in nats: those that are ``known``, or by
-    gradients."""
+    """The full run of one prompt, and of each measure an estimate per layer, in nats, made ``once``."""
     with frozen_parameters(model), record_activations(located) as recorded, torch.enable_grad():
         last = located.inner(**prompt.inputs, use_cache=False).last_hidden_state
         logits = located.logits(last[0, prompt.read])
         check_finite(logits, "the full model", prompt.name)
-        estimates = known or _estimates(logits, recorded, prompt.visual.to(last.device), interventions)
+        visual = prompt.visual.to(last.device)
+        estimates = once(lambda: _estimates(logits, recorded, visual, interventions))
     return full_run_of(model, located, prompt, recorded), estimates
 
 
@@ -266,16 +265,16 @@ def _settle(
 ) -> _Settled:
     """Measure what is in doubt until the ``count`` lowest layers are known."""
     intervention, scores = INTERVENTIONS[name], np.array(estimates)
-    known, seconds = ({}, 0.0) if kept is None else kept.known(scores.size)
-    settled = _Settled(scores, np.zeros(scores.shape, dtype=bool), seconds)
+    results = Results.of(kept, scores.size)
+    settled = _Settled(scores, np.zeros(scores.shape, dtype=bool), results.seconds)
+
+    def measured(sample: int, layer: int) -> float:
+        plan = one_row(located.geometry, layer, intervention.cells)
+        return divergence_under(loaded.model, located, runs[sample], layer, plan, intervention.distance)
+
     for sample, layer in track(_in_doubt(scores, settled.is_measured, count, trust), f"{name} near the cut", progress):
-        began, place = time.perf_counter(), sample * scores.shape[1] + layer
-        if place not in known:
-            plan = one_row(located.geometry, layer, intervention.cells)
-            known[place] = divergence_under(loaded.model, located, runs[sample], layer, plan, intervention.distance)
-            if kept is not None:
-                kept.add(place, known[place], time.perf_counter() - began)
-        scores[sample, layer] = known[place]
+        place = sample * scores.shape[1] + layer
+        scores[sample, layer] = results.once(place, partial(measured, sample, layer))
         settled.is_measured[sample, layer] = True
     return settled
 
